@@ -1,0 +1,12 @@
+//! Sentence spans that tile a text exactly, and token-to-sentence ids.
+//!
+//! [`split`] cuts a text into sentences; [`align`] gives every token of it the sentence it belongs to.
+
+mod align;
+mod error;
+mod rules;
+mod splitter;
+
+pub use align::{align, byte_offsets, within};
+pub use error::Error;
+pub use splitter::{Language, Rules, Sentences, SplitOptions, split};

@@ -1,0 +1,161 @@
+//! The iterator over sentences: rules propose, lengths dispose.
+
+use std::iter::FusedIterator;
+use std::ops::Range;
+
+use crate::rules;
+
+/// How to split; the default is made for model answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SplitOptions {
+    /// What ends a sentence. Default: [`Rules::Answer`].
+    pub rules: Rules,
+    /// The language of the text, where it is known. Default: [`Language::Any`].
+    pub language: Language,
+    /// A sentence with fewer characters than this (white space around it not counted) joins the next one, the last
+    /// one the sentence before it. Default: 0, nothing is joined.
+    pub min_length: usize,
+    /// A sentence with more characters than this (white space around it not counted) is cut, after a comma, semicolon
+    /// or colon if there is one in the second half, else at white space, else anywhere. It wins over `min_length`; 0
+    /// counts as 1. Default: [`usize::MAX`], nothing is cut.
+    pub max_length: usize,
+}
+
+impl Default for SplitOptions {
+    fn default() -> Self {
+        Self { rules: Rules::Answer, language: Language::Any, min_length: 0, max_length: usize::MAX }
+    }
+}
+
+/// What ends a sentence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Rules {
+    /// Made for model answers: prose, lists, headings, code, quotes, glued sentences, full stops of many scripts.
+    #[default]
+    Answer,
+    /// Every `.`, as SHR cuts: decimals and abbreviations are cut too.
+    Period,
+    /// Every line break.
+    Newline,
+}
+
+/// A hint at the language, for its abbreviations and ordinals. Scripts need no hint: `。` ends a sentence in any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Language {
+    /// Not known: English abbreviations.
+    #[default]
+    Any,
+    /// English.
+    English,
+    /// German: its abbreviations; a number with a full stop is an ordinal ("am 3. Mai").
+    German,
+}
+
+/// Splits a text into sentences: byte spans that tile it exactly.
+///
+/// Every byte is in one span, no span is empty, and white space between two sentences belongs to the one before it. The
+/// spans are made one by one in a single pass, without allocation.
+///
+/// ```
+/// use aspo_segment::{SplitOptions, split};
+///
+/// let text = "A dog runs. It barks!";
+/// let sentences: Vec<&str> = split(text, &SplitOptions::default()).map(|span| &text[span]).collect();
+/// assert_eq!(sentences, ["A dog runs. ", "It barks!"]);
+/// ```
+pub fn split<'t>(text: &'t str, options: &SplitOptions) -> Sentences<'t> {
+    Sentences { text, options: *options, at: 0, pending: None }
+}
+
+/// The sentences of a text, as [`split`] makes them.
+#[derive(Debug, Clone)]
+pub struct Sentences<'t> {
+    text: &'t str,
+    options: SplitOptions,
+    /// Where the next candidate starts.
+    at: usize,
+    /// A candidate already made but not given out.
+    pending: Option<Range<usize>>,
+}
+
+impl Iterator for Sentences<'_> {
+    type Item = Range<usize>;
+
+    fn next(&mut self) -> Option<Range<usize>> {
+        let mut span = self.pending.take().or_else(|| self.candidate())?;
+        if self.options.min_length <= 1 {
+            return Some(span);
+        }
+        while let Some(next) = self.candidate() {
+            let joined = span.start..next.end;
+            let last_is_short = next.end == self.text.len() && self.is_short(&next);
+            if (last_is_short || self.is_short(&span)) && self.fits(&joined) {
+                span = joined;
+            } else {
+                self.pending = Some(next);
+                break;
+            }
+        }
+        Some(span)
+    }
+}
+
+impl FusedIterator for Sentences<'_> {}
+
+impl Sentences<'_> {
+    /// The next sentence before joining: up to where the rules end it, or cut where it would be too long.
+    fn candidate(&mut self) -> Option<Range<usize>> {
+        let (text, start) = (self.text, self.at);
+        if start == text.len() {
+            return None;
+        }
+        let first = start + leading_space(&text[start..]);
+        let limit = nth_char(text, first, self.options.max_length.max(1));
+        let natural = rules::sentence_end(text, start, limit, &self.options);
+        let content = start + text[start..natural].trim_end().len();
+        self.at = if content <= limit { natural } else { cut(text, first, limit) };
+        Some(start..self.at)
+    }
+
+    fn is_short(&self, span: &Range<usize>) -> bool {
+        self.text[span.clone()].trim().chars().take(self.options.min_length).count() < self.options.min_length
+    }
+
+    fn fits(&self, span: &Range<usize>) -> bool {
+        let max = self.options.max_length.max(1);
+        max == usize::MAX || self.text[span.clone()].trim().chars().nth(max).is_none()
+    }
+}
+
+/// The byte `count` characters after `from`, at most the text's end.
+fn nth_char(text: &str, from: usize, count: usize) -> usize {
+    if count >= text.len() - from {
+        return text.len();
+    }
+    text[from..].char_indices().nth(count).map_or(text.len(), |(at, _)| from + at)
+}
+
+/// Where to cut a sentence whose content starts at `first` and is longer than `limit`: behind white space, so that what
+/// is left starts with a word.
+fn cut(text: &str, first: usize, limit: usize) -> usize {
+    let window = &text[first..limit];
+    let middle = window.floor_char_boundary(window.len() / 2);
+    let clause =
+        window.rmatch_indices([',', ';', ':', '，', '；', '：', '、']).map(|(at, mark)| at + mark.len());
+    let clause = clause.take_while(|&at| at > middle).find(|&at| !window[at..].starts_with(is_word));
+    let next_is_space = text[limit..].starts_with(char::is_whitespace);
+    let word = if next_is_space { Some(window.len()) } else { window.rfind(char::is_whitespace) };
+    let at = clause.or(word).filter(|&at| at > 0).unwrap_or(window.len());
+    let at = first + at;
+    at + leading_space(&text[at..])
+}
+
+fn is_word(c: char) -> bool {
+    c.is_ascii_alphanumeric()
+}
+
+pub(crate) fn leading_space(text: &str) -> usize {
+    text.len() - text.trim_start().len()
+}

@@ -1,0 +1,1 @@
+//! Promises of aspo-segment, one module a theme.
