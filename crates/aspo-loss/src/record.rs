@@ -1,0 +1,623 @@
+//! The named records that a loss reads, checked when they are made.
+//!
+//! Every response token of a batch has one place in a flat vector: row after row, position after position. A
+//! [`SentenceMap`] holds that layout on the host; [`PolicyScores`] and [`ReferenceScores`] hold one log-probability for
+//! each place, on the device. Prompt, image and padding positions have no place, so nothing has to be masked later.
+
+use burn::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::log_prob::TokenStats;
+use crate::math;
+
+/// Which response token belongs to which sentence, for one side (chosen or rejected) of a batch of B rows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SentenceMap {
+    rows: Vec<Row>,
+    starts: Vec<usize>,
+    width: usize,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Row {
+    /// Position in the padded row, for each response token.
+    positions: Vec<usize>,
+    /// Sentence, for each response token.
+    sentences: Vec<usize>,
+    /// Tokens of each sentence.
+    counts: Vec<usize>,
+}
+
+impl SentenceMap {
+    /// From one row of sentence ids per response: -1 where the position is not a response token (prompt, image,
+    /// padding), else the sentence's number from 0. Rows may differ in length.
+    ///
+    /// # Errors
+    /// A batch without rows, a row without response tokens, an id below -1, a sentence without tokens below the highest
+    /// id of its row.
+    pub fn new<R: AsRef<[i64]>>(rows: &[R]) -> Result<Self> {
+        Self::named("sentence ids", rows)
+    }
+
+    /// For responses taken whole: one sentence each, from the number of response tokens of each row, without padding.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn whole(lengths: &[usize]) -> Result<Self> {
+        let rows: Vec<Vec<i64>> = lengths.iter().map(|&n| vec![0; n]).collect();
+        Self::new(&rows)
+    }
+
+    fn named<R: AsRef<[i64]>>(what: &str, rows: &[R]) -> Result<Self> {
+        let what = || what.to_string();
+        if rows.is_empty() {
+            return Err(Error::Empty { what: what() });
+        }
+        let mut width = 0;
+        let mut starts = vec![0];
+        let mut parsed = Vec::with_capacity(rows.len());
+        for (row, ids) in rows.iter().enumerate() {
+            let ids = ids.as_ref();
+            width = width.max(ids.len());
+            let mut positions = Vec::new();
+            let mut sentences = Vec::new();
+            for (position, &found) in ids.iter().enumerate() {
+                // An id cannot exceed the number of tokens that could own the sentences below it.
+                if found < -1 || found >= ids.len() as i64 {
+                    return Err(Error::SentenceId { what: what(), row, position, found });
+                }
+                if found >= 0 {
+                    positions.push(position);
+                    sentences.push(found as usize);
+                }
+            }
+            let Some(&last) = sentences.iter().max() else {
+                return Err(Error::NoResponse { what: what(), row });
+            };
+            let mut counts = vec![0; last + 1];
+            for &sentence in &sentences {
+                counts[sentence] += 1;
+            }
+            if let Some(sentence) = counts.iter().position(|&n| n == 0) {
+                return Err(Error::EmptySentence { what: what(), row, sentence, sentences: last + 1 });
+            }
+            starts.push(starts[row] + positions.len());
+            parsed.push(Row { positions, sentences, counts });
+        }
+        Ok(Self { rows: parsed, starts, width })
+    }
+
+    /// Number of rows, B.
+    pub fn batch_size(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Number of response tokens of the whole batch, N: the length of every flat vector of this side.
+    pub fn num_tokens(&self) -> usize {
+        self.starts[self.rows.len()]
+    }
+
+    /// Number of response tokens of one row.
+    pub fn row_tokens(&self, row: usize) -> usize {
+        self.rows[row].positions.len()
+    }
+
+    /// Tokens of each sentence of one row; its length is the number of sentences.
+    pub fn counts(&self, row: usize) -> &[usize] {
+        &self.rows[row].counts
+    }
+
+    /// The largest number of sentences of any row, K.
+    pub fn max_sentences(&self) -> usize {
+        self.rows.iter().map(|row| row.counts.len()).max().unwrap_or(0)
+    }
+
+    /// The longest row of ids the map was made from: the least T of a padded [B, T] tensor it can address.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// The sentence of each response token of one row.
+    pub fn sentences(&self, row: usize) -> &[usize] {
+        &self.rows[row].sentences
+    }
+
+    /// The positions in the padded row of each response token of one row.
+    pub fn positions(&self, row: usize) -> &[usize] {
+        &self.rows[row].positions
+    }
+
+    /// The part of a flat vector that belongs to one row.
+    pub fn range(&self, row: usize) -> core::ops::Range<usize> {
+        self.starts[row]..self.starts[row + 1]
+    }
+
+    /// Flat indices into a row-major [B, T] tensor of each response token, in the order of the flat vector.
+    pub fn flat_positions(&self, row_length: usize) -> Vec<usize> {
+        let place = |(row, r): (usize, &Row)| {
+            r.positions.iter().map(move |&p| row * row_length + p).collect::<Vec<_>>()
+        };
+        self.rows.iter().enumerate().flat_map(place).collect()
+    }
+
+    /// The response positions of hidden states or logits: [B, T, D] to [N, D], so that only they are projected.
+    ///
+    /// # Errors
+    /// A tensor of another number of rows, or shorter than the map.
+    pub fn select_rows<B: Backend>(&self, states: Tensor<B, 3>) -> Result<Tensor<B, 2>> {
+        let [batch, length, features] = states.dims();
+        self.check_padded("states [B, T, D]", batch, length)?;
+        let index = math::indices(self.device_positions(length), &states.device());
+        Ok(states.reshape([batch * length, features]).select(0, index))
+    }
+
+    /// The labels of the response positions: [B, T] to [N].
+    ///
+    /// # Errors
+    /// As [`select_rows`](Self::select_rows).
+    pub fn select_labels<B: Backend>(&self, labels: Tensor<B, 2, Int>) -> Result<Tensor<B, 1, Int>> {
+        let [batch, length] = labels.dims();
+        self.check_padded("labels [B, T]", batch, length)?;
+        let index = math::indices(self.device_positions(length), &labels.device());
+        Ok(labels.reshape([batch * length]).select(0, index))
+    }
+
+    fn select_scores<B: Backend>(&self, what: &str, padded: Tensor<B, 2>) -> Result<Tensor<B, 1>> {
+        let [batch, length] = padded.dims();
+        self.check_padded(what, batch, length)?;
+        let index = math::indices(self.device_positions(length), &padded.device());
+        Ok(padded.reshape([batch * length]).select(0, index))
+    }
+
+    fn device_positions(&self, length: usize) -> Vec<i32> {
+        self.flat_positions(length).into_iter().map(|p| p as i32).collect()
+    }
+
+    fn check_padded(&self, what: &str, batch: usize, length: usize) -> Result<()> {
+        if batch != self.batch_size() || length < self.width {
+            let expected = format!("[{}, at least {}, …]", self.batch_size(), self.width);
+            let found = format!("[{batch}, {length}, …]");
+            let why = "the sentence map's rows and longest row";
+            return Err(Error::Shape { what: what.into(), found, expected, why });
+        }
+        Ok(())
+    }
+}
+
+/// The sentence maps of both sides of a batch of pairs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PairMap {
+    /// The chosen responses.
+    pub chosen: SentenceMap,
+    /// The rejected responses. Give every token id 0 for a response taken whole; the finer split is used only by
+    /// [`Weigh::Both`](crate::Weigh::Both) and by the report.
+    pub rejected: SentenceMap,
+}
+
+impl PairMap {
+    /// From the sentence ids of both sides; see [`SentenceMap::new`].
+    ///
+    /// # Errors
+    /// As [`SentenceMap::new`]; two sides of different numbers of rows.
+    pub fn new<R: AsRef<[i64]>, S: AsRef<[i64]>>(chosen: &[R], rejected: &[S]) -> Result<Self> {
+        Self::from_maps(
+            SentenceMap::named("chosen sentence ids", chosen)?,
+            SentenceMap::named("rejected sentence ids", rejected)?,
+        )
+    }
+
+    /// From two maps that were made apart.
+    ///
+    /// # Errors
+    /// Two sides of different numbers of rows.
+    pub fn from_maps(chosen: SentenceMap, rejected: SentenceMap) -> Result<Self> {
+        if chosen.batch_size() != rejected.batch_size() {
+            let (found, expected) = (rejected.batch_size(), chosen.batch_size());
+            return Err(Error::shape(
+                "rejected sentence ids",
+                found,
+                expected,
+                "the rows of the chosen side",
+            ));
+        }
+        Ok(Self { chosen, rejected })
+    }
+
+    /// Number of pairs, B.
+    pub fn batch_size(&self) -> usize {
+        self.chosen.batch_size()
+    }
+
+    /// Response tokens of both sides: the length of a joined flat vector.
+    pub fn num_tokens(&self) -> usize {
+        self.chosen.num_tokens() + self.rejected.num_tokens()
+    }
+}
+
+/// One log-probability per response token of both sides, [N_chosen] and [N_rejected], in f32.
+#[derive(Debug, Clone)]
+struct Scores<B: Backend> {
+    chosen: Tensor<B, 1>,
+    rejected: Tensor<B, 1>,
+}
+
+impl<B: Backend> Scores<B> {
+    fn flat(who: &str, map: &PairMap, chosen: Tensor<B, 1>, rejected: Tensor<B, 1>) -> Result<Self> {
+        for (side, scores, map) in [("chosen", &chosen, &map.chosen), ("rejected", &rejected, &map.rejected)]
+        {
+            let [found] = scores.dims();
+            if found != map.num_tokens() {
+                let what = format!("{who} {side} log-probabilities");
+                return Err(Error::shape(what, found, map.num_tokens(), "one value per response token"));
+            }
+        }
+        Ok(Self { chosen: math::f32(chosen), rejected: math::f32(rejected) })
+    }
+
+    fn joined(who: &str, map: &PairMap, both: Tensor<B, 1>) -> Result<Self> {
+        let [found] = both.dims();
+        if found != map.num_tokens() {
+            let what = format!("{who} log-probabilities, chosen then rejected");
+            return Err(Error::shape(what, found, map.num_tokens(), "one value per response token"));
+        }
+        let split = map.chosen.num_tokens();
+        let chosen = both.clone().slice([0..split]);
+        Self::flat(who, map, chosen, both.slice([split..found]))
+    }
+
+    fn padded(who: &str, map: &PairMap, chosen: Tensor<B, 2>, rejected: Tensor<B, 2>) -> Result<Self> {
+        let what = |side: &str| format!("{who} {side} log-probabilities [B, T]");
+        let chosen = map.chosen.select_scores(&what("chosen"), chosen)?;
+        let rejected = map.rejected.select_scores(&what("rejected"), rejected)?;
+        Self::flat(who, map, chosen, rejected)
+    }
+
+    fn rows<R: AsRef<[f32]>>(
+        who: &str,
+        map: &PairMap,
+        chosen: &[R],
+        rejected: &[R],
+        device: &B::Device,
+    ) -> Result<Self> {
+        let side = |side: &str, rows: &[R], map: &SentenceMap| -> Result<Tensor<B, 1>> {
+            let what = format!("{who} {side} log-probabilities");
+            let flat = flatten(&what, rows, map)?;
+            Ok(math::constant(flat, [map.num_tokens()], device))
+        };
+        let chosen = side("chosen", chosen, &map.chosen)?;
+        let rejected = side("rejected", rejected, &map.rejected)?;
+        Ok(Self { chosen, rejected })
+    }
+}
+
+/// Host rows, one value per response token, as one flat vector.
+fn flatten<R: AsRef<[f32]>>(what: &str, rows: &[R], map: &SentenceMap) -> Result<Vec<f32>> {
+    if rows.len() != map.batch_size() {
+        return Err(Error::shape(what, rows.len(), map.batch_size(), "the rows of the sentence map"));
+    }
+    let mut flat = Vec::with_capacity(map.num_tokens());
+    for (row, values) in rows.iter().enumerate() {
+        let values = values.as_ref();
+        if values.len() != map.row_tokens(row) {
+            let what = format!("{what}, row {row}");
+            return Err(Error::shape(
+                what,
+                values.len(),
+                map.row_tokens(row),
+                "one value per response token",
+            ));
+        }
+        check_finite(what, row, values)?;
+        flat.extend_from_slice(values);
+    }
+    Ok(flat)
+}
+
+pub(crate) fn check_finite(what: &str, row: usize, values: &[f32]) -> Result<()> {
+    match values.iter().position(|v| !v.is_finite()) {
+        Some(element) => {
+            Err(Error::NotFinite { what: what.into(), row, element, found: f64::from(values[element]) })
+        }
+        None => Ok(()),
+    }
+}
+
+macro_rules! scores {
+    ($(#[$doc:meta])* $name:ident, $who:literal, $finish:expr) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone)]
+        pub struct $name<B: Backend>(Scores<B>);
+
+        impl<B: Backend> $name<B> {
+            /// From flat vectors [N_chosen] and [N_rejected], as [`chunked_log_probs`](crate::chunked_log_probs) makes
+            /// them from selected positions.
+            ///
+            /// # Errors
+            /// A length other than the map's number of response tokens.
+            pub fn flat(map: &PairMap, chosen: Tensor<B, 1>, rejected: Tensor<B, 1>) -> Result<Self> {
+                Scores::flat($who, map, chosen, rejected).map(Self::finish)
+            }
+
+            /// From one flat vector [N_chosen + N_rejected], all chosen responses first: one pass of a model over both
+            /// sides.
+            ///
+            /// # Errors
+            /// A length other than the map's number of response tokens.
+            pub fn joined(map: &PairMap, both: Tensor<B, 1>) -> Result<Self> {
+                Scores::joined($who, map, both).map(Self::finish)
+            }
+
+            /// From padded tensors [B, T_chosen] and [B, T_rejected]; positions outside the responses are not read.
+            ///
+            /// # Errors
+            /// Another number of rows than the map's, or rows shorter than its longest.
+            pub fn padded(map: &PairMap, chosen: Tensor<B, 2>, rejected: Tensor<B, 2>) -> Result<Self> {
+                Scores::padded($who, map, chosen, rejected).map(Self::finish)
+            }
+
+            /// From host rows, one value per response token: a cache.
+            ///
+            /// # Errors
+            /// Another number of rows or tokens than the map's; a value that is not finite.
+            pub fn rows<R: AsRef<[f32]>>(
+                map: &PairMap,
+                chosen: &[R],
+                rejected: &[R],
+                device: &B::Device,
+            ) -> Result<Self> {
+                Scores::rows($who, map, chosen, rejected, device).map(Self::finish)
+            }
+
+            fn finish(scores: Scores<B>) -> Self {
+                let finish: fn(Tensor<B, 1>) -> Tensor<B, 1> = $finish;
+                Self(Scores { chosen: finish(scores.chosen), rejected: finish(scores.rejected) })
+            }
+
+            /// The chosen side, [N_chosen], f32.
+            pub fn chosen(&self) -> &Tensor<B, 1> {
+                &self.0.chosen
+            }
+
+            /// The rejected side, [N_rejected], f32.
+            pub fn rejected(&self) -> &Tensor<B, 1> {
+                &self.0.rejected
+            }
+        }
+    };
+}
+
+scores! {
+    /// Log-probabilities of the response tokens under the policy; gradients flow through them.
+    PolicyScores, "policy", |scores| scores
+}
+scores! {
+    /// Log-probabilities of the response tokens under the reference model; detached.
+    ReferenceScores, "reference", |scores| scores.detach()
+}
+
+/// How well each sentence of a response fits its image: `S_i`, one row per response, one value per sentence.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Similarity {
+    rows: Vec<Vec<f32>>,
+}
+
+impl Similarity {
+    /// From ragged rows.
+    ///
+    /// # Errors
+    /// No rows, or a value that is not finite.
+    pub fn new<R: AsRef<[f32]>>(rows: &[R]) -> Result<Self> {
+        if rows.is_empty() {
+            return Err(Error::Empty { what: "similarity".into() });
+        }
+        for (row, values) in rows.iter().enumerate() {
+            check_finite("similarity", row, values.as_ref())?;
+        }
+        Ok(Self { rows: rows.iter().map(|r| r.as_ref().to_vec()).collect() })
+    }
+
+    /// From rows padded to one length, and the number of sentences of each.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); a count beyond its row.
+    pub fn padded<R: AsRef<[f32]>>(rows: &[R], counts: &[usize]) -> Result<Self> {
+        if rows.len() != counts.len() {
+            return Err(Error::shape(
+                "similarity counts",
+                counts.len(),
+                rows.len(),
+                "the rows of similarity",
+            ));
+        }
+        let cut = |(row, (values, &count)): (usize, (&R, &usize))| match values.as_ref().get(..count) {
+            Some(values) => Ok(values.to_vec()),
+            None => {
+                let what = format!("similarity, row {row}");
+                Err(Error::shape(what, values.as_ref().len(), count, "at least the row's sentences"))
+            }
+        };
+        let rows = rows.iter().zip(counts).enumerate().map(cut).collect::<Result<Vec<_>>>()?;
+        Self::new(&rows)
+    }
+
+    /// The values of one row.
+    pub fn row(&self, row: usize) -> &[f32] {
+        &self.rows[row]
+    }
+
+    fn check(&self, side: &str, map: &SentenceMap) -> Result<()> {
+        let what = format!("{side} similarity");
+        if self.rows.len() != map.batch_size() {
+            return Err(Error::shape(
+                what,
+                self.rows.len(),
+                map.batch_size(),
+                "the rows of the sentence map",
+            ));
+        }
+        for (row, values) in self.rows.iter().enumerate() {
+            let expected = map.counts(row).len();
+            if values.len() != expected {
+                let what = format!("{what}, row {row}");
+                return Err(Error::shape(what, values.len(), expected, "one value per sentence of the row"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Everything a preference loss may read about one batch of pairs. The map and the policy's scores are always needed;
+/// what else an objective needs, [`Objective`](crate::Objective) says.
+#[derive(Debug, Clone)]
+pub struct PreferenceBatch<B: Backend> {
+    pub(crate) map: PairMap,
+    pub(crate) policy: PolicyScores<B>,
+    pub(crate) reference: Option<ReferenceScores<B>>,
+    pub(crate) similarity: Option<Similarity>,
+    pub(crate) rejected_similarity: Option<Similarity>,
+    pub(crate) changed: Option<[Vec<bool>; 2]>,
+    pub(crate) corrupted: Option<CorruptedScores<B>>,
+    pub(crate) stats: Option<[TokenStats; 2]>,
+}
+
+/// Log-probabilities of the *chosen* tokens when the model sees a corrupted image (mDPO's conditional term), [N_chosen].
+#[derive(Debug, Clone)]
+pub(crate) struct CorruptedScores<B: Backend> {
+    pub(crate) policy: Tensor<B, 1>,
+    pub(crate) reference: Tensor<B, 1>,
+}
+
+impl<B: Backend> PreferenceBatch<B> {
+    /// A batch with what every objective needs. `policy` must come from the same `map`.
+    ///
+    /// # Errors
+    /// Scores of another number of tokens than the map's.
+    pub fn new(map: PairMap, policy: PolicyScores<B>) -> Result<Self> {
+        let policy = PolicyScores::flat(&map, policy.0.chosen, policy.0.rejected)?;
+        Ok(Self {
+            map,
+            policy,
+            reference: None,
+            similarity: None,
+            rejected_similarity: None,
+            changed: None,
+            corrupted: None,
+            stats: None,
+        })
+    }
+
+    /// With the reference model's log-probabilities of the same tokens.
+    ///
+    /// # Errors
+    /// Scores of another number of tokens than the map's.
+    pub fn with_reference(mut self, reference: ReferenceScores<B>) -> Result<Self> {
+        self.reference = Some(ReferenceScores::flat(&self.map, reference.0.chosen, reference.0.rejected)?);
+        Ok(self)
+    }
+
+    /// With the similarity of each chosen sentence to the image.
+    ///
+    /// # Errors
+    /// Rows or sentences other than the map's, named by row.
+    pub fn with_similarity(mut self, similarity: Similarity) -> Result<Self> {
+        similarity.check("chosen", &self.map.chosen)?;
+        self.similarity = Some(similarity);
+        Ok(self)
+    }
+
+    /// With the similarity of each rejected sentence to the image, for [`Weigh::Both`](crate::Weigh::Both).
+    ///
+    /// # Errors
+    /// Rows or sentences other than the map's, named by row.
+    pub fn with_rejected_similarity(mut self, similarity: Similarity) -> Result<Self> {
+        similarity.check("rejected", &self.map.rejected)?;
+        self.rejected_similarity = Some(similarity);
+        Ok(self)
+    }
+
+    /// With one flag per response token, true where the token differs between the two responses, for `ddpo`; see
+    /// [`changed_tokens`](crate::changed_tokens).
+    ///
+    /// # Errors
+    /// Rows or tokens other than the map's, named by row.
+    pub fn with_changed<R: AsRef<[bool]>>(mut self, chosen: &[R], rejected: &[R]) -> Result<Self> {
+        let flat = |what: &str, rows: &[R], map: &SentenceMap| -> Result<Vec<bool>> {
+            if rows.len() != map.batch_size() {
+                return Err(Error::shape(what, rows.len(), map.batch_size(), "the rows of the sentence map"));
+            }
+            for (row, flags) in rows.iter().enumerate() {
+                let (found, expected) = (flags.as_ref().len(), map.row_tokens(row));
+                if found != expected {
+                    let what = format!("{what}, row {row}");
+                    return Err(Error::shape(what, found, expected, "one flag per response token"));
+                }
+            }
+            Ok(rows.iter().flat_map(|r| r.as_ref().iter().copied()).collect())
+        };
+        let chosen = flat("chosen changed tokens", chosen, &self.map.chosen)?;
+        let rejected = flat("rejected changed tokens", rejected, &self.map.rejected)?;
+        self.changed = Some([chosen, rejected]);
+        Ok(self)
+    }
+
+    /// With the log-probabilities, [N_chosen], of the chosen tokens given a corrupted image, under policy and
+    /// reference, for `mdpo_conditional`.
+    ///
+    /// # Errors
+    /// A length other than the chosen side's number of tokens.
+    pub fn with_corrupted(mut self, policy: Tensor<B, 1>, reference: Tensor<B, 1>) -> Result<Self> {
+        for (what, scores) in [("policy", &policy), ("reference", &reference)] {
+            let ([found], expected) = (scores.dims(), self.map.chosen.num_tokens());
+            if found != expected {
+                let what = format!("{what} log-probabilities given the corrupted image");
+                return Err(Error::shape(what, found, expected, "one value per chosen token"));
+            }
+        }
+        let (policy, reference) = (math::f32(policy), math::f32(reference).detach());
+        self.corrupted = Some(CorruptedScores { policy, reference });
+        Ok(self)
+    }
+
+    /// With what the full distributions say of each token of both sides, for WPO weighting and the metrics `entropy`,
+    /// `mean_token_accuracy`, `logits/chosen` and `logits/rejected`.
+    ///
+    /// # Errors
+    /// A length other than the map's number of tokens.
+    pub fn with_stats(mut self, chosen: TokenStats, rejected: TokenStats) -> Result<Self> {
+        for (side, stats, map) in
+            [("chosen", &chosen, &self.map.chosen), ("rejected", &rejected, &self.map.rejected)]
+        {
+            if stats.len() != map.num_tokens() {
+                let what = format!("{side} token statistics");
+                return Err(Error::shape(
+                    what,
+                    stats.len(),
+                    map.num_tokens(),
+                    "one value per response token",
+                ));
+            }
+        }
+        self.stats = Some([chosen, rejected]);
+        Ok(self)
+    }
+
+    /// The layout of the batch.
+    pub fn map(&self) -> &PairMap {
+        &self.map
+    }
+
+    /// The policy's log-probabilities.
+    pub fn policy(&self) -> &PolicyScores<B> {
+        &self.policy
+    }
+
+    /// The reference model's log-probabilities, if given.
+    pub fn reference(&self) -> Option<&ReferenceScores<B>> {
+        self.reference.as_ref()
+    }
+
+    /// Number of pairs, B.
+    pub fn batch_size(&self) -> usize {
+        self.map.batch_size()
+    }
+}

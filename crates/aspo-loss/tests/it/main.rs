@@ -1,0 +1,4 @@
+//! The crate's tests: bodies written once, generic over the backend, run on every backend that is built.
+
+mod common;
+mod oracle;
