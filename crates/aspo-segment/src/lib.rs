@@ -2,8 +2,12 @@
 //!
 //! [`split`] cuts a text into sentences; [`align`] gives every token of it the sentence it belongs to.
 
+mod abbreviation;
 mod align;
+mod answer;
+mod chars;
 mod error;
+mod marker;
 mod rules;
 mod splitter;
 

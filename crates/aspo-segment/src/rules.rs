@@ -1,13 +1,13 @@
 //! Where a sentence ends, by each of the [`Rules`](crate::Rules).
 
 use crate::splitter::leading_space;
-use crate::{Rules, SplitOptions};
+use crate::{Rules, SplitOptions, answer};
 
 /// The end of the sentence that starts at `start`, its trailing white space included. What ends it is looked for before
 /// `limit`; an end past `limit` only says that there is none before.
 pub(crate) fn sentence_end(text: &str, start: usize, limit: usize, options: &SplitOptions) -> usize {
     match options.rules {
-        Rules::Answer => answer(text, start, limit),
+        Rules::Answer => answer::sentence_end(text, start, limit, options.language),
         Rules::Period => after(text, start, limit, |c| c == '.'),
         Rules::Newline => after(text, start, limit, |c| c == '\n' || c == '\r'),
     }
@@ -22,19 +22,4 @@ fn after(text: &str, start: usize, limit: usize, is_end: fn(char) -> bool) -> us
     let found = first + found;
     let end = text.len() - text[found..].trim_start_matches(is_end).len();
     end + leading_space(&text[end..])
-}
-
-fn answer(text: &str, start: usize, limit: usize) -> usize {
-    let first = start + leading_space(&text[start..]);
-    let mut from = first;
-    while let Some(found) = text[from..limit].find(['.', '!', '?', '。', '！', '？', '\n']) {
-        let found = from + found;
-        let end = text.len() - text[found..].trim_start_matches(['.', '!', '?', '。', '！', '？']).len();
-        let space = leading_space(&text[end..]);
-        if space > 0 || end == text.len() || text[found..].starts_with(['。', '！', '？', '\n']) {
-            return end + space;
-        }
-        from = end.min(limit);
-    }
-    text.len()
 }

@@ -51,6 +51,10 @@ pub enum Language {
     English,
     /// German: its abbreviations; a number with a full stop is an ordinal ("am 3. Mai").
     German,
+    /// French.
+    French,
+    /// Spanish.
+    Spanish,
 }
 
 /// Splits a text into sentences: byte spans that tile it exactly.

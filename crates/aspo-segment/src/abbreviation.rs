@@ -1,0 +1,426 @@
+//! Words that end in a full stop without ending the sentence, and words that start one all the same.
+
+use crate::Language;
+
+/// What a full stop behind an abbreviation means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Stands in front of a name: `Mr. Smith`. Never ends a sentence.
+    Title,
+    /// Stands in front of a number: `Fig. 3`. Ends a sentence in front of any other capital.
+    Number,
+    /// Always goes on: `e.g.`, `vs.`.
+    Always,
+    /// Ends a sentence where a word follows that starts sentences: `Apple Inc. The …`, but `Apple Inc. Chairman …`.
+    Inner,
+    /// Ends a sentence where any capital follows: `etc.`.
+    Last,
+    /// A time of day, which ends a sentence where a capital follows, unless it opens it: `At 5 a.m. Mr. Smith …`.
+    Time,
+}
+
+use Kind::{Always, Inner, Last, Number, Time, Title};
+
+/// The kind of `word`, which is given without its last full stop, in any case.
+pub(crate) fn kind(word: &str, language: Language) -> Option<Kind> {
+    let lists: &[&[(Kind, &[&str])]] = match language {
+        Language::Any | Language::English => &[ENGLISH],
+        Language::German => &[GERMAN, COMMON],
+        Language::French => &[FRENCH, COMMON],
+        Language::Spanish => &[SPANISH, COMMON],
+    };
+    find(word, lists)
+}
+
+/// Whether `word`, capitalised, is one that starts sentences and not names.
+pub(crate) fn starts_sentence(word: &str, language: Language) -> bool {
+    let starters = match language {
+        Language::Any | Language::English => ENGLISH_STARTERS,
+        Language::German => GERMAN_STARTERS,
+        Language::French => FRENCH_STARTERS,
+        Language::Spanish => SPANISH_STARTERS,
+    };
+    let word = word.split_once(['\'', '’']).map_or(word, |(stem, _)| stem);
+    starters.iter().any(|starter| starter.len() == word.len() && starter.eq_ignore_ascii_case(word))
+}
+
+/// Whether a line that ends in `word` goes on in the next one.
+pub(crate) fn leads_on(word: &str) -> bool {
+    LEADING_ON.iter().any(|w| w.len() == word.len() && *w == word)
+}
+
+fn find(word: &str, lists: &[&[(Kind, &[&str])]]) -> Option<Kind> {
+    let entries = lists.iter().flat_map(|list| list.iter());
+    let has = |words: &[&str]| words.iter().any(|w| w.len() == word.len() && w.eq_ignore_ascii_case(word));
+    entries.filter(|(_, words)| has(words)).map(|&(kind, _)| kind).next()
+}
+
+const ENGLISH: &[(Kind, &[&str])] = &[
+    (
+        Title,
+        &[
+            "adm", "amb", "atty", "brig", "capt", "cmdr", "col", "cpl", "dr", "drs", "fr", "gen", "gov",
+            "hon", "lt", "maj", "messrs", "mlle", "mme", "mr", "mrs", "ms", "mt", "mx", "pfc", "pres",
+            "prof", "pvt", "rep", "reps", "rev", "sen", "sens", "sgt", "ste", "supt", "st", "ft", "insp",
+            "cdr", "comdr", "ens", "lieut", "msgr",
+        ],
+    ),
+    (
+        Number,
+        &[
+            "art", "arts", "ch", "chap", "cl", "eq", "eqs", "fig", "figs", "no", "nos", "nr", "n°", "nº",
+            "op", "p", "pg", "pp", "par", "para", "pt", "ref", "refs", "sec", "secs", "sect", "tab", "ver",
+            "vol", "vols", "ln", "ex", "tel", "ext", "ca", "c", "approx", "rm", "jan", "feb", "mar", "apr",
+            "jun", "jul", "aug", "sep", "sept", "oct", "nov", "dec",
+        ],
+    ),
+    (
+        Always,
+        &[
+            "e.g", "eg", "i.e", "ie", "vs", "v", "cf", "viz", "i.a", "resp", "incl", "esp", "al", "a.k.a",
+            "aka",
+        ],
+    ),
+    (
+        Inner,
+        &[
+            "assn", "assoc", "ave", "bldg", "blvd", "bros", "co", "corp", "cos", "cy", "dept", "dist", "div",
+            "est", "gmbh", "hwy", "inc", "intl", "inst", "jr", "ltd", "llc", "mfg", "mgr", "natl", "pkwy",
+            "pl", "pty", "rd", "rte", "sq", "sr", "univ", "u.s", "u.k", "u.n", "e.u", "mon", "tue", "tues",
+            "wed", "thu", "thur", "thurs", "fri", "esq", "ph.d", "m.d", "b.a", "m.a", "b.sc", "m.sc", "b.s",
+            "m.s", "d.c", "l.a", "n.y", "a.d", "b.c", "c.e", "ala", "ariz", "ark", "calif", "colo", "conn",
+            "del", "fla", "ga", "ill", "kan", "ky", "md", "mich", "minn", "mo", "mont", "neb", "nev", "okla",
+            "ont", "ore", "penn", "que", "tenn", "tex", "va", "vt", "wis", "wyo", "ed", "eds", "trans",
+            "transl", "ibid", "op.cit", "dec'd", "orig", "publ", "rel", "repr", "rev'd", "seq", "ser",
+            "suppl",
+        ],
+    ),
+    (
+        Last,
+        &[
+            "etc", "min", "mins", "max", "hr", "hrs", "sec'y", "ft.lb", "oz", "lb", "lbs", "kg", "km", "cm",
+            "mm", "mi", "yd", "yds", "yr", "yrs", "avg", "misc", "temp", "std", "tbsp", "tsp", "qt", "gal",
+            "mph", "abbr", "appt", "dist", "alt",
+        ],
+    ),
+    (Time, &["a.m", "p.m", "am", "pm"]),
+];
+
+/// What other languages share with English.
+const COMMON: &[(Kind, &[&str])] = &[
+    (Title, &["dr", "prof", "st"]),
+    (Number, &["art", "fig", "nr", "no", "n°", "nº", "p", "pp", "vol", "tel"]),
+    (Always, &["cf", "vs"]),
+    (Inner, &["co", "inc", "ltd", "jr", "sr"]),
+    (Last, &["etc", "max", "min"]),
+];
+
+const GERMAN: &[(Kind, &[&str])] = &[
+    (
+        Title,
+        &[
+            "fr", "frl", "hr", "hrn", "ing", "mag", "med", "phil", "rer", "nat", "jur", "dipl", "priv",
+            "doz", "hl",
+        ],
+    ),
+    (
+        Number,
+        &["abb", "abs", "anm", "aufl", "bd", "bzgl", "kap", "s", "tab", "ziff", "zit", "zl", "art", "par"],
+    ),
+    (
+        Always,
+        &[
+            "bspw", "bzw", "ca", "d.h", "evtl", "exkl", "gegr", "ggf", "inkl", "insb", "s.o", "s.u", "sog",
+            "u.a", "vgl", "z.b", "z.t", "z.zt", "zzgl", "i.d.r", "o.ä", "gest", "geb", "st", "v.a", "b", "z",
+            "d", "h", "u", "lt",
+        ],
+    ),
+    (
+        Inner,
+        &[
+            "jh", "jhd", "jhdt", "str", "v.chr", "n.chr", "mio", "mrd", "e.v", "jan", "feb", "mär", "apr",
+            "jun", "jul", "aug", "sep", "sept", "okt", "nov", "dez", "mo", "di", "mi", "do", "sa", "so",
+        ],
+    ),
+    (Last, &["usw", "usf", "uvm", "u.v.m", "std", "sek", "u.ä"]),
+];
+
+const FRENCH: &[(Kind, &[&str])] = &[
+    (Title, &["m", "mm", "mme", "mmes", "mlle", "mlles", "me", "mgr", "ste", "pr", "gén"]),
+    (
+        Number,
+        &[
+            "chap", "éd", "env", "fig", "t", "réf", "janv", "févr", "avr", "juill", "sept", "oct", "nov",
+            "déc",
+        ],
+    ),
+    (Always, &["c.-à-d", "p. ex", "ex", "c.à.d", "apr", "av", "inf", "sup"]),
+    (Inner, &["bd", "boul", "cie", "s.a", "j.-c"]),
+];
+
+const SPANISH: &[(Kind, &[&str])] = &[
+    (
+        Title,
+        &[
+            "sr", "sra", "srta", "sres", "dra", "dña", "d", "lic", "ing", "gral", "ud", "uds", "vd", "vds",
+            "sto", "sta",
+        ],
+    ),
+    (Number, &["pág", "págs", "núm", "cap", "aprox", "art", "arts", "ed"]),
+    (Always, &["p.ej", "ej", "a.c", "d.c"]),
+    (Inner, &["ee.uu", "s.a", "av", "avda", "cía", "dpto", "rep"]),
+];
+
+const ENGLISH_STARTERS: &[&str] = &[
+    "the",
+    "a",
+    "an",
+    "this",
+    "that",
+    "these",
+    "those",
+    "there",
+    "here",
+    "it",
+    "its",
+    "he",
+    "she",
+    "they",
+    "we",
+    "you",
+    "i",
+    "his",
+    "her",
+    "their",
+    "our",
+    "my",
+    "your",
+    "who",
+    "what",
+    "when",
+    "where",
+    "why",
+    "how",
+    "which",
+    "whose",
+    "if",
+    "although",
+    "though",
+    "because",
+    "since",
+    "while",
+    "after",
+    "before",
+    "during",
+    "until",
+    "unless",
+    "as",
+    "at",
+    "by",
+    "for",
+    "from",
+    "in",
+    "into",
+    "on",
+    "of",
+    "to",
+    "with",
+    "without",
+    "within",
+    "under",
+    "over",
+    "through",
+    "among",
+    "between",
+    "despite",
+    "and",
+    "but",
+    "or",
+    "nor",
+    "so",
+    "yet",
+    "however",
+    "moreover",
+    "furthermore",
+    "meanwhile",
+    "nevertheless",
+    "then",
+    "thus",
+    "therefore",
+    "hence",
+    "also",
+    "another",
+    "other",
+    "others",
+    "all",
+    "any",
+    "both",
+    "each",
+    "every",
+    "many",
+    "most",
+    "much",
+    "more",
+    "no",
+    "none",
+    "not",
+    "now",
+    "once",
+    "one",
+    "only",
+    "some",
+    "several",
+    "such",
+    "today",
+    "yesterday",
+    "tomorrow",
+    "later",
+    "next",
+    "first",
+    "second",
+    "finally",
+    "last",
+    "please",
+    "yes",
+    "well",
+    "is",
+    "are",
+    "was",
+    "were",
+    "do",
+    "does",
+    "did",
+    "can",
+    "could",
+    "will",
+    "would",
+    "should",
+    "has",
+    "have",
+    "had",
+    "let",
+    "see",
+    "according",
+    "even",
+    "just",
+    "like",
+    "overall",
+    "instead",
+    "additionally",
+    "still",
+    "perhaps",
+    "maybe",
+    "two",
+    "three",
+];
+
+const GERMAN_STARTERS: &[&str] = &[
+    "der", "die", "das", "den", "dem", "des", "ein", "eine", "einer", "einem", "einen", "er", "sie", "es",
+    "wir", "ich", "du", "ihr", "man", "dies", "diese", "dieser", "dieses", "hier", "dort", "da", "dann",
+    "danach", "doch", "aber", "und", "oder", "denn", "weil", "wenn", "als", "ob", "auch", "auf", "aus",
+    "bei", "bis", "durch", "für", "gegen", "im", "in", "mit", "nach", "nur", "noch", "seit", "seine",
+    "seiner", "ihre", "so", "unter", "über", "um", "von", "vom", "vor", "während", "wegen", "zu", "zum",
+    "zur", "zwischen", "was", "wer", "wie", "wo", "warum", "nun", "jetzt", "heute", "gestern", "jedoch",
+    "sein", "am", "an", "ab", "beim", "alle", "viele", "einige", "nicht", "kein", "keine", "trotz", "damit",
+    "dabei",
+];
+
+const FRENCH_STARTERS: &[&str] = &[
+    "le",
+    "la",
+    "les",
+    "l",
+    "un",
+    "une",
+    "des",
+    "ce",
+    "cet",
+    "cette",
+    "ces",
+    "c",
+    "il",
+    "elle",
+    "ils",
+    "elles",
+    "on",
+    "nous",
+    "vous",
+    "je",
+    "j",
+    "tu",
+    "son",
+    "sa",
+    "ses",
+    "leur",
+    "leurs",
+    "mon",
+    "ma",
+    "mes",
+    "qui",
+    "que",
+    "quand",
+    "où",
+    "comment",
+    "pourquoi",
+    "si",
+    "mais",
+    "et",
+    "ou",
+    "donc",
+    "or",
+    "car",
+    "puis",
+    "ensuite",
+    "enfin",
+    "alors",
+    "ainsi",
+    "aussi",
+    "en",
+    "dans",
+    "sur",
+    "sous",
+    "par",
+    "pour",
+    "avec",
+    "sans",
+    "à",
+    "au",
+    "aux",
+    "de",
+    "du",
+    "d",
+    "après",
+    "avant",
+    "pendant",
+    "depuis",
+    "lors",
+    "cependant",
+    "toutefois",
+    "selon",
+    "plus",
+    "tout",
+    "tous",
+    "toutes",
+    "y",
+    "voici",
+    "voilà",
+    "ne",
+    "pas",
+];
+
+const SPANISH_STARTERS: &[&str] = &[
+    "el", "la", "los", "las", "lo", "un", "una", "unos", "unas", "este", "esta", "estos", "estas", "ese",
+    "esa", "esto", "eso", "él", "ella", "ellos", "ellas", "yo", "tú", "nosotros", "usted", "ustedes", "su",
+    "sus", "mi", "mis", "qué", "quién", "cuándo", "cuando", "dónde", "donde", "cómo", "como", "por",
+    "porque", "para", "pero", "y", "o", "si", "sin", "en", "entre", "desde", "hasta", "con", "de", "del",
+    "a", "al", "ante", "bajo", "según", "sobre", "tras", "durante", "después", "antes", "luego", "entonces",
+    "también", "además", "aunque", "mientras", "no", "ya", "hay", "se", "aquí", "allí", "hoy", "ayer", "más",
+    "muy", "todo", "todos", "todas", "otro", "otra", "cada", "sólo", "solo", "es", "fue",
+];
+
+const LEADING_ON: &[&str] = &[
+    "the", "a", "an", "of", "and", "or", "in", "on", "at", "to", "for", "from", "with", "by", "as", "into",
+    "that", "which", "is", "are", "was", "were", "be", "his", "her", "their", "its", "our", "my", "your",
+    "this", "these", "than", "between", "der", "die", "das", "und", "oder", "von", "mit", "für", "le", "la",
+    "les", "de", "des", "du", "et", "ou", "el", "los", "las", "del", "y", "en", "con", "の",
+];
