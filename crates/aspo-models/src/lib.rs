@@ -1,0 +1,24 @@
+//! CLIP, LLaMA, LLaVA-1.5, InstructBLIP and LoRA on Burn, with Hugging Face and PEFT files in and out.
+
+pub mod checkpoint;
+pub mod clip;
+pub mod config;
+mod error;
+pub mod generate;
+mod input;
+pub mod llama;
+pub mod llava;
+pub mod lora;
+mod model;
+pub mod nn;
+
+pub use checkpoint::{Checkpoint, LoadOptions, LoadReport, Precision, Pretrained, SaveOptions, stable_ids};
+pub use clip::{Clip, ClipConfig};
+pub use config::ModelConfig;
+pub use error::{Error, Result};
+pub use generate::{GenerateConfig, generate};
+pub use input::ModelInput;
+pub use llama::{Llama, LlamaConfig};
+pub use llava::{Llava, LlavaConfig};
+pub use lora::{Adapter, LoraConfig};
+pub use model::{LanguageModel, VisionLanguageModel};

@@ -1,0 +1,204 @@
+//! `config.json` of LLaMA, alone or nested.
+
+use burn::tensor::backend::Backend;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::{Llama, LlamaModel};
+use crate::config::{self, ModelConfig, OneOrMany};
+use crate::error::{Error, Result};
+use crate::nn::{Activation, Init, Linear, initialize};
+
+/// LLaMA; fields a config leaves out take Hugging Face's defaults.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LlamaConfig {
+    /// Always `llama`.
+    pub model_type: String,
+    /// Tokens known.
+    pub vocab_size: usize,
+    /// Width of the layers.
+    pub hidden_size: usize,
+    /// Width inside the MLP.
+    pub intermediate_size: usize,
+    /// Layers.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key-value heads; left out, as many as query heads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_key_value_heads: Option<usize>,
+    /// Width of a head; left out, `hidden_size / num_attention_heads`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head_dim: Option<usize>,
+    /// MLP activation.
+    pub hidden_act: Activation,
+    /// Longest row the model was trained for.
+    pub max_position_embeddings: usize,
+    /// Norm epsilon.
+    pub rms_norm_eps: f64,
+    /// Older spelling of the rotary base.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rope_theta: Option<f64>,
+    /// Older spelling of the rotary scaling.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rope_scaling: Option<Value>,
+    /// Newer spelling of both.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rope_parameters: Option<Value>,
+    /// Biases in the attention's projections.
+    pub attention_bias: bool,
+    /// Biases in the MLP.
+    pub mlp_bias: bool,
+    /// The output head is the token table.
+    pub tie_word_embeddings: bool,
+    /// Spread of the weights of a model made from nothing.
+    pub initializer_range: f64,
+    /// Start of a text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bos_token_id: Option<u32>,
+    /// End of a text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eos_token_id: Option<OneOrMany>,
+    /// Filler.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pad_token_id: Option<u32>,
+    /// Fields we keep but do not read.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+impl Default for LlamaConfig {
+    fn default() -> Self {
+        Self {
+            model_type: "llama".into(),
+            vocab_size: 32000,
+            hidden_size: 4096,
+            intermediate_size: 11008,
+            num_hidden_layers: 32,
+            num_attention_heads: 32,
+            num_key_value_heads: None,
+            head_dim: None,
+            hidden_act: Activation::Silu,
+            max_position_embeddings: 2048,
+            rms_norm_eps: 1e-6,
+            rope_theta: None,
+            rope_scaling: None,
+            rope_parameters: None,
+            attention_bias: false,
+            mlp_bias: false,
+            tie_word_embeddings: false,
+            initializer_range: 0.02,
+            bos_token_id: Some(1),
+            eos_token_id: Some(OneOrMany::One(2)),
+            pad_token_id: None,
+            extra: config::architectures("LlamaForCausalLM"),
+        }
+    }
+}
+
+impl ModelConfig for LlamaConfig {
+    const MODEL_TYPE: &'static str = "llama";
+    const ARCHITECTURES: &'static [&'static str] = &["LlamaForCausalLM"];
+
+    fn check(&self) -> Result<()> {
+        self.check_at("")
+    }
+}
+
+impl LlamaConfig {
+    /// Key-value heads.
+    pub fn key_value_heads(&self) -> usize {
+        self.num_key_value_heads.unwrap_or(self.num_attention_heads)
+    }
+
+    /// Width of a head.
+    pub fn head_width(&self) -> usize {
+        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
+    }
+
+    /// Ids that end a text.
+    pub fn eos(&self) -> Vec<u32> {
+        self.eos_token_id.as_ref().map(OneOrMany::to_vec).unwrap_or_default()
+    }
+
+    /// Rotary base and linear scaling factor, from either spelling.
+    ///
+    /// # Errors
+    /// A scaling other than `default` and `linear`, by name.
+    pub fn rope(&self) -> Result<(f64, f64)> {
+        let newer = self.rope_parameters.as_ref();
+        let number = |v: Option<&Value>, key: &str| v.and_then(|v| v.get(key)).and_then(Value::as_f64);
+        let theta = number(newer, "rope_theta").or(self.rope_theta).unwrap_or(10_000.0);
+        let scaling = newer.or(self.rope_scaling.as_ref());
+        let kind = scaling.and_then(|v| v.get("rope_type").or_else(|| v.get("type"))).and_then(Value::as_str);
+        let factor = match kind.unwrap_or("default") {
+            "default" => 1.0,
+            "linear" => number(scaling, "factor").unwrap_or(1.0),
+            other => {
+                let reason =
+                    format!("rotary scaling `{other}` is not implemented; `default` and `linear` are");
+                return Err(Error::config("rope_scaling", reason));
+            }
+        };
+        if !(theta.is_finite() && theta > 0.0 && factor.is_finite() && factor > 0.0) {
+            return Err(Error::config(
+                "rope_theta",
+                format!("base {theta}, factor {factor}: both must be positive"),
+            ));
+        }
+        Ok((theta, factor))
+    }
+
+    pub(crate) fn check_at(&self, at: &str) -> Result<()> {
+        config::expect_type(&self.model_type, &["llama"], "llama")?;
+        config::check_sizes(
+            at,
+            &[
+                ("vocab_size", self.vocab_size),
+                ("hidden_size", self.hidden_size),
+                ("intermediate_size", self.intermediate_size),
+                ("num_attention_heads", self.num_attention_heads),
+                ("num_key_value_heads", self.key_value_heads()),
+                ("head_dim", self.head_width()),
+            ],
+        )?;
+        config::check_layers(at, self.num_hidden_layers)?;
+        if self.head_dim.is_none() {
+            config::check_heads(at, self.hidden_size, self.num_attention_heads)?;
+        }
+        if !self.num_attention_heads.is_multiple_of(self.key_value_heads()) {
+            return Err(Error::config("num_key_value_heads", "does not divide num_attention_heads"));
+        }
+        if !self.head_width().is_multiple_of(2) {
+            return Err(Error::config("head_dim", "rotary positions need an even width"));
+        }
+        self.rope().map(|_| ())
+    }
+
+    /// A model whose parameters are allocated on first use; load a checkpoint into it.
+    pub fn init<B: Backend>(&self, device: &B::Device) -> Llama<B> {
+        Llama { model: LlamaModel::new(self, device), lm_head: self.head(device) }
+    }
+
+    /// A model to train from nothing, the same on every backend.
+    pub fn init_seeded<B: Backend>(&self, seed: u64, device: &B::Device) -> Llama<B> {
+        initialize(self.init(device), seed, |path, _| llama_init(path, self.initializer_range))
+    }
+
+    /// The output head, unless it is the token table.
+    pub(crate) fn head<B: Backend>(&self, device: &B::Device) -> Option<Linear<B>> {
+        (!self.tie_word_embeddings).then(|| Linear::new(self.hidden_size, self.vocab_size, false, device))
+    }
+}
+
+/// Starting values as Hugging Face's `_init_weights`: normal weights, no bias, norms at one.
+pub(crate) fn llama_init(path: &str, spread: f64) -> Init {
+    if path.ends_with("bias") {
+        Init::Constant(0.0)
+    } else if path.contains("norm") {
+        Init::Constant(1.0)
+    } else {
+        Init::Normal(spread)
+    }
+}

@@ -1,0 +1,62 @@
+//! Token tables and image patches.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Int, Tensor, backend::Backend, module::embedding};
+
+use super::{normal, zeros};
+
+/// A table of vectors, one a token.
+#[derive(Module, Debug)]
+pub struct Embedding<B: Backend> {
+    /// `[rows, features]`.
+    pub weight: Param<Tensor<B, 2>>,
+}
+
+impl<B: Backend> Embedding<B> {
+    /// A table of `rows` vectors.
+    pub fn new(rows: usize, features: usize, device: &B::Device) -> Self {
+        Self { weight: normal([rows, features], device) }
+    }
+
+    /// `[batch, tokens]` ids to `[batch, tokens, features]`.
+    pub fn forward(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        embedding(self.weight.val(), ids)
+    }
+}
+
+/// A convolution whose stride equals its kernel: one product for each patch.
+#[derive(Module, Debug)]
+pub struct PatchEmbedding<B: Backend> {
+    /// `[features, channels, patch, patch]`.
+    pub weight: Param<Tensor<B, 4>>,
+    /// `[features]`; CLIP has none.
+    pub bias: Option<Param<Tensor<B, 1>>>,
+}
+
+impl<B: Backend> PatchEmbedding<B> {
+    /// Patches of `patch × patch` pixels.
+    pub fn new(channels: usize, features: usize, patch: usize, bias: bool, device: &B::Device) -> Self {
+        Self {
+            weight: normal([features, channels, patch, patch], device),
+            bias: bias.then(|| zeros([features], device)),
+        }
+    }
+
+    /// `[images, channels, height, width]` to `[images, patches, features]`, row by row.
+    pub fn forward(&self, pixels: Tensor<B, 4>) -> Tensor<B, 3> {
+        let [features, channels, patch, _] = self.weight.lazy_shape().dims();
+        let [images, _, height, width] = pixels.dims();
+        let (rows, columns) = (height / patch, width / patch);
+        let patches = pixels
+            .reshape([images, channels, rows, patch, columns, patch])
+            .permute([0, 2, 4, 1, 3, 5])
+            .reshape([images * rows * columns, channels * patch * patch]);
+        let weight = self.weight.val().reshape([features, channels * patch * patch]);
+        let out = super::norm::cast(patches, weight.dtype()).matmul(weight.transpose());
+        let out = match &self.bias {
+            Some(bias) => out + bias.val().unsqueeze(),
+            None => out,
+        };
+        out.reshape([images, rows * columns, features])
+    }
+}

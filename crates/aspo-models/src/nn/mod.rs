@@ -1,0 +1,24 @@
+//! The layers shared by the models, with Hugging Face's parameter names and layouts.
+//!
+//! A parameter's path in the module tree is its name in a checkpoint: [`Linear`] keeps `weight` as `[out, in]`,
+//! norms call their parameters `weight` and `bias`, and so no table of renamed tensors is needed.
+//! Softmax, norms and rotary angles are computed in `f32` whatever the dtype of the weights.
+
+mod activation;
+mod attention;
+mod embedding;
+mod init;
+mod linear;
+mod norm;
+mod rope;
+
+pub use activation::Activation;
+pub use attention::{KvCache, attend, merge_heads, padding_mask, split_heads};
+pub use embedding::{Embedding, PatchEmbedding};
+pub use init::{Init, initialize};
+pub(crate) use init::{normal, ones, path_hash, rng_for, zeros};
+pub(crate) use linear::each_linear;
+pub use linear::{EachLinear, Linear, Lora, join};
+pub use norm::{LayerNorm, RmsNorm};
+pub(crate) use norm::{cast, f32};
+pub use rope::Rope;

@@ -1,0 +1,4 @@
+//! Integration tests: each body is generic over the backend and runs on flex and ndarray.
+
+mod oracle;
+mod support;
