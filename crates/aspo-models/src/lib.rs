@@ -11,6 +11,7 @@ pub mod llava;
 pub mod lora;
 mod model;
 pub mod nn;
+mod recompute;
 
 pub use checkpoint::{Checkpoint, LoadOptions, LoadReport, Precision, Pretrained, SaveOptions, stable_ids};
 pub use clip::{Clip, ClipConfig};
@@ -22,3 +23,5 @@ pub use llama::{Llama, LlamaConfig};
 pub use llava::{Llava, LlavaConfig};
 pub use lora::{Adapter, LoraConfig};
 pub use model::{LanguageModel, VisionLanguageModel};
+pub use nn::EachLinear;
+pub use recompute::{Recomputed, recompute_backward};

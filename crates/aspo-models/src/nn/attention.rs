@@ -1,13 +1,16 @@
 //! Scaled dot-product attention with masks, grouped queries and a key-value cache.
 
 use burn::tensor::{
-    Bool, DType, Int, Tensor, TensorData, backend::Backend, module::attention, ops::AttentionModuleOptions,
+    Bool, DType, Int, Tensor, TensorData, backend::Backend, module::attention, ops::AttentionModuleOptions, s,
 };
 
 use super::norm::{cast, f32};
 
 /// Far below any score, yet finite: a row without a single visible key stays a number.
 const HIDDEN: f32 = -1e30;
+
+/// Scores that one chunk of attention may hold at once without a graph, or in its recomputation (64 MB in `f32`).
+pub(crate) const CHUNK_SCORES: usize = 1 << 24;
 
 /// `[batch, tokens, heads · head_dim]` to `[batch, tokens, heads, head_dim]`.
 pub fn split_heads<B: Backend>(x: Tensor<B, 3>, heads: usize) -> Tensor<B, 4> {
@@ -26,8 +29,9 @@ pub fn merge_heads<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 3> {
 /// `q` is `[batch, heads, queries, head_dim]`, `k` and `v` `[batch, groups, keys, head_dim]`; query head `h` reads
 /// group `h · groups / heads` (grouped queries). `mask` is `[batch, 1, queries, keys]`, true where a key is hidden.
 ///
-/// Where gradients are tracked only the exponentials are kept for the backward pass: the normaliser divides the
-/// result instead of the weights.
+/// Only the exponentials are kept for a backward pass: the normaliser divides the result instead of the weights.
+/// Masked rows are computed by the same operations with and without a graph, so that a policy whose adapter is still
+/// zero equals its reference exactly; without a graph they are computed by chunks, and the scores never exist whole.
 pub fn attend<B: Backend>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
@@ -46,15 +50,30 @@ pub fn attend<B: Backend>(
             .expand([batch, groups, repeat, queries, keys])
             .reshape([batch, groups, repeat * queries, keys]),
     });
-    let out = if B::ad_enabled(&q.device()) {
-        attend_tracked(q, k, v, mask)
-    } else {
-        attention(q, k, v, mask, None, AttentionModuleOptions::default())
+    let tracked = B::ad_enabled(&q.device());
+    let out = match mask {
+        None if !tracked => attention(q, k, v, None, None, AttentionModuleOptions::default()),
+        mask if !tracked && queries == 1 => attention(q, k, v, mask, None, AttentionModuleOptions::default()),
+        mask => {
+            let rows = repeat * queries;
+            let chunk =
+                if tracked { rows } else { (CHUNK_SCORES / (batch * groups * keys).max(1)).clamp(1, rows) };
+            if chunk == rows {
+                softmax_mix(q, k, v, mask)
+            } else {
+                let parts = (0..rows).step_by(chunk).map(|from| {
+                    let range = s![.., .., from..(from + chunk).min(rows), ..];
+                    let mask = mask.clone().map(|mask| mask.slice(range));
+                    softmax_mix(q.clone().slice(range), k.clone(), v.clone(), mask)
+                });
+                Tensor::cat(parts.collect(), 2)
+            }
+        }
     };
     out.reshape([batch, heads, queries, dim])
 }
 
-fn attend_tracked<B: Backend>(
+fn softmax_mix<B: Backend>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
     v: Tensor<B, 4>,

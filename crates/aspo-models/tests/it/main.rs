@@ -1,4 +1,6 @@
 //! Integration tests: each body is generic over the backend and runs on flex and ndarray.
 
+mod adapters;
 mod oracle;
 mod support;
+mod trajectory;

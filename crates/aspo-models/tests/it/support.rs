@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use aspo_models::Checkpoint;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 
@@ -55,6 +54,10 @@ impl Expected {
     pub fn open(path: impl AsRef<Path>) -> Self {
         let path = path.as_ref();
         Self { bytes: std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())) }
+    }
+
+    pub fn names(&self) -> Vec<String> {
+        self.file().names().into_iter().map(str::to_owned).collect()
     }
 
     pub fn has(&self, name: &str) -> bool {
@@ -134,9 +137,4 @@ pub fn assert_close<B: Backend, const D: usize>(
     let error = relative(&values(found), &want, mask);
     println!("{}: {name} {error:.2e}", case.display());
     assert!(error <= 1e-4, "{}: {name} is off by {error:.2e}", case.display());
-}
-
-#[allow(dead_code)]
-pub fn names(path: &Path) -> Vec<String> {
-    Checkpoint::open(path).unwrap().names().map(str::to_owned).collect()
 }
