@@ -1,0 +1,284 @@
+//! From a pair to token ids: prompt with image tokens, two answers, one sentence id per answer token.
+//!
+//! Which tokens are the answer follows from character offsets: prompt and answer are tokenised together, and the
+//! answer's tokens are those that start where the prompt ends or later. No string is searched for.
+
+use std::ops::Range;
+
+use aspo_segment::SplitOptions;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, PairFault, Result};
+use crate::pair::{ImageSource, Pair};
+use crate::prompt::{Rendered, Template};
+use crate::tokenizer::{Tokenizer, Tokens};
+
+/// One answer of a pair, encoded.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct EncodedAnswer {
+    /// Token ids, closed by the end token unless the answer was truncated. Never empty.
+    pub ids: Vec<u32>,
+    /// Sentence of each token: starts at 0, rises by at most 1 from token to token.
+    pub sentences: Vec<u32>,
+    /// The answer's text.
+    pub text: String,
+    /// Bytes of `text` that each sentence spans; they tile the part of the text that was kept.
+    pub spans: Vec<Range<usize>>,
+    /// Cosine of each sentence with the image, unscaled; empty where it was not computed
+    /// ([`crate::similarity`] does).
+    pub similarity: Vec<f32>,
+    /// The end of the answer did not fit in `max_length`.
+    pub truncated: bool,
+}
+
+impl EncodedAnswer {
+    /// Number of sentences.
+    pub fn sentence_count(&self) -> usize {
+        self.spans.len()
+    }
+
+    /// The text of each sentence.
+    pub fn sentence_texts(&self) -> impl Iterator<Item = &str> {
+        self.spans.iter().map(|span| &self.text[span.clone()])
+    }
+
+    /// Keeps the first `count` tokens, at least one.
+    fn truncate(&mut self, count: usize, ends: &[usize]) {
+        self.ids.truncate(count);
+        self.sentences.truncate(count);
+        self.truncated = true;
+        let sentences = self.sentences.last().map_or(0, |last| *last as usize + 1);
+        self.spans.truncate(sentences);
+        // Bytes of a cut character do not make a sentence text: back to the last whole character.
+        let end = ends[..count].iter().copied().max().unwrap_or(0);
+        let end = (0..=end).rev().find(|at| self.text.is_char_boundary(*at)).unwrap_or(0);
+        if let Some(last) = self.spans.last_mut() {
+            last.end = last.end.min(end).max(last.start);
+        }
+    }
+}
+
+/// A pair ready for batching. The sequence of a side is `prompt_ids` followed by that answer's `ids`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct EncodedPair {
+    /// [`Pair::id`].
+    pub id: String,
+    /// The pair's images. Not stored in caches: they are put back from the pair.
+    #[serde(skip)]
+    pub images: Vec<ImageSource>,
+    /// Prompt, image tokens expanded, `<s>` included.
+    pub prompt_ids: Vec<u32>,
+    /// Where in `prompt_ids` the tokens of each image are.
+    pub image_spans: Vec<Range<usize>>,
+    /// The question for InstructBLIP's Q-Former; empty for other models.
+    pub instruction_ids: Vec<u32>,
+    /// The preferred answer.
+    pub chosen: EncodedAnswer,
+    /// The dispreferred answer.
+    pub rejected: EncodedAnswer,
+}
+
+impl EncodedPair {
+    /// Tokens of the longer of the two sequences: what the pair costs in a batch.
+    pub fn length(&self) -> usize {
+        self.prompt_ids.len() + self.chosen.ids.len().max(self.rejected.ids.len())
+    }
+}
+
+/// What goes into encoding, beside the pair.
+#[derive(Debug, Clone)]
+pub struct Encoder {
+    /// The language model's tokenizer.
+    pub tokenizer: Tokenizer,
+    /// How prompts are written. Default [`Template::VicunaV1`].
+    pub template: Template,
+    /// Tokens that one image becomes: 576 for LLaVA-1.5, 32 for InstructBLIP.
+    pub image_tokens: usize,
+    /// Longest sequence, prompt and answer together. Longer answers lose their end; prompts are never cut, so neither
+    /// are images. `None`: no limit. Default 2048, SeVa's.
+    pub max_length: Option<usize>,
+    /// How answers are split into sentences.
+    pub split: SplitOptions,
+    /// The Q-Former's own tokenizer (InstructBLIP): fills [`EncodedPair::instruction_ids`].
+    pub instruction: Option<Tokenizer>,
+}
+
+impl Encoder {
+    /// An encoder with the defaults named at the fields.
+    pub fn new(tokenizer: Tokenizer, template: Template, image_tokens: usize) -> Self {
+        let split = SplitOptions::default();
+        Self { tokenizer, template, image_tokens, max_length: Some(2048), split, instruction: None }
+    }
+
+    /// Encodes one pair.
+    ///
+    /// # Errors
+    /// [`Error::Pair`] when the pair cannot be used: an empty answer, a text that spells out a special token, a prompt
+    /// that leaves no room ([`PairFault::NoRoom`]). [`Error::Tokenizer`] when the tokenizer lacks `<image>`.
+    pub fn encode(&self, pair: &Pair) -> Result<EncodedPair> {
+        self.check(pair)?;
+        let names = self.tokenizer.names();
+        let rendered = self.template.render(pair, &names.image, &names.eos);
+        let prompt = self.tokenizer.encode(&rendered.prompt, true)?;
+        let chosen = self.encode_answer(&rendered, &prompt.ids, &pair.chosen)?;
+        let rejected = self.encode_answer(&rendered, &prompt.ids, &pair.rejected)?;
+        let (prompt_ids, image_spans) = self.expand_images(pair, &rendered, &prompt.ids)?;
+        let room = self.max_length.map(|max_length| {
+            let fault = PairFault::NoRoom { prompt: prompt_ids.len(), max_length };
+            max_length.checked_sub(prompt_ids.len()).filter(|room| *room > 0).ok_or(Error::pair(&pair.id, fault))
+        });
+        let room = room.transpose()?.unwrap_or(usize::MAX);
+        let instruction_ids = match &self.instruction {
+            Some(tokenizer) => tokenizer.encode(&pair.prompt, true)?.ids,
+            None => Vec::new(),
+        };
+        Ok(EncodedPair {
+            id: pair.id.clone(),
+            images: pair.images.clone(),
+            prompt_ids,
+            image_spans,
+            instruction_ids,
+            chosen: self.answer(&pair.id, &pair.chosen, chosen, room)?,
+            rejected: self.answer(&pair.id, &pair.rejected, rejected, room)?,
+        })
+    }
+
+    /// Prompt ids for generation, image tokens expanded: what [`Encoder::encode`] puts before the answer.
+    pub fn encode_prompt(&self, pair: &Pair) -> Result<Vec<u32>> {
+        let names = self.tokenizer.names();
+        self.check_prompt(pair)?;
+        let rendered = self.template.render(pair, &names.image, &names.eos);
+        let prompt = self.tokenizer.encode(&rendered.prompt, true)?;
+        Ok(self.expand_images(pair, &rendered, &prompt.ids)?.0)
+    }
+
+    fn check(&self, pair: &Pair) -> Result<()> {
+        self.check_prompt(pair)?;
+        for (side, place, text) in
+            [("chosen", "chosen answer", &pair.chosen), ("rejected", "rejected answer", &pair.rejected)]
+        {
+            if text.trim().is_empty() {
+                return Err(Error::pair(&pair.id, PairFault::Empty { side }));
+            }
+            self.check_special(pair, place, text)?;
+        }
+        Ok(())
+    }
+
+    fn check_prompt(&self, pair: &Pair) -> Result<()> {
+        self.check_special(pair, "prompt", &pair.prompt)?;
+        self.check_special(pair, "system message", pair.system.as_deref().unwrap_or_default())?;
+        for turn in &pair.history {
+            self.check_special(pair, "earlier question", &turn.user)?;
+            self.check_special(pair, "earlier answer", &turn.assistant)?;
+        }
+        Ok(())
+    }
+
+    fn check_special(&self, pair: &Pair, place: &'static str, text: &str) -> Result<()> {
+        match self.tokenizer.special_in(text) {
+            Some(token) => Err(Error::pair(&pair.id, PairFault::SpecialToken { place, token: token.to_owned() })),
+            None => Ok(()),
+        }
+    }
+
+    /// The tokens of an answer behind a prompt whose own tokens are `prompt`.
+    fn encode_answer(&self, rendered: &Rendered, prompt: &[u32], answer: &str) -> Result<Side> {
+        let eos = &self.tokenizer.names().eos;
+        let (text, proper) = rendered.with_answer(answer, eos);
+        let whole = self.tokenizer.encode(&text, true)?;
+        let start = response_start(&whole, rendered.prompt.len());
+        if whole.ids[..start] == *prompt {
+            let offsets = relative(&whole.offsets[start..], &proper);
+            return Ok(Side { ids: whole.ids[start..].to_vec(), offsets });
+        }
+        // A token runs across the border (or the tokenizer looks ahead): the prompt must be the same for both answers and
+        // at generation, so prompt and answer are tokenised apart.
+        let tail = [answer, rendered.after, eos].concat();
+        let tail = self.tokenizer.encode(&tail, false)?;
+        Ok(Side { offsets: relative(&tail.offsets, &(0..answer.len())), ids: tail.ids })
+    }
+
+    fn expand_images(
+        &self,
+        pair: &Pair,
+        rendered: &Rendered,
+        prompt: &[u32],
+    ) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
+        if pair.images.is_empty() {
+            return Ok((prompt.to_vec(), Vec::new()));
+        }
+        let image = self.tokenizer.image()?;
+        let mut ids = Vec::with_capacity(prompt.len() + pair.images.len() * self.image_tokens);
+        let mut spans = Vec::with_capacity(pair.images.len());
+        let mut expand = |ids: &mut Vec<u32>| {
+            let start = ids.len();
+            ids.resize(start + self.image_tokens, image);
+            spans.push(start..ids.len());
+        };
+        if rendered.images_before {
+            pair.images.iter().for_each(|_| expand(&mut ids));
+        }
+        for &id in prompt {
+            if id == image { expand(&mut ids) } else { ids.push(id) }
+        }
+        if spans.len() != pair.images.len() {
+            let fault = PairFault::ImageCount { tags: spans.len(), images: pair.images.len() };
+            return Err(Error::pair(&pair.id, fault));
+        }
+        Ok((ids, spans))
+    }
+
+    fn answer(&self, id: &str, text: &str, side: Side, room: usize) -> Result<EncodedAnswer> {
+        let fail = |error: aspo_segment::Error| Error::pair(id, PairFault::Sentences(error.to_string()));
+        let spans: Vec<Range<usize>> = aspo_segment::split(text, &self.split).collect();
+        let sentences = aspo_segment::align(text, &spans, &side.offsets).map_err(fail)?;
+        let (sentences, spans) = close_ranks(&sentences, &spans);
+        let ends: Vec<usize> = side.offsets.iter().map(|offset| offset.1).collect();
+        let mut answer = EncodedAnswer { ids: side.ids, sentences, text: text.to_owned(), spans, ..Default::default() };
+        if answer.ids.len() > room {
+            answer.truncate(room, &ends);
+        }
+        Ok(answer)
+    }
+}
+
+/// Tokens of one answer, offsets in bytes of its text.
+struct Side {
+    ids: Vec<u32>,
+    offsets: Vec<(usize, usize)>,
+}
+
+/// Index of the first token that starts at byte `prompt` or later; tokens of no width (`<s>`) belong to the prompt.
+pub fn response_start(tokens: &Tokens, prompt: usize) -> usize {
+    tokens.offsets.iter().position(|&(start, end)| start < end && start >= prompt).unwrap_or(tokens.ids.len())
+}
+
+/// Offsets within the answer; what lies around it (the space before, the end token) has no width there.
+fn relative(offsets: &[(usize, usize)], proper: &Range<usize>) -> Vec<(usize, usize)> {
+    let clamp = |at: usize| at.clamp(proper.start, proper.end) - proper.start;
+    offsets.iter().map(|&(start, end)| (clamp(start), clamp(end))).collect()
+}
+
+/// Sentences without a token of their own join the one before, so that every sentence has one and ids have no gaps.
+fn close_ranks(sentences: &[usize], spans: &[Range<usize>]) -> (Vec<u32>, Vec<Range<usize>>) {
+    let mut kept: Vec<Range<usize>> = Vec::with_capacity(spans.len());
+    let mut ids = Vec::with_capacity(sentences.len());
+    let mut last = None;
+    for &sentence in sentences {
+        if last != Some(sentence) {
+            kept.push(spans[sentence].clone());
+            last = Some(sentence);
+        }
+        ids.push((kept.len() - 1) as u32);
+    }
+    // Tile again: each span runs up to the next one's start, the first from 0, the last to the end of the text.
+    let end = spans.last().map_or(0, |span| span.end);
+    for index in 0..kept.len() {
+        kept[index].end = kept.get(index + 1).map_or(end, |next| next.start);
+    }
+    if let Some(first) = kept.first_mut() {
+        first.start = 0;
+    }
+    (ids, kept)
+}

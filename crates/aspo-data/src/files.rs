@@ -1,0 +1,110 @@
+//! Files: paths that stay under their root, writes that are whole or absent.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Component, Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// The file that `reference` names under `root`, refused where it could lie elsewhere.
+///
+/// Refused are empty and absolute paths, `..`, drive letters, backslashes, NUL, URLs, and, after links have been
+/// followed, anything that lies outside `root`. The file must exist.
+pub fn resolve(root: &Path, reference: &str) -> Result<PathBuf> {
+    check_reference(reference)?;
+    let root = root.canonicalize().map_err(|source| Error::io(root, source))?;
+    let path = root.join(reference);
+    let real = path.canonicalize().map_err(|source| Error::io(&path, source))?;
+    if !real.starts_with(&root) {
+        return Err(Error::ImagePath { reference: reference.to_owned(), why: "a link leads out of the image folder" });
+    }
+    Ok(real)
+}
+
+/// The part of [`resolve`] that needs no disk: is this a plain relative path?
+pub fn check_reference(reference: &str) -> Result<()> {
+    let refuse = |why| Err(Error::ImagePath { reference: reference.chars().take(200).collect(), why });
+    if reference.trim().is_empty() {
+        return refuse("it is empty");
+    }
+    if reference.contains('\0') || reference.contains('\\') {
+        return refuse("it contains a NUL or a backslash");
+    }
+    if reference.contains("://") {
+        return refuse("it is a URL: download the images and give their folder");
+    }
+    let path = Path::new(reference);
+    let bytes = reference.as_bytes();
+    if path.is_absolute() || (bytes.len() > 1 && bytes[1] == b':' && bytes[0].is_ascii_alphabetic()) {
+        return refuse("it is absolute: give it relative to the image folder");
+    }
+    if path.components().any(|part| !matches!(part, Component::Normal(_) | Component::CurDir)) {
+        return refuse("it contains `..`");
+    }
+    Ok(())
+}
+
+/// Writes a file so that a reader sees the old content or all of the new: a temporary name in the same folder,
+/// synced, then renamed. Missing folders are made. Nothing is left behind when `write` fails.
+pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let mut file = AtomicFile::create(path)?;
+    write(&mut file)?;
+    file.commit()
+}
+
+/// A file under construction; it takes its name only at [`AtomicFile::commit`] and vanishes when dropped before.
+#[derive(Debug)]
+pub struct AtomicFile {
+    target: PathBuf,
+    writer: BufWriter<tempfile::NamedTempFile>,
+}
+
+impl AtomicFile {
+    /// Starts a file that will be `path`.
+    pub fn create(path: &Path) -> Result<Self> {
+        let folder = folder_of(path);
+        std::fs::create_dir_all(folder).map_err(|source| Error::io(folder, source))?;
+        let temporary = tempfile::Builder::new()
+            .prefix(".")
+            .suffix(".tmp")
+            .tempfile_in(folder)
+            .map_err(|source| Error::io(folder, source))?;
+        Ok(Self { target: path.to_owned(), writer: BufWriter::new(temporary) })
+    }
+
+    /// Syncs the content and gives the file its name.
+    pub fn commit(self) -> Result<()> {
+        let target = self.target;
+        let fail = |source| Error::io(&target, source);
+        let temporary = self.writer.into_inner().map_err(|error| fail(error.into_error()))?;
+        temporary.as_file().sync_all().map_err(fail)?;
+        // Temporary files are private; the finished one should be readable as any other file would be.
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            let mode = std::fs::Permissions::from_mode(0o644);
+            temporary.as_file().set_permissions(mode).map_err(fail)?;
+        }
+        temporary.persist(&target).map_err(|error| fail(error.error))?;
+        #[cfg(unix)]
+        File::open(folder_of(&target)).and_then(|folder| folder.sync_all()).map_err(fail)?;
+        Ok(())
+    }
+}
+
+impl Write for AtomicFile {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.writer.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.writer.flush()
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}

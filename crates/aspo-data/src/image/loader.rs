@@ -1,0 +1,175 @@
+//! The images of a folder, decoded and preprocessed several at a time within a memory budget.
+
+use std::collections::HashMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::{Condvar, Mutex};
+
+use rayon::prelude::*;
+
+use super::decode::{MAX_FILE_BYTES, decode};
+use super::process::ImageProcessor;
+use crate::error::{Error, ImageFault, Result};
+use crate::files::resolve;
+use crate::pair::ImageSource;
+
+/// Encoded and decoded bytes that [`ImageLoader::load_all`] holds at a time (finished tensors not counted).
+pub const MAX_BYTES_IN_FLIGHT: u64 = 768 << 20;
+
+/// Loads images from a folder or from bytes and preprocesses them.
+#[derive(Debug)]
+pub struct ImageLoader {
+    root: PathBuf,
+    processor: ImageProcessor,
+    budget: Budget,
+}
+
+impl ImageLoader {
+    /// A loader for the images under `root`.
+    ///
+    /// # Errors
+    /// [`Error::Option`] if the processor's settings cannot be honoured.
+    pub fn new(root: impl Into<PathBuf>, processor: ImageProcessor) -> Result<Self> {
+        processor.check()?;
+        Ok(Self { root: root.into(), processor, budget: Budget::new(MAX_BYTES_IN_FLIGHT) })
+    }
+
+    /// How images are preprocessed.
+    pub fn processor(&self) -> &ImageProcessor {
+        &self.processor
+    }
+
+    /// The folder that paths are relative to.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// One image: `[3, size, size]` normalised values.
+    ///
+    /// # Errors
+    /// [`Error::ImagePath`] for a path that leaves the folder, [`Error::Image`] for a file that is missing or unusable.
+    pub fn load(&self, source: &ImageSource) -> Result<Vec<f32>> {
+        let name = || source.key();
+        let read;
+        let bytes: &[u8] = match source {
+            ImageSource::Bytes(bytes) => bytes,
+            ImageSource::Path(path) => {
+                read = self.read(path)?;
+                &read
+            }
+        };
+        let image = decode(bytes).map_err(|fault| Error::Image { name: name(), fault })?;
+        Ok(self.processor.preprocess(&image))
+    }
+
+    /// Many images on all cores, in order; an image that occurs several times is decoded once.
+    ///
+    /// At most [`MAX_BYTES_IN_FLIGHT`] bytes of pictures are held beside the results.
+    pub fn load_all(&self, sources: &[ImageSource]) -> Vec<Result<Vec<f32>>> {
+        let mut first = HashMap::new();
+        let mut distinct = Vec::new();
+        let index: Vec<usize> = sources
+            .iter()
+            .map(|source| {
+                *first.entry(source).or_insert_with(|| {
+                    distinct.push(source);
+                    distinct.len() - 1
+                })
+            })
+            .collect();
+        let mut loaded: Vec<Option<Result<Vec<f32>>>> = distinct
+            .par_iter()
+            .map(|source| {
+                let _permit = self.budget.take(self.estimate(source));
+                Some(self.load(source))
+            })
+            .collect();
+        let mut left = vec![0_usize; distinct.len()];
+        index.iter().for_each(|i| left[*i] += 1);
+        index
+            .into_iter()
+            .map(|i| {
+                left[i] -= 1;
+                match (&loaded[i], left[i]) {
+                    (_, 0) => loaded[i].take().expect("taken at its last use only"),
+                    (Some(Ok(values)), _) => Ok(values.clone()),
+                    // Errors hold no copy of themselves; the message is made again by looking again.
+                    _ => self.load(distinct[i]),
+                }
+            })
+            .collect()
+    }
+
+    fn read(&self, path: &str) -> Result<Vec<u8>> {
+        let fail = |fault| Error::Image { name: path.to_owned(), fault };
+        let real = resolve(&self.root, path).map_err(|error| match error {
+            Error::Io { source, .. } => fail(ImageFault::Io(source.to_string())),
+            other => other,
+        })?;
+        let file = std::fs::File::open(&real).map_err(|error| fail(ImageFault::Io(error.to_string())))?;
+        let bytes = file.metadata().map_err(|error| fail(ImageFault::Io(error.to_string())))?.len();
+        if bytes > MAX_FILE_BYTES {
+            return Err(fail(ImageFault::FileTooLarge { bytes, limit: MAX_FILE_BYTES }));
+        }
+        let mut content = Vec::with_capacity(bytes as usize);
+        // The limit again, for files that are no plain files and have no length of their own.
+        file.take(MAX_FILE_BYTES + 1)
+            .read_to_end(&mut content)
+            .map_err(|error| fail(ImageFault::Io(error.to_string())))?;
+        Ok(content)
+    }
+
+    /// Bytes that loading the image will hold: from its header, where that can be read.
+    fn estimate(&self, source: &ImageSource) -> u64 {
+        let dimensions = match source {
+            ImageSource::Bytes(bytes) => image::ImageReader::new(std::io::Cursor::new(&bytes[..]))
+                .with_guessed_format()
+                .ok()
+                .and_then(|reader| reader.into_dimensions().ok()),
+            ImageSource::Path(path) => resolve(&self.root, path)
+                .ok()
+                .and_then(|path| image::ImageReader::open(path).ok())
+                .and_then(|reader| reader.with_guessed_format().ok())
+                .and_then(|reader| reader.into_dimensions().ok()),
+        };
+        // RGBA, its RGB copy, the file.
+        dimensions.map_or(1 << 20, |(width, height)| 8 * u64::from(width) * u64::from(height))
+    }
+}
+
+/// Bytes that may be used at the same time.
+#[derive(Debug)]
+struct Budget {
+    limit: u64,
+    used: Mutex<u64>,
+    freed: Condvar,
+}
+
+struct Permit<'a> {
+    budget: &'a Budget,
+    bytes: u64,
+}
+
+impl Budget {
+    fn new(limit: u64) -> Self {
+        Self { limit, used: Mutex::new(0), freed: Condvar::new() }
+    }
+
+    /// Waits until `bytes` are free. More than the limit is granted to one who is alone.
+    fn take(&self, bytes: u64) -> Permit<'_> {
+        let bytes = bytes.min(self.limit);
+        let mut used = self.used.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        while *used > 0 && *used + bytes > self.limit {
+            used = self.freed.wait(used).unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+        *used += bytes;
+        Permit { budget: self, bytes }
+    }
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        *self.budget.used.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) -= self.bytes;
+        self.budget.freed.notify_all();
+    }
+}

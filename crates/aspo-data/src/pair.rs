@@ -1,0 +1,126 @@
+//! One preference pair as people's files give it: texts and image references, nothing tokenised.
+
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+/// Where the picture of a pair is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum ImageSource {
+    /// A path relative to the image folder ([`crate::files::resolve`] refuses any that leaves it).
+    Path(String),
+    /// The encoded file itself (PNG, JPEG, …), as parquet tables carry it.
+    Bytes(Arc<[u8]>),
+}
+
+impl ImageSource {
+    /// A name that tells this image from others: the path, or `sha256:` and the hash of the bytes.
+    pub fn key(&self) -> String {
+        match self {
+            Self::Path(path) => path.clone(),
+            Self::Bytes(bytes) => format!("sha256:{}", hex(&Sha256::digest(bytes))),
+        }
+    }
+}
+
+impl From<&str> for ImageSource {
+    fn from(path: &str) -> Self {
+        Self::Path(path.to_owned())
+    }
+}
+
+impl From<Vec<u8>> for ImageSource {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::Bytes(bytes.into())
+    }
+}
+
+/// An earlier exchange of the conversation, part of the prompt.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Turn {
+    /// What the user said.
+    pub user: String,
+    /// What the assistant answered.
+    pub assistant: String,
+}
+
+/// A prompt about an image with a preferred and a dispreferred answer.
+///
+/// `prompt` is the bare question without template or `<image>` tags (readers check that the tags agree with the
+/// images and take them out; every template sets the images first).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Pair {
+    /// Identifies the pair in messages and caches; the row number where the file gives none.
+    pub id: String,
+    /// A system message that replaces the template's own.
+    pub system: Option<String>,
+    /// Earlier exchanges, oldest first. Usually empty.
+    pub history: Vec<Turn>,
+    /// The question.
+    pub prompt: String,
+    /// The images, in order. One for nearly all data.
+    pub images: Vec<ImageSource>,
+    /// The preferred answer.
+    pub chosen: String,
+    /// The dispreferred answer.
+    pub rejected: String,
+}
+
+impl Pair {
+    /// A pair without images, system message or history.
+    pub fn new(
+        id: impl Into<String>,
+        prompt: impl Into<String>,
+        chosen: impl Into<String>,
+        rejected: impl Into<String>,
+    ) -> Self {
+        Self {
+            id: id.into(),
+            system: None,
+            history: Vec::new(),
+            prompt: prompt.into(),
+            images: Vec::new(),
+            chosen: chosen.into(),
+            rejected: rejected.into(),
+        }
+    }
+
+    /// The same pair with one more image.
+    pub fn with_image(mut self, image: impl Into<ImageSource>) -> Self {
+        self.images.push(image.into());
+        self
+    }
+
+    /// Hash of everything that decides how the pair is encoded; the id is not part of it.
+    pub fn content_hash(&self) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        let mut add = |text: &str| {
+            hash.update((text.len() as u64).to_le_bytes());
+            hash.update(text);
+        };
+        add(if self.system.is_some() { "1" } else { "0" });
+        add(self.system.as_deref().unwrap_or_default());
+        add(&self.history.len().to_string());
+        for turn in &self.history {
+            add(&turn.user);
+            add(&turn.assistant);
+        }
+        add(&self.prompt);
+        add(&self.chosen);
+        add(&self.rejected);
+        add(&self.images.len().to_string());
+        for image in &self.images {
+            add(&image.key());
+        }
+        hash.finalize().into()
+    }
+}
+
+/// Lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

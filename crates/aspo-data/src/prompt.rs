@@ -1,0 +1,147 @@
+//! From a question to the text that the model was trained to see.
+//!
+//! Sources: LLaVA `llava/conversation.py` (`vicuna_v1`, `llava_llama_2`, `plain`), the chat template of
+//! `llava-hf/llava-1.5-7b-hf`, LAVIS' InstructBLIP. Every template sets the images first, as LLaVA's
+//! `preprocess_multimodal` and the chat template do.
+
+use crate::pair::{Pair, Turn};
+
+/// LLaVA's system sentence.
+pub const VICUNA_V1_SYSTEM: &str = "A chat between a curious user and an artificial intelligence assistant. \
+     The assistant gives helpful, detailed, and polite answers to the user's questions.";
+/// The wording of vicuna's own first version, found in Hugging Face's examples for llava-1.5 (`curious human`).
+pub const VICUNA_HUMAN_SYSTEM: &str = "A chat between a curious human and an artificial intelligence assistant. \
+     The assistant gives helpful, detailed, and polite answers to the human's questions.";
+/// `llava_llama_2`'s system message.
+pub const LLAVA_LLAMA_2_SYSTEM: &str = "You are a helpful language and vision assistant. \
+     You are able to understand the visual content that the user provides, \
+     and assist the user with a variety of tasks using natural language.";
+
+/// How a conversation is written out.
+///
+/// | template | prompt for one image and the question `Q` | answer `A` |
+/// |---|---|---|
+/// | `VicunaV1` | `{system} USER: <image>\nQ ASSISTANT:` | ` A</s>` |
+/// | `LlavaHf` | `USER: <image>\nQ ASSISTANT:` | ` A</s>` |
+/// | `LlavaLlama2` | `[INST] <<SYS>>\n{system}\n<</SYS>>\n\n<image>\nQ [/INST]` | ` A </s>` |
+/// | `Plain` | `<image>\nQ\n` (without a question `<image>\n`) | `A</s>` |
+/// | `InstructBlip` | `Q`, the image tokens before `<s>` | ` A</s>` |
+///
+/// The end token closes the answer in every template, also where the source leaves it open (`LlavaHf`, `Plain`): a
+/// model that never learns to stop cannot be compared by its answers (C).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Template {
+    /// LLaVA-1.5's `vicuna_v1`.
+    #[default]
+    VicunaV1,
+    /// The chat template of `llava-hf/llava-1.5-*-hf`: no system message of its own.
+    LlavaHf,
+    /// `llava_llama_2`.
+    LlavaLlama2,
+    /// `plain`: no roles at all.
+    Plain,
+    /// InstructBLIP (vicuna): the bare question; the query tokens come before everything.
+    InstructBlip,
+}
+
+/// A prompt ready for the tokenizer, and what goes around the answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rendered {
+    /// The text up to the answer.
+    pub prompt: String,
+    /// Between prompt and answer.
+    pub before: &'static str,
+    /// Between answer and end token.
+    pub after: &'static str,
+    /// Image tokens go before the whole prompt, the start token included, instead of at tags in the text.
+    pub images_before: bool,
+}
+
+impl Rendered {
+    /// The whole text with an answer, closed by `eos`, and the bytes of it that are the answer proper.
+    pub fn with_answer(&self, answer: &str, eos: &str) -> (String, std::ops::Range<usize>) {
+        let start = self.prompt.len() + self.before.len();
+        let text = [self.prompt.as_str(), self.before, answer, self.after, eos].concat();
+        (text, start..start + answer.len())
+    }
+}
+
+impl Template {
+    /// Writes out the prompt of a pair, one `image_token` for each of its images.
+    pub fn render(self, pair: &Pair, image_token: &str, eos: &str) -> Rendered {
+        self.render_parts(pair.system.as_deref(), &pair.history, &pair.prompt, pair.images.len(), image_token, eos)
+    }
+
+    /// [`Template::render`] without a pair: for generation.
+    pub fn render_parts(
+        self,
+        system: Option<&str>,
+        history: &[Turn],
+        question: &str,
+        images: usize,
+        image_token: &str,
+        eos: &str,
+    ) -> Rendered {
+        let tags = format!("{image_token}\n").repeat(images);
+        // The images come with the first thing that the user says.
+        let users: Vec<String> = history
+            .iter()
+            .map(|turn| turn.user.as_str())
+            .chain([question])
+            .enumerate()
+            .map(|(turn, text)| if turn == 0 && self != Self::InstructBlip { format!("{tags}{text}") } else { text.to_owned() })
+            .collect();
+        let answers = history.iter().map(|turn| turn.assistant.as_str());
+        let (last, earlier) = users.split_last().expect("there is always the question");
+        let mut prompt = String::new();
+        let (before, after) = match self {
+            Self::VicunaV1 | Self::LlavaHf => {
+                let default = if self == Self::VicunaV1 { VICUNA_V1_SYSTEM } else { "" };
+                let system = system.unwrap_or(default);
+                if !system.is_empty() {
+                    prompt += system;
+                    prompt += " ";
+                }
+                // The chat template puts a space after an earlier answer where vicuna_v1 ends it.
+                let end = if self == Self::VicunaV1 { eos } else { " " };
+                for (user, answer) in earlier.iter().zip(answers) {
+                    prompt += &format!("USER: {user} ASSISTANT: {answer}{end}");
+                }
+                prompt += &format!("USER: {last} ASSISTANT:");
+                (" ", "")
+            }
+            Self::LlavaLlama2 => {
+                let system = system.unwrap_or(LLAVA_LLAMA_2_SYSTEM);
+                let mut wrapped = if system.is_empty() { String::new() } else { format!("<<SYS>>\n{system}\n<</SYS>>\n\n") };
+                for (user, answer) in earlier.iter().zip(answers) {
+                    prompt += &format!("[INST] {wrapped}{user} [/INST] {answer} {eos}<s>");
+                    wrapped.clear();
+                }
+                prompt += &format!("[INST] {wrapped}{last} [/INST]");
+                (" ", " ")
+            }
+            Self::Plain => {
+                prompt += system.unwrap_or_default();
+                for (user, answer) in earlier.iter().zip(answers) {
+                    prompt += &format!("{user}\n{answer}\n");
+                }
+                prompt += last;
+                if !question.is_empty() {
+                    prompt += "\n";
+                }
+                ("", "")
+            }
+            Self::InstructBlip => {
+                for text in system.into_iter().chain(earlier.iter().zip(answers).flat_map(|(user, answer)| [user, answer])) {
+                    prompt += text;
+                    prompt += " ";
+                }
+                prompt += last;
+                (" ", "")
+            }
+        };
+        Rendered { prompt, before, after, images_before: self == Self::InstructBlip }
+    }
+}

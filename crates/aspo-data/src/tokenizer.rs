@@ -1,0 +1,141 @@
+//! A `tokenizer.json` with the special tokens that preference data needs.
+
+use std::path::Path;
+
+use crate::error::{Error, Result};
+
+/// Token ids of a text, with the bytes that each covers.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Tokens {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// Bytes `(start, end)` of the text under each token; `(0, 0)` for tokens that the tokenizer added.
+    pub offsets: Vec<(usize, usize)>,
+}
+
+/// Names of the tokens with a meaning of their own. The defaults are those of LLaVA-1.5.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpecialTokens {
+    /// Ends an answer. Default `</s>`; required.
+    pub eos: String,
+    /// Fills short rows (its positions are masked). Default `<pad>`; a tokenizer without it pads with `eos`.
+    pub pad: String,
+    /// Stands for an image in the prompt. Default `<image>`; required once a pair has an image.
+    pub image: String,
+}
+
+impl Default for SpecialTokens {
+    fn default() -> Self {
+        Self { eos: "</s>".to_owned(), pad: "<pad>".to_owned(), image: "<image>".to_owned() }
+    }
+}
+
+/// A tokenizer loaded from Hugging Face's `tokenizer.json`.
+///
+/// Truncation and padding that the file may carry are switched off: both are this crate's own to do.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    names: SpecialTokens,
+    name: String,
+    hash: [u8; 32],
+    eos: u32,
+    pad: u32,
+    image: Option<u32>,
+    /// All special tokens of the file, which texts of users may not contain.
+    special: Vec<String>,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json` with LLaVA's names of special tokens.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] when the file is none or lacks `</s>`.
+    pub fn from_file(path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
+        Self::from_bytes(&bytes, &path.display().to_string(), SpecialTokens::default())
+    }
+
+    /// The same from the file's content; `name` is used in messages.
+    pub fn from_bytes(bytes: &[u8], name: &str, names: SpecialTokens) -> Result<Self> {
+        let fail = |why: String| Error::Tokenizer { name: name.to_owned(), why };
+        let mut inner =
+            tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| fail(format!("not a tokenizer.json: {error}")))?;
+        inner.with_truncation(None).map_err(|error| fail(error.to_string()))?;
+        inner.with_padding(None);
+        let eos = inner
+            .token_to_id(&names.eos)
+            .ok_or_else(|| fail(format!("it has no token {:?} to end an answer: name its own", names.eos)))?;
+        let pad = inner.token_to_id(&names.pad).unwrap_or(eos);
+        let image = inner.token_to_id(&names.image);
+        let special = inner
+            .get_added_tokens_decoder()
+            .into_values()
+            .filter(|token| token.special)
+            .map(|token| token.content)
+            .collect();
+        let hash = <sha2::Sha256 as sha2::Digest>::digest(bytes).into();
+        Ok(Self { inner, names, name: name.to_owned(), hash, eos, pad, image, special })
+    }
+
+    /// Id of the token that ends an answer.
+    pub fn eos(&self) -> u32 {
+        self.eos
+    }
+
+    /// Id that fills short rows.
+    pub fn pad(&self) -> u32 {
+        self.pad
+    }
+
+    /// Id of the token that stands for an image.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] when the tokenizer has none.
+    pub fn image(&self) -> Result<u32> {
+        self.image.ok_or_else(|| Error::Tokenizer {
+            name: self.name.clone(),
+            why: format!("it has no token {:?} to stand for an image: add it", self.names.image),
+        })
+    }
+
+    /// The names of the special tokens.
+    pub fn names(&self) -> &SpecialTokens {
+        &self.names
+    }
+
+    /// Number of ids, added tokens included.
+    pub fn vocabulary(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// SHA-256 of the file.
+    pub fn content_hash(&self) -> [u8; 32] {
+        self.hash
+    }
+
+    /// Tokens of a text with byte offsets; `special` adds what the post-processor adds (`<s>` in front).
+    pub fn encode(&self, text: &str, special: bool) -> Result<Tokens> {
+        let encoding = self.inner.encode(text, special).map_err(|error| self.fail(&error))?;
+        Ok(Tokens { ids: encoding.get_ids().to_vec(), offsets: encoding.get_offsets().to_vec() })
+    }
+
+    /// The text of token ids; `skip_special` leaves special tokens out.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        self.inner.decode(ids, skip_special).map_err(|error| self.fail(&error))
+    }
+
+    /// The first special token that the text spells out, if any: it would be read as that token.
+    pub fn special_in(&self, text: &str) -> Option<&str> {
+        self.special.iter().map(String::as_str).find(|token| !token.is_empty() && text.contains(token))
+    }
+
+    /// The wrapped tokenizer.
+    pub fn inner(&self) -> &tokenizers::Tokenizer {
+        &self.inner
+    }
+
+    fn fail(&self, error: &tokenizers::Error) -> Error {
+        Error::Tokenizer { name: self.name.clone(), why: error.to_string() }
+    }
+}
