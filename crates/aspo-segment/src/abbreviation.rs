@@ -51,59 +51,147 @@ pub(crate) fn leads_on(word: &str) -> bool {
 
 fn find(word: &str, lists: &[&[(Kind, &[&str])]]) -> Option<Kind> {
     let entries = lists.iter().flat_map(|list| list.iter());
-    let has = |words: &[&str]| words.iter().any(|w| w.len() == word.len() && w.eq_ignore_ascii_case(word));
+    let capital = word.starts_with(char::is_uppercase);
+    // An entry with a capital is another word without: "Ill.", "ill.".
+    let is = |w: &&str| {
+        w.len() == word.len()
+            && w.eq_ignore_ascii_case(word)
+            && (capital || !w.starts_with(char::is_uppercase))
+    };
+    let has = |words: &[&str]| words.iter().any(is);
     entries.filter(|(_, words)| has(words)).map(|&(kind, _)| kind).next()
 }
+
+/// Whether `word` says more about a time of day: `5 p.m. Monday`, `9 a.m. EST`.
+pub(crate) fn dates(word: &str) -> bool {
+    DATES.contains(&word)
+}
+
+/// Whether `word` may stand in front of a time of day that opens a sentence.
+pub(crate) fn leads_to_time(word: &str) -> bool {
+    ["at", "by", "around", "about", "after", "before", "until", "from", "since"]
+        .iter()
+        .any(|w| w.eq_ignore_ascii_case(word))
+}
+
+const DATES: &[&str] = &[
+    "Monday",
+    "Tuesday",
+    "Wednesday",
+    "Thursday",
+    "Friday",
+    "Saturday",
+    "Sunday",
+    "Mon",
+    "Tue",
+    "Tues",
+    "Wed",
+    "Thu",
+    "Thurs",
+    "Fri",
+    "Sat",
+    "Sun",
+    "Jan",
+    "Feb",
+    "Mar",
+    "Apr",
+    "Jun",
+    "Jul",
+    "Aug",
+    "Sep",
+    "Sept",
+    "Oct",
+    "Nov",
+    "Dec",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+    "EST",
+    "EDT",
+    "ET",
+    "CST",
+    "CDT",
+    "CT",
+    "MST",
+    "MDT",
+    "MT",
+    "PST",
+    "PDT",
+    "PT",
+    "GMT",
+    "UTC",
+    "BST",
+    "CET",
+    "CEST",
+    "IST",
+    "JST",
+    "Eastern",
+    "Central",
+    "Mountain",
+    "Pacific",
+];
 
 const ENGLISH: &[(Kind, &[&str])] = &[
     (
         Title,
         &[
-            "adm", "amb", "atty", "brig", "capt", "cmdr", "col", "cpl", "dr", "drs", "fr", "gen", "gov",
-            "hon", "lt", "maj", "messrs", "mlle", "mme", "mr", "mrs", "ms", "mt", "mx", "pfc", "pres",
-            "prof", "pvt", "rep", "reps", "rev", "sen", "sens", "sgt", "ste", "supt", "st", "ft", "insp",
-            "cdr", "comdr", "ens", "lieut", "msgr",
+            "dr", "drs", "messrs", "mr", "mrs", "ms", "mlle", "mme", "mx", "prof", "rev", "sgt", "capt",
+            "lt", "gov",
+        ],
+    ),
+    (
+        Title,
+        &[
+            "Adm", "Amb", "Atty", "Brig", "Cdr", "Cmdr", "Col", "Cpl", "Fr", "Ft", "Gen", "Hon", "Insp",
+            "Lieut", "Maj", "Msgr", "Mt", "Pfc", "Pres", "Pvt", "Rep", "Reps", "Sen", "Sens", "Ste", "Supt",
         ],
     ),
     (
         Number,
         &[
-            "art", "arts", "ch", "chap", "cl", "eq", "eqs", "fig", "figs", "no", "nos", "nr", "n°", "nº",
-            "op", "p", "pg", "pp", "par", "para", "pt", "ref", "refs", "sec", "secs", "sect", "tab", "ver",
-            "vol", "vols", "ln", "ex", "tel", "ext", "ca", "c", "approx", "rm", "jan", "feb", "mar", "apr",
-            "jun", "jul", "aug", "sep", "sept", "oct", "nov", "dec",
+            "art", "arts", "ch", "chap", "eq", "eqs", "ex", "ext", "fig", "figs", "ln", "no", "nos", "nr",
+            "n°", "nº", "op", "p", "pg", "pp", "par", "para", "pt", "ref", "refs", "rm", "sec", "secs",
+            "sect", "tab", "tel", "ver", "vol", "vols", "approx", "c", "ca", "Apr", "Aug", "Dec", "Feb",
+            "Jan", "Jul", "Jun", "Mar", "Nov", "Oct", "Sep", "Sept",
         ],
     ),
+    (Always, &["a.k.a", "cf", "e.g", "eg", "esp", "i.a", "i.e", "ie", "incl", "resp", "v", "viz", "vs"]),
     (
-        Always,
+        Inner,
         &[
-            "e.g", "eg", "i.e", "ie", "vs", "v", "cf", "viz", "i.a", "resp", "incl", "esp", "al", "a.k.a",
-            "aka",
+            "al", "assn", "assoc", "ave", "bldg", "blvd", "bros", "co", "corp", "cos", "dept", "dist", "div",
+            "est", "esq", "gmbh", "hwy", "inc", "intl", "jr", "llc", "ltd", "mfg", "mgr", "natl", "ph.d",
+            "pkwy", "pty", "rd", "rte", "sq", "sr", "st", "univ", "b.sc", "m.sc", "ed", "eds", "publ",
+            "suppl", "transl",
         ],
     ),
     (
         Inner,
         &[
-            "assn", "assoc", "ave", "bldg", "blvd", "bros", "co", "corp", "cos", "cy", "dept", "dist", "div",
-            "est", "gmbh", "hwy", "inc", "intl", "inst", "jr", "ltd", "llc", "mfg", "mgr", "natl", "pkwy",
-            "pl", "pty", "rd", "rte", "sq", "sr", "univ", "u.s", "u.k", "u.n", "e.u", "mon", "tue", "tues",
-            "wed", "thu", "thur", "thurs", "fri", "esq", "ph.d", "m.d", "b.a", "m.a", "b.sc", "m.sc", "b.s",
-            "m.s", "d.c", "l.a", "n.y", "a.d", "b.c", "c.e", "ala", "ariz", "ark", "calif", "colo", "conn",
-            "del", "fla", "ga", "ill", "kan", "ky", "md", "mich", "minn", "mo", "mont", "neb", "nev", "okla",
-            "ont", "ore", "penn", "que", "tenn", "tex", "va", "vt", "wis", "wyo", "ed", "eds", "trans",
-            "transl", "ibid", "op.cit", "dec'd", "orig", "publ", "rel", "repr", "rev'd", "seq", "ser",
-            "suppl",
+            "Ala", "Ariz", "Ark", "Calif", "Colo", "Conn", "Del", "Fla", "Ga", "Ill", "Ind", "Kan", "Ky",
+            "Mass", "Md", "Mich", "Minn", "Miss", "Mo", "Mont", "Neb", "Nev", "Okla", "Ont", "Ore", "Pa",
+            "Penn", "Que", "Tenn", "Tex", "Va", "Vt", "Wash", "Wis", "Wyo", "Fri", "Mon", "Thu", "Thur",
+            "Thurs", "Tue", "Tues", "Wed",
         ],
     ),
     (
         Last,
         &[
-            "etc", "min", "mins", "max", "hr", "hrs", "sec'y", "ft.lb", "oz", "lb", "lbs", "kg", "km", "cm",
-            "mm", "mi", "yd", "yds", "yr", "yrs", "avg", "misc", "temp", "std", "tbsp", "tsp", "qt", "gal",
-            "mph", "abbr", "appt", "dist", "alt",
+            "abbr", "appt", "avg", "cm", "etc", "ect", "ft", "gal", "hr", "hrs", "kg", "km", "lb", "lbs",
+            "max", "mi", "min", "mins", "misc", "mm", "mph", "oz", "qt", "std", "tbsp", "temp", "tsp", "yd",
+            "yds", "yr", "yrs",
         ],
     ),
-    (Time, &["a.m", "p.m", "am", "pm"]),
+    (Time, &["a.m", "am", "p.m", "pm"]),
 ];
 
 /// What other languages share with English.

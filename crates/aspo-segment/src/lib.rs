@@ -7,6 +7,8 @@ mod align;
 mod answer;
 mod chars;
 mod error;
+mod judge;
+mod look;
 mod marker;
 mod rules;
 mod splitter;

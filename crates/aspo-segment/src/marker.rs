@@ -104,7 +104,13 @@ pub(crate) fn opens_line(text: &str, at: usize) -> bool {
         || rest.starts_with("```")
         || rest.starts_with("~~~")
         || rest.starts_with("**")
-        || read(text, at).end > at
+        || numbers_item(text, at)
+}
+
+/// Whether a marker with a number stands at `at`, and an item behind it.
+fn numbers_item(text: &str, at: usize) -> bool {
+    let end = read(text, at).end;
+    end > at && text[end..].starts_with(char::is_whitespace) && !text[end..].trim_start().is_empty()
 }
 
 /// The end of the fenced block of code that opens at `start`, white space behind it included; the text's end for a

@@ -3,6 +3,7 @@
 use std::iter::FusedIterator;
 use std::ops::Range;
 
+use crate::chars::extends_cluster;
 use crate::rules;
 
 /// How to split; the default is made for model answers.
@@ -57,6 +58,9 @@ pub enum Language {
     Spanish,
 }
 
+/// How many bytes behind the longest sentence a rule may look at.
+const LOOK_AHEAD: usize = 512;
+
 /// Splits a text into sentences: byte spans that tile it exactly.
 ///
 /// Every byte is in one span, no span is empty, and white space between two sentences belongs to the one before it. The
@@ -88,19 +92,16 @@ impl Iterator for Sentences<'_> {
     type Item = Range<usize>;
 
     fn next(&mut self) -> Option<Range<usize>> {
-        let mut span = self.pending.take().or_else(|| self.candidate())?;
-        if self.options.min_length <= 1 {
-            return Some(span);
-        }
-        while let Some(next) = self.candidate() {
+        let span = self.pending.take().or_else(|| self.long_enough())?;
+        if self.options.min_length > 1
+            && let Some(next) = self.long_enough()
+        {
+            // Only the last one can still be too short.
             let joined = span.start..next.end;
-            let last_is_short = next.end == self.text.len() && self.is_short(&next);
-            if (last_is_short || self.is_short(&span)) && self.fits(&joined) {
-                span = joined;
-            } else {
-                self.pending = Some(next);
-                break;
+            if self.is_short(&next) && self.fits(&joined) {
+                return Some(joined);
             }
+            self.pending = Some(next);
         }
         Some(span)
     }
@@ -109,6 +110,22 @@ impl Iterator for Sentences<'_> {
 impl FusedIterator for Sentences<'_> {}
 
 impl Sentences<'_> {
+    /// The next sentence, joined with those behind it while it is too short.
+    fn long_enough(&mut self) -> Option<Range<usize>> {
+        let mut span = self.candidate()?;
+        while self.is_short(&span)
+            && let Some(next) = self.candidate()
+        {
+            let joined = span.start..next.end;
+            if !self.fits(&joined) {
+                self.at = span.end;
+                break;
+            }
+            span = joined;
+        }
+        Some(span)
+    }
+
     /// The next sentence before joining: up to where the rules end it, or cut where it would be too long.
     fn candidate(&mut self) -> Option<Range<usize>> {
         let (text, start) = (self.text, self.at);
@@ -117,9 +134,15 @@ impl Sentences<'_> {
         }
         let first = start + leading_space(&text[start..]);
         let limit = nth_char(text, first, self.options.max_length.max(1));
-        let natural = rules::sentence_end(text, start, limit, &self.options);
+        // Where the sentence will be cut anyway, no rule reads on to the end of the text.
+        let near = text.floor_char_boundary(limit.saturating_add(LOOK_AHEAD));
+        let natural = rules::sentence_end(&text[..near], start, limit, &self.options);
         let content = start + text[start..natural].trim_end().len();
-        self.at = if content <= limit { natural } else { cut(text, first, limit) };
+        self.at = if content <= limit {
+            natural + leading_space(&text[natural..])
+        } else {
+            cut(text, first, limit)
+        };
         Some(start..self.at)
     }
 
@@ -151,9 +174,19 @@ fn cut(text: &str, first: usize, limit: usize) -> usize {
     let clause = clause.take_while(|&at| at > middle).find(|&at| !window[at..].starts_with(is_word));
     let next_is_space = text[limit..].starts_with(char::is_whitespace);
     let word = if next_is_space { Some(window.len()) } else { window.rfind(char::is_whitespace) };
-    let at = clause.or(word).filter(|&at| at > 0).unwrap_or(window.len());
-    let at = first + at;
+    let at = match clause.or(word).filter(|&at| at > 0) {
+        Some(at) => first + at,
+        None => whole_cluster(text, first, limit),
+    };
     at + leading_space(&text[at..])
+}
+
+/// The last place up to `limit` that does not cut an emoji or an accent from its letter; `limit`, where there is none.
+fn whole_cluster(text: &str, first: usize, limit: usize) -> usize {
+    let cuts_cluster =
+        |at: usize| text[at..].starts_with(extends_cluster) || text[..at].ends_with('\u{200d}');
+    let places = text[first..limit].char_indices().rev().map(|(at, _)| first + at).take(16);
+    [limit].into_iter().chain(places).find(|&at| at > first && !cuts_cluster(at)).unwrap_or(limit)
 }
 
 fn is_word(c: char) -> bool {

@@ -1,0 +1,199 @@
+//! Whether a sentence ends: decided from the sentence so far and the next word, never from the sentences before, so that
+//! a sentence split again is one sentence.
+
+use crate::Language;
+use crate::abbreviation::{self, Kind};
+use crate::look::{Closer, First, Mark, Next, Run, Space, word_before};
+
+/// The sentence from its first byte to the place that is judged, and what the judgement may look at besides.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sentence<'t> {
+    pub(crate) text: &'t str,
+    /// Its first byte that is not white space.
+    pub(crate) first: usize,
+    /// The byte behind its marker.
+    pub(crate) body: usize,
+    pub(crate) language: Language,
+}
+
+impl<'t> Sentence<'t> {
+    /// The sentence before `at`.
+    pub(crate) fn before(&self, at: usize) -> &'t str {
+        &self.text[self.first..at]
+    }
+
+    /// Whether the sentence ends at `run`, with the white space `space` and `next` behind it.
+    pub(crate) fn ends_at(&self, run: Run, space: Space, next: Next) -> bool {
+        let new_line = space.lines > 0;
+        match (run.mark, next.first) {
+            (Mark::Ellipsis { .. }, First::Tail) => false,
+            (_, First::Tail) => new_line,
+            (Mark::Wide, _) => true,
+            (Mark::Ellipsis { .. }, First::Lower | First::Digit) => false,
+            // "I" has a capital anywhere.
+            (Mark::Ellipsis { dots }, _) if matches!(next.word, "I" | "I'm" | "I’m") => dots > 3,
+            (_, First::Lower) if run.closer != Closer::None => new_line,
+            _ if run.closer == Closer::Quote => !self.is_citation(space.end),
+            (Mark::Ellipsis { .. }, _) => true,
+            (Mark::Strong, First::Dash) => new_line,
+            (Mark::Strong, First::Lower) => new_line || !self.is_name(run.at),
+            (Mark::Strong, _) => true,
+            (Mark::Period, _) => self.ends_at_period(run.at, new_line, next),
+        }
+    }
+
+    /// Whether a sentence ends at `run` with no white space behind it: `waves.There`, `。`.
+    pub(crate) fn ends_glued(&self, run: Run, next: Next) -> bool {
+        if run.mark == Mark::Wide {
+            return next.first != First::Tail
+                && !(run.closer == Closer::Quote && quotation_goes_on(next.word));
+        }
+        let mut letters = next.word.chars();
+        let (Some(capital), second) = (letters.next(), letters.next()) else { return false };
+        if next.first != First::Upper {
+            return false;
+        }
+        if !capital.is_uppercase() {
+            // A script without capitals, such as Chinese behind an ASCII full stop.
+            return true;
+        }
+        let before = self.before(run.at);
+        let word = word_before(before);
+        let ended = before
+            .chars()
+            .next_back()
+            .is_some_and(|c| c.is_lowercase() || c.is_numeric() || ")\"”%'".contains(c));
+        let starts = match second {
+            Some(c) => (c.is_lowercase() || matches!(c, '\'' | '’')) && !is_domain(next.word),
+            None => matches!(next.word, "A" | "I") && next.behind.starts_with(' '),
+        };
+        let starts = starts
+            && (next.word.len() > 2 || self.starts_sentence(next.word) || self.kind(next.word).is_some());
+        // Code and names of files: `System.Out.println`, `Foo.Bar_baz`.
+        let code = next.behind.starts_with(['_', '(', '/', '=', '@', '.', ':'])
+            && !next.behind.starts_with(". ")
+            && !next.behind.starts_with(": ")
+            && self.kind(next.word).is_none();
+        let initial =
+            word.len() == 1 && !word.starts_with(|c: char| c.is_ascii_digit()) && !self.is_pronoun(run.at);
+        let abbreviated =
+            word.contains('.') && word.contains(char::is_alphabetic) || self.kind(word).is_some();
+        (ended || self.is_pronoun(run.at))
+            && starts
+            && !code
+            && !initial
+            && !abbreviated
+            && !self.is_address(run.at)
+    }
+
+    fn ends_at_period(&self, at: usize, new_line: bool, next: Next) -> bool {
+        let before = self.before(at);
+        let word = word_before(before);
+        let upper = matches!(next.first, First::Upper | First::Sign) && !next.bracket;
+        // Not a starter, but an initial: "J. A. Smith".
+        let starts = upper
+            && (next.first == First::Sign
+                || self.starts_sentence(next.word) && !next.behind.starts_with('.'));
+        let kind = self.kind(word);
+        match kind {
+            Some(Kind::Title | Kind::Always) => return false,
+            Some(Kind::Number) if next.first == First::Digit => return false,
+            Some(Kind::Number) if next.first == First::Lower => {
+                return new_line || word.eq_ignore_ascii_case("no");
+            }
+            Some(Kind::Number | Kind::Last) => return new_line || upper,
+            Some(Kind::Inner) => return new_line || starts,
+            Some(Kind::Time) => {
+                let hour = before.len() - word.len();
+                return new_line || upper && !abbreviation::dates(next.word) && !self.opens_with_time(hour);
+            }
+            None => {}
+        }
+        if is_initials(word) {
+            let named = before[..before.len() - word.len()].trim_end().ends_with(':');
+            return new_line || starts && !named || upper && self.is_pronoun(at);
+        }
+        let number = !word.is_empty() && word.bytes().all(|b| b.is_ascii_digit());
+        match next.first {
+            // Without a vowel it is an abbreviation nobody listed.
+            First::Lower => new_line || word.is_empty() || word.len() > 5 || word.contains(is_vowel_or_other),
+            // German ordinals: "am 3. Mai".
+            First::Upper if number && word.len() <= 2 && self.language == Language::German => {
+                new_line || starts
+            }
+            _ => true,
+        }
+    }
+
+    fn kind(&self, word: &str) -> Option<Kind> {
+        abbreviation::kind(word, self.language)
+    }
+
+    fn starts_sentence(&self, word: &str) -> bool {
+        abbreviation::starts_sentence(word, self.language)
+    }
+
+    /// Whether the word before `at` is the pronoun: `you and I.`, but not `Albert I.`.
+    fn is_pronoun(&self, at: usize) -> bool {
+        let Some(before) = self.before(at).strip_suffix('I') else { return false };
+        let Some(before) = before.strip_suffix(' ') else { return false };
+        let word = word_before(before);
+        word.starts_with(char::is_lowercase)
+    }
+
+    /// Whether the word before `at` is a name inside the sentence: `works at Yahoo! in`.
+    fn is_name(&self, at: usize) -> bool {
+        let word = word_before(self.before(at));
+        at - word.len() > self.body && word.starts_with(char::is_uppercase)
+    }
+
+    /// Whether a source in brackets follows, with the full stop behind it: `"… stairways" (Smith 55).`
+    fn is_citation(&self, at: usize) -> bool {
+        let rest = &self.text.as_bytes()[at..];
+        let inside =
+            rest.iter().take(80).take_while(|b| !matches!(b, b')' | b'.' | b'!' | b'?' | b'\n')).count();
+        rest.starts_with(b"(") && rest[inside..].starts_with(b").")
+    }
+
+    /// `At 5 a.m. Mr. Smith …`: the time, whose hour ends at `hour` of the sentence, opens it.
+    fn opens_with_time(&self, hour: usize) -> bool {
+        let before = &self.text[self.body..self.first + hour];
+        if before.len() > 20 {
+            return false;
+        }
+        let mut words = before.split_whitespace();
+        let preposition = words.next().is_some_and(abbreviation::leads_to_time);
+        let number = words.next().is_some_and(|w| w.starts_with(|c: char| c.is_ascii_digit()));
+        preposition && number && words.next().is_none()
+    }
+
+    /// Whether the word that ends at `at` is an address or a path.
+    fn is_address(&self, at: usize) -> bool {
+        let from = self.text.floor_char_boundary(at.saturating_sub(100)).max(self.first);
+        let word = self.text[from..at].rsplit(char::is_whitespace).next().unwrap_or_default();
+        word.contains(['/', '@', '\\', '_', '=']) || word.starts_with("www.")
+    }
+}
+
+/// One letter, or letters with full stops between them: `J`, `U.S.A`.
+fn is_initials(word: &str) -> bool {
+    let mut parts = word.split('.').map(|part| {
+        let mut letters = part.chars();
+        letters.next().is_some_and(char::is_alphabetic) && letters.next().is_none()
+    });
+    !word.is_empty() && parts.all(|single| single)
+}
+
+fn is_vowel_or_other(c: char) -> bool {
+    !c.is_ascii_alphabetic() || "aeiouyAEIOUY".contains(c)
+}
+
+/// The end of a domain name: `Example.Com`.
+fn is_domain(word: &str) -> bool {
+    ["com", "net", "org", "edu", "gov"].iter().any(|end| end.eq_ignore_ascii_case(word))
+}
+
+/// Japanese particles and the Chinese comma behind a quotation, which make it a part of the sentence.
+fn quotation_goes_on(word: &str) -> bool {
+    word.starts_with(['と', 'っ', 'て', 'は', 'が', 'を', 'に', 'の', 'も', 'な', 'で'])
+}
