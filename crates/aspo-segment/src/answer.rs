@@ -5,7 +5,7 @@ use crate::abbreviation;
 use crate::chars::{is_bullet, is_newline, is_wide_stop};
 use crate::judge::Sentence;
 use crate::look::{self, First, Mark, Run, word_before};
-use crate::marker::{self, Marker};
+use crate::marker::{self, Marker, Number};
 use crate::splitter::leading_space;
 
 /// What the scan does at a place it stopped at.
@@ -137,7 +137,9 @@ impl Scan<'_> {
         let space = look::space(self.text, at);
         let before = self.sentence.before(at);
         let before = before.trim_end();
-        if space.end < self.text.len() && self.sentence.first + before.len() <= self.marker.end {
+        // A number alone on its line belongs to the item below; a letter alone is an answer.
+        let alone = self.sentence.first + before.len() <= self.marker.end;
+        if alone && space.end < self.text.len() && !matches!(self.marker.number, Some(Number::Letter(_))) {
             return Go(space.end);
         }
         if space.end == self.text.len() || space.lines > 1 || marker::opens_line(self.text, space.end) {

@@ -12,6 +12,7 @@ mod look;
 mod marker;
 mod rules;
 mod splitter;
+mod words;
 
 pub use align::{align, byte_offsets, within};
 pub use error::Error;

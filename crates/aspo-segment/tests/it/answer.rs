@@ -195,8 +195,11 @@ splits! {
         "Below"
         from "Above ========== Below";
     answers_to_choices:
-        "The answer is: B. The cat"
-        from "The answer is: B. The cat";
+        "B. The cat"
+        "The answer is: C. The dog"
+        "D."
+        "It is a bird."
+        from "B. The cat\nThe answer is: C. The dog\n\nD.\n\nIt is a bird.";
 }
 
 #[test]
