@@ -17,6 +17,7 @@ use burn::tensor::{DType, backend::Backend};
 use crate::clip::{Clip, ClipConfig};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
+use crate::instructblip::{InstructBlip, InstructBlipConfig};
 use crate::llama::{Llama, LlamaConfig};
 use crate::llava::{Llava, LlavaConfig};
 use crate::nn::path_hash;
@@ -151,6 +152,32 @@ impl<B: Backend> Pretrained<B> for Llava<B> {
     }
 
     fn model_config(&self) -> &LlavaConfig {
+        self.config()
+    }
+}
+
+impl<B: Backend> Pretrained<B> for InstructBlip<B> {
+    type Config = InstructBlipConfig;
+    const PREFIXES: &'static [Prefix] = &[
+        Prefix {
+            module: "language_model.model.",
+            files: &["language_model.model.", "model.language_model."],
+        },
+        Prefix { module: "language_model.lm_head.", files: &["language_model.lm_head.", "lm_head."] },
+        Prefix { module: "vision_model.", files: &["vision_model.", "model.vision_model."] },
+        Prefix { module: "qformer.", files: &["qformer.", "model.qformer."] },
+        Prefix { module: "query_tokens", files: &["query_tokens", "model.query_tokens"] },
+        Prefix {
+            module: "language_projection.",
+            files: &["language_projection.", "model.language_projection."],
+        },
+    ];
+
+    fn from_config(config: &InstructBlipConfig, device: &B::Device) -> Self {
+        config.init(device)
+    }
+
+    fn model_config(&self) -> &InstructBlipConfig {
         self.config()
     }
 }

@@ -11,8 +11,8 @@ use crate::nn::{Linear, each_linear};
 
 pub(crate) use config::tower_init;
 pub use config::{ClipConfig, ClipTextConfig, ClipVisionConfig};
-pub(crate) use parts::layer_index;
 pub use parts::{ClipEncoder, ClipEncoderLayer, ClipTextModel, ClipVisionModel, VisionOutput};
+pub(crate) use parts::{ClipMlp, layer_index};
 
 /// Both towers with their projections, as Hugging Face's `CLIPModel`.
 #[derive(Module, Debug)]

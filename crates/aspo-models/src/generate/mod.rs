@@ -1,53 +1,136 @@
 //! Text from a model: batches of unequal prompts, key-value cache, on a plain backend.
 
+mod beam;
+mod sample;
 mod state;
 
 use burn::tensor::{Tensor, backend::Backend};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::input::ModelInput;
 use crate::model::LanguageModel;
 use state::State;
 
-/// How to generate; names are those of Hugging Face's `GenerationConfig`.
-#[derive(Debug, Clone, PartialEq)]
+/// How to generate; names and meanings are those of Hugging Face's `GenerationConfig`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct GenerateConfig {
     /// At most this many tokens a row; 512 by default.
     pub max_new_tokens: usize,
+    /// A row does not end before this many tokens; 0 by default.
+    pub min_new_tokens: usize,
+    /// Draw tokens instead of taking the likeliest; off by default.
+    pub do_sample: bool,
+    /// Divides scores before drawing; 1 by default.
+    pub temperature: f64,
+    /// Draw from this many likeliest tokens; 0, the default, is all.
+    pub top_k: usize,
+    /// Draw from the fewest tokens whose probabilities reach this; 1, the default, is all.
+    pub top_p: f64,
+    /// Sequences kept side by side; 1, the default, is none beside.
+    pub num_beams: usize,
+    /// Ended beams are ranked by `score / length^length_penalty`; 1 by default.
+    pub length_penalty: f64,
     /// A row ends after any of these, which it keeps. `None` takes the model's own.
     pub eos_token_id: Option<Vec<u32>>,
+    /// Seed of drawing; each row has a stream of its own, so a row's text does not depend on its neighbours.
+    pub seed: u64,
 }
 
 impl Default for GenerateConfig {
     fn default() -> Self {
-        Self { max_new_tokens: 512, eos_token_id: None }
+        Self {
+            max_new_tokens: 512,
+            min_new_tokens: 0,
+            do_sample: false,
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            num_beams: 1,
+            length_penalty: 1.0,
+            eos_token_id: None,
+            seed: 0,
+        }
+    }
+}
+
+impl GenerateConfig {
+    /// Refuse values that mean nothing.
+    ///
+    /// # Errors
+    /// The first such option, by name.
+    pub fn check(&self) -> Result<()> {
+        let refuse = |name: &str, reason: String| Err(Error::config(name, reason));
+        if self.do_sample && !(self.temperature.is_finite() && self.temperature > 0.0) {
+            let reason = format!(
+                "{} must be positive; for the likeliest token switch do_sample off",
+                self.temperature
+            );
+            return refuse("temperature", reason);
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return refuse("top_p", format!("{} is not within 0 and 1", self.top_p));
+        }
+        if self.num_beams == 0 {
+            return refuse("num_beams", "0; 1 is the search without beams".into());
+        }
+        if self.num_beams > 1 && self.do_sample {
+            return refuse(
+                "num_beams",
+                "beams are not drawn here; switch do_sample off or take one beam".into(),
+            );
+        }
+        if !self.length_penalty.is_finite() {
+            return refuse("length_penalty", format!("{} is not finite", self.length_penalty));
+        }
+        Ok(())
     }
 }
 
 /// Continue every row of `input`; returns the new tokens of each, its end token included, without padding.
 ///
 /// Prompts may be of unequal length, padded on either side. `on_token(row, token)` is called for each new token in
-/// the order of their making. Use a plain backend (`model.valid()`): nothing here keeps a graph.
+/// the order of their making; with beams, once the best sequence of a row is known. Use a plain backend
+/// (`model.valid()`): nothing here keeps a graph.
 ///
 /// # Errors
-/// What [`embed`](LanguageModel::embed) refuses, a row without a token, or packed segments.
+/// What [`embed`](LanguageModel::embed) refuses, a row without a token, packed segments, or a config that means
+/// nothing.
 pub fn generate<B: Backend, M: LanguageModel<B>>(
     model: &M,
     input: &ModelInput<B>,
     config: &GenerateConfig,
     mut on_token: impl FnMut(usize, u32),
 ) -> Result<Vec<Vec<u32>>> {
+    config.check()?;
     let eos = config.eos_token_id.clone().unwrap_or_else(|| model.decoder().config().eos());
     let rows = input.input_ids.dims()[0];
-    let mut out = vec![Vec::new(); rows];
     if config.max_new_tokens == 0 || rows == 0 {
+        return Ok(vec![Vec::new(); rows]);
+    }
+    if config.num_beams > 1 {
+        let out = beam::search(model, input, config, &eos)?;
+        for (row, tokens) in out.iter().enumerate() {
+            tokens.iter().for_each(|&token| on_token(row, token));
+        }
         return Ok(out);
     }
+    let mut out = vec![Vec::new(); rows];
+    let mut draws: Vec<ChaCha8Rng> = (0..rows as u64)
+        .map(|row| {
+            let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
+            rng.set_stream(row);
+            rng
+        })
+        .collect();
     let (mut state, mut logits) = State::prefill(model, input)?;
     // Which row of the input each row of the state is.
     let mut active: Vec<usize> = (0..rows).collect();
     loop {
-        let next = greedy(logits);
+        let next = choose(logits, config, &eos, &active, &out, &mut draws);
         let mut running = Vec::with_capacity(active.len());
         let mut tokens = Vec::with_capacity(active.len());
         for (slot, (&row, &token)) in active.iter().zip(&next).enumerate() {
@@ -65,13 +148,45 @@ pub fn generate<B: Backend, M: LanguageModel<B>>(
             state.keep(&running);
             active = running.iter().map(|&slot| active[slot]).collect();
         }
-        logits = state.step(model, &tokens)?;
+        logits = state.step(model, &tokens);
     }
 }
 
-/// The likeliest token of each row; the lowest id where several are.
-fn greedy<B: Backend>(logits: Tensor<B, 2>) -> Vec<u32> {
-    logits.argmax(1).to_data().iter::<i64>().map(|id| id as u32).collect()
+/// The next token of each running row.
+fn choose<B: Backend>(
+    logits: Tensor<B, 2>,
+    config: &GenerateConfig,
+    eos: &[u32],
+    active: &[usize],
+    out: &[Vec<u32>],
+    draws: &mut [ChaCha8Rng],
+) -> Vec<u32> {
+    let may_end = |row: usize| out[row].len() >= config.min_new_tokens;
+    if !config.do_sample && active.iter().all(|&row| may_end(row)) {
+        // On the device: only the ids come back.
+        return logits.argmax(1).to_data().iter::<i64>().map(|id| id as u32).collect();
+    }
+    let mut scores = rows_of(logits);
+    for (scores, &row) in scores.iter_mut().zip(active) {
+        if !may_end(row) {
+            for &id in eos {
+                if let Some(score) = scores.get_mut(id as usize) {
+                    *score = f32::NEG_INFINITY;
+                }
+            }
+        }
+    }
+    let pick = |(scores, &row): (&Vec<f32>, &usize)| {
+        if config.do_sample { sample::draw(scores, config, &mut draws[row]) } else { sample::argmax(scores) }
+    };
+    scores.iter().zip(active).map(pick).collect()
+}
+
+/// Scores on the host, one vector a row.
+fn rows_of<B: Backend>(logits: Tensor<B, 2>) -> Vec<Vec<f32>> {
+    let width = logits.dims()[1];
+    let flat: Vec<f32> = logits.to_data().iter::<f32>().collect();
+    flat.chunks(width.max(1)).map(<[f32]>::to_vec).collect()
 }
 
 fn refuse(reason: impl Into<String>) -> Error {

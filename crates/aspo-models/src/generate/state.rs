@@ -67,14 +67,14 @@ impl<B: Backend> State<B> {
     }
 
     /// Add one token to each row; gives the scores of the next.
-    pub(super) fn step<M: LanguageModel<B>>(&mut self, model: &M, tokens: &[u32]) -> Result<Tensor<B, 2>> {
+    pub(super) fn step<M: LanguageModel<B>>(&mut self, model: &M, tokens: &[u32]) -> Tensor<B, 2> {
         let rows = tokens.len();
         let column =
             |v: Vec<i64>| Tensor::<B, 2, Int>::from_data(TensorData::new(v, [rows, 1]), &self.device);
         let ids = column(tokens.iter().map(|&t| i64::from(t)).collect());
         let positions = column(self.before.iter().map(|before| (self.columns - before) as i64).collect());
         let embeds = model.decoder().embed_tokens.forward(ids);
-        Ok(self.run(model, embeds, positions))
+        self.run(model, embeds, positions)
     }
 
     /// Keep these rows only, in this order; a row may be taken more than once (beams).

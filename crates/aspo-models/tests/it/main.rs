@@ -1,6 +1,9 @@
 //! Integration tests: each body is generic over the backend and runs on flex and ndarray.
 
 mod adapters;
+mod checkpoints;
+mod corrupt;
+mod generation;
 mod oracle;
 mod support;
 mod trajectory;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use aspo_models::{
-    Clip, GenerateConfig, LanguageModel, Llama, Llava, LoadOptions, ModelInput, Pretrained,
+    Clip, GenerateConfig, InstructBlip, LanguageModel, Llama, Llava, LoadOptions, ModelInput, Pretrained,
     VisionLanguageModel, generate,
 };
 use burn::tensor::backend::Backend;
@@ -11,7 +11,7 @@ use burn::tensor::{Int, Tensor};
 
 use crate::support::{Expected, assert_close, cases, on_backends, values};
 
-on_backends!(oracle_llama, oracle_clip, oracle_llava);
+on_backends!(oracle_llama, oracle_clip, oracle_llava, oracle_instructblip);
 
 fn open<B: Backend, M: Pretrained<B>>(case: &Path) -> (M, Expected) {
     let (model, report) = M::from_pretrained(case, &LoadOptions::default(), &Default::default()).unwrap();
@@ -124,5 +124,22 @@ fn oracle_llava<B: Backend>() {
         let pictures = first.iter().filter(|&&id| id == i64::from(model.image_token())).count()
             / model.tokens_per_image();
         check_greedy(&case, &model, &expected, Some(images.slice(0..pictures)));
+    }
+}
+
+fn oracle_instructblip<B: Backend>() {
+    for case in cases("instructblip") {
+        let (model, expected) = open::<B, InstructBlip<B>>(&case);
+        let mask = expected.ints("attention_mask").0;
+        let features = model.vision_features(expected.float_tensor("pixel_values")).unwrap();
+        assert_close(&case, features.clone(), &expected, "vision_output", None);
+        let input = ModelInput {
+            qformer_input_ids: Some(expected.int_tensor("qformer_input_ids")),
+            qformer_attention_mask: Some(expected.int_tensor("qformer_attention_mask")),
+            ..ModelInput::new(expected.int_tensor("input_ids"), expected.int_tensor("attention_mask"))
+        }
+        .with_images(features.clone());
+        assert_close(&case, model.query(features, &input).unwrap(), &expected, "qformer_output", None);
+        assert_close(&case, model.logits(&input).unwrap(), &expected, "logits", Some(&mask));
     }
 }

@@ -1,0 +1,100 @@
+//! The image tower: a ViT whose query, key and value projections are one layer.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Tensor, backend::Backend};
+
+use super::BlipVisionConfig;
+use crate::clip::ClipMlp;
+use crate::nn::{LayerNorm, Linear, PatchEmbedding, attend, each_linear, merge_heads, normal};
+
+/// Self-attention with a fused projection.
+#[derive(Module, Debug)]
+pub struct BlipAttention<B: Backend> {
+    qkv: Linear<B>,
+    projection: Linear<B>,
+    heads: usize,
+}
+each_linear!(BlipAttention: qkv, projection);
+
+impl<B: Backend> BlipAttention<B> {
+    fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let [images, tokens, width] = x.dims();
+        let fused = self.qkv.forward(x).reshape([images, tokens, 3, self.heads, width / self.heads]);
+        let fused = fused.permute([2, 0, 3, 1, 4]);
+        let part = |i: usize| fused.clone().slice(i..i + 1).squeeze_dim::<4>(0);
+        self.projection.forward(merge_heads(attend(part(0), part(1), part(2), None)))
+    }
+}
+
+/// A pre-norm transformer layer.
+#[derive(Module, Debug)]
+pub struct BlipEncoderLayer<B: Backend> {
+    self_attn: BlipAttention<B>,
+    layer_norm1: LayerNorm<B>,
+    mlp: ClipMlp<B>,
+    layer_norm2: LayerNorm<B>,
+}
+each_linear!(BlipEncoderLayer: self_attn, mlp);
+
+/// The stack of layers.
+#[derive(Module, Debug)]
+pub struct BlipEncoder<B: Backend> {
+    layers: Vec<BlipEncoderLayer<B>>,
+}
+each_linear!(BlipEncoder: layers);
+
+/// Class vector, patches and positions.
+#[derive(Module, Debug)]
+pub struct BlipVisionEmbeddings<B: Backend> {
+    class_embedding: Param<Tensor<B, 3>>,
+    patch_embedding: PatchEmbedding<B>,
+    position_embedding: Param<Tensor<B, 3>>,
+}
+
+/// The image tower.
+#[derive(Module, Debug)]
+pub struct BlipVisionModel<B: Backend> {
+    embeddings: BlipVisionEmbeddings<B>,
+    encoder: BlipEncoder<B>,
+    post_layernorm: LayerNorm<B>,
+}
+each_linear!(BlipVisionModel: encoder);
+
+impl<B: Backend> BlipVisionModel<B> {
+    pub(crate) fn new(c: &BlipVisionConfig, device: &B::Device) -> Self {
+        let width = c.hidden_size;
+        let norm = || LayerNorm::new(width, c.layer_norm_eps, device);
+        let layer = |_| BlipEncoderLayer {
+            self_attn: BlipAttention {
+                qkv: Linear::new(width, 3 * width, c.qkv_bias, device),
+                projection: Linear::new(width, width, true, device),
+                heads: c.num_attention_heads,
+            },
+            layer_norm1: norm(),
+            mlp: ClipMlp::new(width, c.intermediate_size, c.hidden_act, device),
+            layer_norm2: norm(),
+        };
+        Self {
+            embeddings: BlipVisionEmbeddings {
+                class_embedding: normal([1, 1, width], device),
+                patch_embedding: PatchEmbedding::new(3, width, c.patch_size, true, device),
+                position_embedding: normal([1, c.patches() + 1, width], device),
+            },
+            encoder: BlipEncoder { layers: (0..c.num_hidden_layers).map(layer).collect() },
+            post_layernorm: norm(),
+        }
+    }
+
+    /// `[images, 3, size, size]` to `[images, 1 + patches, width]` after the final norm.
+    pub fn forward(&self, pixels: Tensor<B, 4>) -> Tensor<B, 3> {
+        let patches = self.embeddings.patch_embedding.forward(pixels);
+        let [images, _, width] = patches.dims();
+        let class = self.embeddings.class_embedding.val().expand([images, 1, width]);
+        let mut x = Tensor::cat(vec![class, patches], 1) + self.embeddings.position_embedding.val();
+        for layer in &self.encoder.layers {
+            x = x.clone() + layer.self_attn.forward(layer.layer_norm1.forward(x));
+            x = x.clone() + layer.mlp.forward(layer.layer_norm2.forward(x));
+        }
+        self.post_layernorm.forward(x)
+    }
+}

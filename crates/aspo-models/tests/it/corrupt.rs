@@ -1,0 +1,247 @@
+//! Files that lie: errors by name, never a panic, never more memory than the file promises plus a constant.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::path::Path;
+
+use aspo_models::lora::load_adapter;
+use aspo_models::{Clip, EachLinear, InstructBlip, Llama, Llava, LoadOptions, Pretrained};
+use burn_flex::Flex;
+use proptest::prelude::*;
+use serde_json::Value;
+
+/// Counts what the current thread holds and has held at most.
+struct Counting;
+
+thread_local! {
+    static HELD: Cell<isize> = const { Cell::new(0) };
+    static PEAK: Cell<isize> = const { Cell::new(0) };
+}
+
+fn count(bytes: isize) {
+    // A thread that is ending has no counters any more.
+    let _ = HELD.try_with(|held| {
+        held.set(held.get() + bytes);
+        let _ = PEAK.try_with(|peak| peak.set(peak.get().max(held.get())));
+    });
+}
+
+// SAFETY: every call is handed to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size() as isize);
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count(layout.size() as isize);
+        unsafe { System.alloc_zeroed(layout) }
+    }
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        count(-(layout.size() as isize));
+        unsafe { System.dealloc(ptr, layout) }
+    }
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count(size as isize - layout.size() as isize);
+        unsafe { System.realloc(ptr, layout, size) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// Most bytes held at once while `f` ran, beyond what was held before.
+fn peak<T>(f: impl FnOnce() -> T) -> (T, usize) {
+    let before = HELD.with(Cell::get);
+    PEAK.with(|peak| peak.set(before));
+    let out = f();
+    (out, (PEAK.with(Cell::get) - before).max(0) as usize)
+}
+
+/// The promise: four times the folder's files (a tensor decoded, in transit and in place, and its list of names),
+/// and 64 MB for a tree of at most 1024 layers a tower whose parameters are never allocated.
+fn bound(folder: &Path) -> usize {
+    let size = |e: std::io::Result<std::fs::DirEntry>| e.unwrap().metadata().unwrap().len() as usize;
+    4 * std::fs::read_dir(folder).unwrap().map(size).sum::<usize>() + (64 << 20)
+}
+
+fn copy(from: &Path) -> tempfile::TempDir {
+    let to = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        if path.file_name().unwrap() != "expected.safetensors" {
+            std::fs::copy(&path, to.path().join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    to
+}
+
+fn fixture(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+/// Load whatever the folder claims to be; the error's text, if any.
+fn try_load(folder: &Path, kind: &str) -> Option<String> {
+    fn load<M: Pretrained<Flex> + EachLinear<Flex>>(folder: &Path) -> Option<String> {
+        M::from_pretrained(folder, &LoadOptions::default(), &Default::default()).err().map(|e| e.to_string())
+    }
+    let (error, held) = peak(|| match kind {
+        "clip" => load::<Clip<Flex>>(folder),
+        "llava" | "llava_sharded" => load::<Llava<Flex>>(folder),
+        "instructblip" => load::<InstructBlip<Flex>>(folder),
+        _ => load::<Llama<Flex>>(folder),
+    });
+    assert!(held <= bound(folder), "{held} bytes were held, bound {}", bound(folder));
+    error
+}
+
+#[derive(Debug, Clone)]
+struct Damage {
+    /// Places as a fraction of the length, and what is written there.
+    bytes: Vec<(f64, u8)>,
+    /// Fraction to keep.
+    cut: Option<f64>,
+}
+
+fn damage() -> impl Strategy<Value = Damage> {
+    // Most places near the start, where the header is.
+    let place = prop_oneof![3 => 0.0..0.05f64, 1 => 0.0..1.0f64];
+    (prop::collection::vec((place, any::<u8>()), 0..6), prop::option::weighted(0.3, 0.0..1.0f64))
+        .prop_map(|(bytes, cut)| Damage { bytes, cut })
+}
+
+fn apply(path: &Path, damage: &Damage) {
+    let mut bytes = std::fs::read(path).unwrap();
+    for &(at, byte) in &damage.bytes {
+        let at = (at * bytes.len() as f64) as usize;
+        bytes[at] = byte;
+    }
+    if let Some(cut) = damage.cut {
+        bytes.truncate((cut * bytes.len() as f64) as usize);
+    }
+    std::fs::write(path, bytes).unwrap();
+}
+
+fn lie() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        Just(Value::Null),
+        Just(Value::from(-1)),
+        Just(Value::from(0)),
+        Just(Value::from(3)),
+        Just(Value::from(1u64 << 20)),
+        Just(Value::from(u64::MAX)),
+        Just(Value::from(1e300)),
+        Just(Value::from("../../etc/passwd")),
+        Just(Value::from("t5")),
+        Just(serde_json::json!([1, 2, 3])),
+        Just(serde_json::json!({})),
+        Just(Value::Bool(true)),
+    ]
+}
+
+/// Replace the value at a place among all values of the file.
+fn tell(path: &Path, at: f64, lie: Value) {
+    fn walk<'a>(value: &'a mut Value, out: &mut Vec<*mut Value>) {
+        out.push(value);
+        match value {
+            Value::Object(map) => map.values_mut().for_each(|v| walk(v, out)),
+            Value::Array(list) => list.iter_mut().for_each(|v| walk(v, out)),
+            _ => {}
+        }
+    }
+    let mut json: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let mut places = Vec::new();
+    walk(&mut json, &mut places);
+    let place = places[(at * places.len() as f64) as usize];
+    // SAFETY: the pointer is into `json`, which has not changed since.
+    unsafe { *place = lie };
+    std::fs::write(path, serde_json::to_vec(&json).unwrap()).unwrap();
+}
+
+const KINDS: &[&str] = &["clip", "llama_gqa_tied", "llava", "instructblip"];
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn damaged_weights_are_errors(kind in prop::sample::select(KINDS), damage in damage()) {
+        let folder = copy(&fixture("models").join(kind));
+        apply(&folder.path().join("model.safetensors"), &damage);
+        try_load(folder.path(), kind);
+    }
+
+    #[test]
+    fn damaged_configs_are_errors(kind in prop::sample::select(KINDS), damage in damage()) {
+        let folder = copy(&fixture("models").join(kind));
+        apply(&folder.path().join("config.json"), &damage);
+        try_load(folder.path(), kind);
+    }
+
+    #[test]
+    fn lying_configs_are_errors(
+        kind in prop::sample::select(KINDS),
+        lies in prop::collection::vec((0.0..1.0f64, lie()), 1..4),
+    ) {
+        let folder = copy(&fixture("models").join(kind));
+        for (at, lie) in lies {
+            tell(&folder.path().join("config.json"), at, lie);
+        }
+        try_load(folder.path(), kind);
+    }
+
+    #[test]
+    fn damaged_and_lying_indices_are_errors(damage in damage(), at in 0.0..1.0f64, lie in lie()) {
+        let index = "model.safetensors.index.json";
+        let folder = copy(&fixture("models/llava_sharded"));
+        tell(&folder.path().join(index), at, lie);
+        try_load(folder.path(), "llava_sharded");
+        apply(&folder.path().join(index), &damage);
+        try_load(folder.path(), "llava_sharded");
+    }
+
+    #[test]
+    fn damaged_and_lying_adapters_are_errors(
+        weights in damage(),
+        config in damage(),
+        at in 0.0..1.0f64,
+        lie in lie(),
+        which in 0..3,
+    ) {
+        let folder = copy(&fixture("trajectories/dpo/adapter_final"));
+        match which {
+            0 => apply(&folder.path().join("adapter_model.safetensors"), &weights),
+            1 => apply(&folder.path().join("adapter_config.json"), &config),
+            _ => tell(&folder.path().join("adapter_config.json"), at, lie),
+        }
+        let base = fixture("models/llava");
+        let model = Llava::<Flex>::from_pretrained(base, &LoadOptions::default(), &Default::default()).unwrap().0;
+        let (_, held) = peak(|| load_adapter(model, folder.path()).map(|_| ()));
+        prop_assert!(held <= bound(folder.path()), "{held} bytes were held");
+    }
+}
+
+#[test]
+fn each_lie_about_a_header_is_named() {
+    let cases: Vec<(&str, fn(&mut Vec<u8>))> = vec![
+        ("empty", |b| b.clear()),
+        ("header", |b| b.truncate(5)),
+        ("header", |b| b.truncate(100)),
+        ("header", |b| b[..8].copy_from_slice(&u64::MAX.to_le_bytes())),
+        ("header", |b| b[..8].copy_from_slice(&(1u64 << 40).to_le_bytes())),
+        ("safetensors", |b| b.truncate(b.len() - 1)),
+        ("safetensors", |b| b.extend([0; 16])),
+        ("safetensors", |b| {
+            let text = String::from_utf8(b.split_off(8)[..200].to_vec()).unwrap();
+            *b = [&200u64.to_le_bytes()[..], text.replace("F32", "F99").as_bytes()].concat();
+        }),
+    ];
+    for (word, lie) in cases {
+        let folder = copy(&fixture("models/llama"));
+        let path = folder.path().join("model.safetensors");
+        let mut bytes = std::fs::read(&path).unwrap();
+        lie(&mut bytes);
+        std::fs::write(&path, bytes).unwrap();
+        let error = try_load(folder.path(), "llama").expect("must be refused");
+        assert!(error.to_lowercase().contains(word), "{error}");
+        assert!(error.contains("model.safetensors"), "the file is named: {error}");
+    }
+}
