@@ -71,3 +71,8 @@ pub(crate) fn dates(word: &str) -> bool {
 pub(crate) fn leads_to_time(word: &str) -> bool {
     words::LEADING_TO_TIME.iter().any(|leading| leading.eq_ignore_ascii_case(word))
 }
+
+/// Whether `word` is a verb of saying: `cried`.
+pub(crate) fn reports(word: &str) -> bool {
+    words::REPORTING.contains(&word)
+}

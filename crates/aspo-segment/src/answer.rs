@@ -101,6 +101,7 @@ impl Scan<'_> {
         if opens || (run.mark == Mark::Wide && in_brackets(self.sentence.before(at), &text[at..run.end])) {
             return if run.end == text.len() { End(run.end) } else { Go(run.end) };
         }
+        run.end += self.reference(run);
         let mut space = look::space(text, run.end);
         if let Some(split) = self.omission(run, space.end) {
             return End(split);
@@ -118,10 +119,36 @@ impl Scan<'_> {
             return End(space.end);
         }
         let next = look::next(text, space.end);
+        if next.first == First::Sign && next.ends_text() {
+            return End(text.len());
+        }
         let glued = space.end == run.end;
         let ends =
             if glued { self.sentence.ends_glued(run, next) } else { self.sentence.ends_at(run, space, next) };
         if ends { End(space.end) } else { Go(space.end) }
+    }
+
+    /// The length of raised numbers printed flat: `consultation.11 12 Take`, `(type 2).10 This`.
+    fn reference(&self, run: Run) -> usize {
+        let rest = &self.text[run.end..];
+        let numbers = rest.bytes().take(12).take_while(|b| b.is_ascii_digit() || b", -".contains(b)).count();
+        let reference = rest[..numbers].trim_end();
+        let raised = run.mark == Mark::Period && rest.starts_with(|c: char| c.is_ascii_digit());
+        if !raised
+            || reference.len() == numbers
+            || look::next(self.text, run.end + numbers).first != First::Upper
+        {
+            return 0;
+        }
+        let before = self.sentence.before(run.at);
+        let word = word_before(before);
+        let plain =
+            word.len() > 2 && word.ends_with(char::is_lowercase) && word.chars().all(char::is_alphabetic);
+        if before.ends_with(')') || plain && !self.sentence.is_abbreviation(word) {
+            reference.len()
+        } else {
+            0
+        }
     }
 
     /// `compounds. . . . The`: the full stop ends the sentence, the three spaced ones stand for what was left out at the
@@ -150,11 +177,13 @@ impl Scan<'_> {
             return End(space.end);
         }
         // No further back than asked for, so that a thousand lines are not read a thousand times.
-        let is_long = before.bytes().rev().take(41).take_while(|b| *b != b'\n').count() > 40;
+        let line = before.bytes().rev().take(101).take_while(|b| *b != b'\n').count();
         let leads_on = before.ends_with('-') || abbreviation::leads_on(word_before(before));
+        // The sentence runs over a line already, and this one is as long as wrapped lines are.
+        let wrapped = line < before.len() && (41..=100).contains(&line);
         let goes_on = match look::next(self.text, space.end).first {
-            First::Lower => head.is_uppercase() || is_long || leads_on,
-            First::Upper | First::Digit => leads_on,
+            First::Lower => head.is_uppercase() || line > 40 || leads_on,
+            First::Upper | First::Digit => leads_on || wrapped,
             _ => false,
         };
         if goes_on { Go(space.end) } else { End(space.end) }

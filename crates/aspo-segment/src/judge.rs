@@ -36,7 +36,7 @@ impl<'t> Sentence<'t> {
             _ if run.closer == Closer::Quote => !self.is_citation(space.end),
             (Mark::Ellipsis { .. }, _) => true,
             (Mark::Strong, First::Dash) => new_line,
-            (Mark::Strong, First::Lower) => new_line || !self.is_name(run.at),
+            (Mark::Strong, First::Lower) => new_line || !(self.is_name(run.at) || says(next)),
             (Mark::Strong, _) => true,
             (Mark::Period, _) => self.ends_at_period(run.at, new_line, next),
         }
@@ -68,16 +68,16 @@ impl<'t> Sentence<'t> {
             None => matches!(next.word, "A" | "I") && next.behind.starts_with(' '),
         };
         let starts = starts
-            && (next.word.len() > 2 || self.starts_sentence(next.word) || self.kind(next.word).is_some());
+            && (next.word.len() > 2 || self.starts_sentence(next.word) || self.is_abbreviation(next.word));
         // Code and names of files: `System.Out.println`, `Foo.Bar_baz`.
         let code = next.behind.starts_with(['_', '(', '/', '=', '@', '.', ':'])
             && !next.behind.starts_with(". ")
             && !next.behind.starts_with(": ")
-            && self.kind(next.word).is_none();
+            && !self.is_abbreviation(next.word);
         let initial =
             word.len() == 1 && !word.starts_with(|c: char| c.is_ascii_digit()) && !self.is_pronoun(run.at);
         let abbreviated =
-            word.contains('.') && word.contains(char::is_alphabetic) || self.kind(word).is_some();
+            word.contains('.') && word.contains(char::is_alphabetic) || self.is_abbreviation(word);
         (ended || self.is_pronoun(run.at))
             && starts
             && !code
@@ -115,6 +115,8 @@ impl<'t> Sentence<'t> {
         }
         let number = !word.is_empty() && word.bytes().all(|b| b.is_ascii_digit());
         match next.first {
+            // "as payment for 1. above".
+            First::Lower if number && word.len() < 4 => new_line,
             // Without a vowel it is an abbreviation nobody listed.
             First::Lower => new_line || word.is_empty() || word.len() > 5 || word.contains(is_vowel_or_other),
             // German ordinals: "am 3. Mai".
@@ -123,6 +125,10 @@ impl<'t> Sentence<'t> {
             }
             _ => true,
         }
+    }
+
+    pub(crate) fn is_abbreviation(&self, word: &str) -> bool {
+        self.kind(word).is_some()
     }
 
     fn kind(&self, word: &str) -> Option<Kind> {
@@ -191,6 +197,13 @@ fn is_vowel_or_other(c: char) -> bool {
 /// The end of a domain name: `Example.Com`.
 fn is_domain(word: &str) -> bool {
     ["com", "net", "org", "edu", "gov"].iter().any(|end| end.eq_ignore_ascii_case(word))
+}
+
+/// Whether `next` names who said what ended in `!` or `?`: `Leave me alone! he cried.`
+fn says(next: Next) -> bool {
+    let verb = next.behind.trim_start();
+    let verb = &verb[..verb.bytes().take(24).take_while(u8::is_ascii_alphabetic).count()];
+    matches!(next.word, "he" | "she" | "they" | "we" | "it" | "you") && abbreviation::reports(verb)
 }
 
 /// Japanese particles and the Chinese comma behind a quotation, which make it a part of the sentence.

@@ -109,6 +109,15 @@ pub(crate) struct Next<'t> {
     pub(crate) bracket: bool,
 }
 
+impl Next<'_> {
+    /// Whether it is one sign with nothing behind it: `∎`.
+    pub(crate) fn ends_text(&self) -> bool {
+        let mut behind = self.behind.chars();
+        behind.next();
+        self.word.is_empty() && behind.as_str().trim_start().is_empty()
+    }
+}
+
 /// Reads what stands at `at`, which is not white space.
 pub(crate) fn next(text: &str, at: usize) -> Next<'_> {
     // Bounded: a line of openers opens nothing.

@@ -20,7 +20,7 @@ pub(crate) const ENGLISH: &[List] = &[
         "art", "arts", "ch", "chap", "eq", "eqs", "ex", "ext", "fig", "figs", "ln", "no", "nos", "nr", "n°", "nº",
         "op", "p", "pg", "pp", "par", "para", "pt", "ref", "refs", "rm", "sec", "secs", "sect", "tab", "tel", "ver",
         "vol", "vols", "approx", "c", "ca", "Apr", "Aug", "Dec", "Feb", "Jan", "Jul", "Jun", "Mar", "Nov", "Oct",
-        "Sep", "Sept",
+        "Sep", "Sept", "rs", "pop", "apt",
     ]),
     (Always, &[
         "a.k.a", "cf", "e.g", "eg", "esp", "i.a", "i.e", "ie", "incl", "resp", "v", "viz", "vs",
@@ -28,7 +28,8 @@ pub(crate) const ENGLISH: &[List] = &[
     (Inner, &[
         "al", "assn", "assoc", "ave", "bldg", "blvd", "bros", "co", "corp", "cos", "dept", "dist", "div", "est",
         "esq", "gmbh", "hwy", "inc", "intl", "jr", "llc", "ltd", "mfg", "mgr", "natl", "ph.d", "pkwy", "pty", "rd",
-        "rte", "sq", "sr", "st", "univ", "b.sc", "m.sc", "ed", "eds", "publ", "suppl", "transl",
+        "rte", "sq", "sr", "st", "univ", "b.sc", "m.sc", "ed", "eds", "publ", "suppl", "transl", "med", "seq",
+        "attn", "govt", "adj", "adv",
     ]),
     (Inner, &[
         "Ala", "Ariz", "Ark", "Calif", "Colo", "Conn", "Del", "Fla", "Ga", "Ill", "Ind", "Kan", "Ky", "Mass", "Md",
@@ -48,7 +49,7 @@ pub(crate) const ENGLISH: &[List] = &[
 #[rustfmt::skip]
 pub(crate) const COMMON: &[List] = &[
     (Title, &[
-        "dr", "prof", "st",
+        "dr", "prof", "st", "mt",
     ]),
     (Number, &[
         "art", "fig", "nr", "no", "n°", "nº", "p", "pp", "vol", "tel",
@@ -112,13 +113,14 @@ pub(crate) const SPANISH: &[List] = &[
         "sta",
     ]),
     (Number, &[
-        "pág", "págs", "núm", "cap", "aprox", "art", "arts", "ed",
+        "pág", "págs", "núm", "cap", "aprox", "art", "arts", "ed", "ene", "feb", "mar", "abr", "jun", "jul", "ago",
+        "sept", "oct", "nov", "dic", "lun", "mié", "jue", "vie", "párr", "ext", "cra",
     ]),
     (Always, &[
-        "p.ej", "ej", "a.c", "d.c",
+        "p.ej", "ej", "a.c", "d.c", "ee",
     ]),
     (Inner, &[
-        "ee.uu", "s.a", "av", "avda", "cía", "dpto", "rep",
+        "ee.uu", "s.a", "av", "avda", "cía", "dpto", "rep", "uu", "admón",
     ]),
 ];
 
@@ -197,4 +199,11 @@ pub(crate) const DATES: &[&str] = &[
     "Nov", "Dec", "January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
     "November", "December", "EST", "EDT", "ET", "CST", "CDT", "CT", "MST", "MDT", "MT", "PST", "PDT", "PT", "GMT",
     "UTC", "BST", "CET", "CEST", "IST", "JST", "Eastern", "Central", "Mountain", "Pacific",
+];
+
+/// Verbs of saying, behind words that somebody cried.
+#[rustfmt::skip]
+pub(crate) const REPORTING: &[&str] = &[
+    "said", "says", "asked", "asks", "cried", "cries", "exclaimed", "shouted", "yelled", "screamed", "called", "replied",
+    "answered", "whispered", "murmured", "muttered", "added", "went", "repeated", "demanded", "thought", "wondered",
 ];

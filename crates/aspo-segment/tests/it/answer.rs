@@ -68,6 +68,17 @@ splits! {
         "It barks [loudly]."
         "\"He agreed\" (Smith 55)."
         from "A dog (it is brown.) sits there. (Its name is Rex.) It barks [loudly]. \"He agreed\" (Smith 55).";
+    raised_numbers:
+        "It was seen before.11, 12"
+        "Others (see there).3"
+        "It was 1.5 m at No.5 Main Street."
+        from "It was seen before.11, 12 Others (see there).3 It was 1.5 m at No.5 Main Street.";
+    words_that_somebody_cried:
+        "Leave me alone! he cried."
+        "Why? she asked."
+        "Good!"
+        "he is here"
+        from "Leave me alone! he cried. Why? she asked. Good! he is here";
     references_and_footnotes:
         "It was built in 1900.[1]"
         "It burnt down. [12]"
@@ -139,8 +150,9 @@ splits! {
         from "| Name | Use |\n|---|---|\n| 1. Cup | Drink. Now! |";
     wrapped_lines_go_on:
         "The quick brown fox jumps over\nthe lazy dog of the\nUnited States."
-        "It is fast."
-        from "The quick brown fox jumps over\nthe lazy dog of the\nUnited States. It is fast.";
+        "It is fast and it has been seen all over the\ncountry, at least by those who were awake, in\nAugust."
+        from "The quick brown fox jumps over\nthe lazy dog of the\nUnited States. It is fast and it has been seen all over the\n\
+              country, at least by those who were awake, in\nAugust.";
     lines_without_a_full_stop:
         "Dear Sir"
         "Thank you"
