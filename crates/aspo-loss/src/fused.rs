@@ -1,18 +1,21 @@
 //! Log-probabilities from hidden states and the head's weight, in chunks of tokens, with a backward of their own.
 //!
-//! The dense way makes logits [N, V], a softmax of the same size and their gradients. Here one chunk of rows is
-//! projected at a time and forgotten:
+//! The dense way makes logits [N, V], a softmax of the same size and their gradients. Here one tile of logits (some rows,
+//! some columns of the vocabulary) is made at a time and forgotten; row sums are merged from tile to tile with a running
+//! maximum, as in online softmax (arXiv 1805.02867):
 //!
 //! - **The head is frozen** (adapters): a token's log-probability depends on its own hidden row alone,
-//!   `∂logp_t/∂h_t = W[y_t] - softmax(W h_t) W`. It is made in the forward while the chunk's exponentials are at hand
+//!   `∂logp_t/∂h_t = W[y_t] - softmax(W h_t) W`. It is made in the forward while a tile's exponentials are at hand
 //!   and only scaled by the incoming gradient in the backward: two products in all, nothing is recomputed, and [N, D]
 //!   is all that is kept.
-//! - **The head trains**: `log Σ exp` is kept, [N], and the backward recomputes each chunk's logits for
+//! - **The head trains**: `log Σ exp` is kept, [N], and the backward makes each tile's logits again for
 //!   `∂logp_t/∂h_t` and `∂logp_t/∂W`: four products where the dense way has three.
 //! - **Nothing is tracked**: only the forward runs, and no graph is made.
 //!
 //! Which of the three applies is read from the tensors. Everything is computed in f32; each gradient is returned in the
-//! type of its tensor. A head of another type is cast once per call (V·D·4 bytes while the call runs).
+//! type of its tensor. A head of another type is cast tile by tile, so that no f32 copy of it is ever held.
+
+use core::ops::Range;
 
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
@@ -20,34 +23,35 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::prelude::*;
 use burn::tensor::ops::{FloatTensor, IntTensor};
-use burn::tensor::{DType, FloatDType, IndexingUpdateOp, TensorPrimitive};
+use burn::tensor::{FloatDType, IndexingUpdateOp, TensorPrimitive};
 
 use crate::error::{Error, Result};
-use crate::log_prob::{Rows, TokenStats, check_targets, stats};
+use crate::log_prob::{Moments, Tally, Targets, TokenStats, check_targets};
 use crate::math;
 
-/// How many tokens are projected at a time.
+/// How much is projected at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChunkOptions {
-    /// Bytes of f32 logits held at a time; the number of rows of a chunk is `byte_budget / (4 V)`, at least 1. About
-    /// twice as much is in use at the peak, for the exponentials beside the logits. Default: 16 MiB.
+    /// Bytes of f32 logits held at a time. Up to three times as much is in use at the peak, for the exponentials beside
+    /// them and the tile of the head. Default: 8 MiB.
     pub byte_budget: usize,
-    /// Rows of a chunk, whatever the budget. Default: none.
+    /// Tokens of a chunk. Default, as none: as many as make a square tile of the budget (1,448 for 8 MiB).
     pub rows: Option<usize>,
 }
 
 impl Default for ChunkOptions {
     fn default() -> Self {
-        Self { byte_budget: 16 << 20, rows: None }
+        Self { byte_budget: 8 << 20, rows: None }
     }
 }
 
 impl ChunkOptions {
-    /// Rows of a chunk for a vocabulary of `vocab`.
+    /// Tokens and vocabulary columns of a tile: their product times 4 bytes stays within the budget, but neither falls
+    /// below 1 and the tokens are as given, if given.
     ///
     /// # Errors
     /// A budget or a number of rows of 0.
-    pub fn rows_for(&self, vocab: usize) -> Result<usize> {
+    pub fn tile(&self, tokens: usize, vocab: usize) -> Result<(usize, usize)> {
         if self.rows == Some(0) {
             let remedy = "give at least 1 row, or none to use the byte budget".into();
             return Err(Error::Option { option: "rows", found: "0".into(), remedy });
@@ -56,7 +60,10 @@ impl ChunkOptions {
             let remedy = "give the bytes of f32 logits to hold at a time".into();
             return Err(Error::Option { option: "byte_budget", found: "0".into(), remedy });
         }
-        Ok(self.rows.unwrap_or_else(|| (self.byte_budget / (4 * vocab.max(1))).max(1)))
+        let cells = (self.byte_budget / 4).max(1);
+        let rows = self.rows.unwrap_or_else(|| cells.isqrt().max(cells / vocab.max(1)));
+        let rows = rows.clamp(1, tokens.max(1));
+        Ok((rows, (cells / rows).clamp(1, vocab.max(1))))
     }
 }
 
@@ -101,8 +108,8 @@ pub fn chunked_log_probs_forward<B: Backend>(
     targets: Tensor<B, 1, Int>,
     options: &ChunkOptions,
 ) -> Result<Tensor<B, 1>> {
-    let rows = check(&hidden, &head, &targets, options)?;
-    Ok(forward(hidden.detach(), head.detach(), targets, rows, false, false).log_probs)
+    let tiles = check(&hidden, &head, &targets, options)?;
+    Ok(forward(math::detached(hidden), math::detached(head), targets, tiles, false, false).log_probs)
 }
 
 fn check<B: Backend>(
@@ -110,16 +117,45 @@ fn check<B: Backend>(
     head: &Tensor<B, 2>,
     targets: &Tensor<B, 1, Int>,
     options: &ChunkOptions,
-) -> Result<usize> {
-    let ([rows, features], [vocab, expected]) = (hidden.dims(), head.dims());
+) -> Result<Tiles> {
+    let ([tokens, features], [vocab, expected]) = (hidden.dims(), head.dims());
     if features != expected {
         return Err(Error::shape("hidden states [N, D]", features, expected, "the head's weight is [V, D]"));
     }
-    check_targets("targets", targets, rows, vocab)?;
-    options.rows_for(vocab)
+    check_targets("targets", targets, tokens, vocab)?;
+    let (rows, columns) = options.tile(tokens, vocab)?;
+    Ok(Tiles { tokens, vocab, rows, columns })
 }
 
-/// What one pass over the chunks leaves behind.
+/// How [N, V] is cut.
+#[derive(Debug, Clone, Copy)]
+struct Tiles {
+    tokens: usize,
+    vocab: usize,
+    rows: usize,
+    columns: usize,
+}
+
+impl Tiles {
+    fn token_ranges(self) -> impl Iterator<Item = Range<usize>> {
+        (0..self.tokens).step_by(self.rows).map(move |start| start..(start + self.rows).min(self.tokens))
+    }
+
+    fn vocab_ranges(self) -> impl Iterator<Item = Range<usize>> {
+        (0..self.vocab).step_by(self.columns).map(move |start| start..(start + self.columns).min(self.vocab))
+    }
+
+    /// Where the targets fall in one range of the vocabulary.
+    fn targets<B: Backend>(self, targets: &Tensor<B, 1, Int>, range: &Range<usize>) -> Targets<B> {
+        if range.len() == self.vocab {
+            Targets::new(targets.clone())
+        } else {
+            Targets::within(targets.clone(), range.start, range.end)
+        }
+    }
+}
+
+/// What one pass over the tiles leaves behind.
 struct Forward<B: Backend> {
     log_probs: Tensor<B, 1>,
     log_sum_exp: Tensor<B, 1>,
@@ -132,32 +168,46 @@ fn forward<B: Backend>(
     hidden: Tensor<B, 2>,
     head: Tensor<B, 2>,
     targets: Tensor<B, 1, Int>,
-    chunk: usize,
+    tiles: Tiles,
     want_slope: bool,
     want_stats: bool,
 ) -> Forward<B> {
-    let n = hidden.dims()[0];
-    let (hidden, head) = (math::f32(hidden), math::f32(head));
     let (mut log_probs, mut log_sums, mut slopes, mut all_stats) = (vec![], vec![], vec![], vec![]);
-    for start in (0..n).step_by(chunk) {
-        let range = start..(start + chunk).min(n);
-        let y = targets.clone().slice([range.clone()]);
-        let logits = hidden.clone().slice([range]).matmul(head.clone().transpose());
-        if want_stats {
-            all_stats.push(stats(logits.clone(), y.clone()));
+    for tokens in tiles.token_ranges() {
+        let h = math::f32(hidden.clone().slice([tokens.clone()]));
+        let y = targets.clone().slice([tokens]);
+        let mut row: Option<(Tally<B>, Option<Tensor<B, 2>>, Option<Moments<B>>)> = None;
+        for columns in tiles.vocab_ranges() {
+            let w = math::f32(head.clone().slice([columns.clone()]));
+            let logits = h.clone().matmul(w.clone().transpose());
+            let kept = want_stats.then(|| logits.clone());
+            let mut tally = Tally::of(logits, &tiles.targets(&y, &columns));
+            let mut moments = kept.map(|logits| Moments::of(logits, &tally));
+            // Σ exp(z - max) W: the softmax's part of the slope, up to the sum.
+            let exp = core::mem::replace(&mut tally.exp, Tensor::empty([1, 1], &h.device()));
+            let mut pull = want_slope.then(|| exp.matmul(w));
+            if let Some((before, before_pull, before_moments)) = row {
+                let own_sum = tally.sum.clone();
+                let factors = tally.merge(&before);
+                pull = pull.zip(before_pull).map(|(p, b)| b * factors[0].clone() + p * factors[1].clone());
+                if let (Some(moments), Some(before_moments)) = (&mut moments, &before_moments) {
+                    moments.merge(before_moments, [&before.sum, &own_sum], &factors);
+                }
+            }
+            row = Some((tally, pull, moments));
         }
-        let rows = Rows::new(logits, y.clone());
-        log_probs.push(rows.log_probs());
-        if want_slope {
-            slopes.push(head.clone().select(0, y) - rows.exp.matmul(head.clone()) / rows.sum);
-        } else {
-            log_sums.push(rows.log_sum_exp());
-        }
+        let Some((tally, pull, moments)) = row else { continue };
+        log_probs.push(tally.log_probs());
+        log_sums.push(tally.log_sum_exp());
+        all_stats.extend(moments.map(|moments| moments.stats(&tally, tiles.vocab)));
+        slopes.extend(pull.map(|pull| math::f32(head.clone().select(0, y)) - pull / tally.sum));
     }
-    let log_probs = Tensor::cat(log_probs, 0);
-    let log_sum_exp = if want_slope { log_probs.clone() } else { Tensor::cat(log_sums, 0) };
-    let slope = want_slope.then(|| Tensor::cat(slopes, 0));
-    Forward { log_probs, log_sum_exp, slope, stats: all_stats }
+    Forward {
+        log_probs: Tensor::cat(log_probs, 0),
+        log_sum_exp: Tensor::cat(log_sums, 0),
+        slope: want_slope.then(|| Tensor::cat(slopes, 0)),
+        stats: all_stats,
+    }
 }
 
 fn tracked<B: Backend, C: CheckpointStrategy>(
@@ -167,13 +217,13 @@ fn tracked<B: Backend, C: CheckpointStrategy>(
     options: &ChunkOptions,
     want_stats: bool,
 ) -> Result<(Tensor<Autodiff<B, C>, 1>, Vec<Tensor<B, 2>>)> {
-    let chunk = check(&hidden, &head, &targets, options)?;
+    let tiles = check(&hidden, &head, &targets, options)?;
     let (hidden, head) = (primitive(hidden), primitive(head));
     let plain = |p: &FloatTensor<B>| tensor::<B, 2>(p.clone());
     let y = Tensor::<B, 1, Int>::from_primitive(targets.clone().into_primitive());
     let (hidden_trains, head_trains) = (hidden.is_tracked(), head.is_tracked());
     let want_slope = hidden_trains && !head_trains;
-    let pass = forward(plain(&hidden.primitive), plain(&head.primitive), y, chunk, want_slope, want_stats);
+    let pass = forward(plain(&hidden.primitive), plain(&head.primitive), y, tiles, want_slope, want_stats);
     let log_probs = primitive(pass.log_probs);
 
     let output = if head_trains {
@@ -182,7 +232,7 @@ fn tracked<B: Backend, C: CheckpointStrategy>(
             head: head.primitive,
             targets: targets.into_primitive(),
             log_sum_exp: primitive(pass.log_sum_exp),
-            chunk,
+            tiles,
         };
         match RecomputeBackward.prepare::<C>([hidden.node, head.node]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish(state, log_probs),
@@ -243,7 +293,7 @@ struct Recompute<B: Backend> {
     head: FloatTensor<B>,
     targets: IntTensor<B>,
     log_sum_exp: FloatTensor<B>,
-    chunk: usize,
+    tiles: Tiles,
 }
 
 impl<B: Backend> Backward<B, 2> for RecomputeBackward {
@@ -263,39 +313,47 @@ impl<B: Backend> Backward<B, 2> for RecomputeBackward {
 }
 
 /// The gradients of hidden states (if wanted) and head. With `g` the incoming gradient,
-/// `∂L/∂z = g (onehot(y) - softmax z)`.
+/// `∂L/∂z = g (onehot(y) - softmax z)`. The vocabulary is the outer loop: each tile of the head gets its gradient at
+/// once, and only [N, D] is added to over and over.
 fn recompute<B: Backend>(
     grad: Tensor<B, 1>,
     state: Recompute<B>,
     want_hidden: bool,
 ) -> (Option<FloatTensor<B>>, FloatTensor<B>) {
     let (hidden, head) = (tensor::<B, 2>(state.hidden), tensor::<B, 2>(state.head));
-    let dtypes: [DType; 2] = [hidden.dtype(), head.dtype()];
-    let (hidden, head) = (math::f32(hidden), math::f32(head));
     let targets = Tensor::<B, 1, Int>::from_primitive(state.targets);
     let log_sum_exp = tensor::<B, 1>(state.log_sum_exp);
-    let n = hidden.dims()[0];
-    let mut hidden_grads = Vec::new();
-    let mut head_grad: Option<Tensor<B, 2>> = None;
-    for start in (0..n).step_by(state.chunk) {
-        let range = start..(start + state.chunk).min(n);
-        let rows = range.len();
-        let column = |t: &Tensor<B, 1>| t.clone().slice([range.clone()]).reshape([rows, 1]);
-        let h = hidden.clone().slice([range.clone()]);
-        let g = column(&grad);
-        let y = targets.clone().slice([range.clone()]).reshape([rows, 1]);
-        let softmax = (h.clone().matmul(head.clone().transpose()) - column(&log_sum_exp)).exp();
-        let dz = (softmax * g.clone().neg()).scatter(1, y, g, IndexingUpdateOp::Add);
-        if want_hidden {
-            hidden_grads.push(dz.clone().matmul(head.clone()));
+    let tiles = state.tiles;
+    let mut hidden_grads: Vec<Option<Tensor<B, 2>>> = tiles.token_ranges().map(|_| None).collect();
+    let mut head_grads = Vec::new();
+    for columns in tiles.vocab_ranges() {
+        let w = math::f32(head.clone().slice([columns.clone()]));
+        let mut head_grad = None;
+        for (tokens, hidden_grad) in tiles.token_ranges().zip(&mut hidden_grads) {
+            let column = |t: &Tensor<B, 1>| t.clone().slice([tokens.clone()]).unsqueeze_dim::<2>(1);
+            let (g, log_sum_exp) = (column(&grad), column(&log_sum_exp));
+            let h = math::f32(hidden.clone().slice([tokens.clone()]));
+            let y = tiles.targets(&targets.clone().slice([tokens.clone()]), &columns);
+            let softmax = (h.clone().matmul(w.clone().transpose()) - log_sum_exp).exp();
+            let dz =
+                (softmax * g.clone().neg()).scatter(1, y.column.clone(), y.mask(g), IndexingUpdateOp::Add);
+            if want_hidden {
+                add(hidden_grad, dz.clone().matmul(w.clone()));
+            }
+            add(&mut head_grad, dz.transpose().matmul(h));
         }
-        let part = dz.transpose().matmul(h);
-        head_grad = Some(match head_grad {
-            Some(sum) => sum + part,
-            None => part,
-        });
+        head_grads.extend(head_grad.map(|grad| grad.cast(head.dtype())));
     }
-    let head_grad = head_grad.unwrap_or_else(|| head.zeros_like());
-    let hidden_grad = want_hidden.then(|| primitive(Tensor::cat(hidden_grads, 0).cast(dtypes[0])));
-    (hidden_grad, primitive(head_grad.cast(dtypes[1])))
+    let hidden_grad = want_hidden.then(|| {
+        let grads = hidden_grads.into_iter().flatten().map(|grad| grad.cast(hidden.dtype())).collect();
+        primitive(Tensor::cat(grads, 0))
+    });
+    (hidden_grad, primitive(Tensor::cat(head_grads, 0)))
+}
+
+fn add<B: Backend>(sum: &mut Option<Tensor<B, 2>>, part: Tensor<B, 2>) {
+    *sum = Some(match sum.take() {
+        Some(sum) => sum + part,
+        None => part,
+    });
 }

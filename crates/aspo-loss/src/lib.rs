@@ -6,6 +6,8 @@ mod log_prob;
 mod math;
 mod metric;
 mod objective;
+#[cfg(feature = "proptest")]
+pub mod property;
 mod record;
 mod sentence;
 mod weight;

@@ -1,7 +1,7 @@
 //! Log-probabilities of tokens from logits: the one place where this equation stands.
 //!
 //! `log p(y) = z_y - log Σ_v exp(z_v)`, in f32 whatever the logits' type, shifted by the row's maximum so that nothing
-//! overflows. [`chunked_log_probs`](crate::chunked_log_probs) calls the same function block by block.
+//! overflows. [`chunked_log_probs`](crate::chunked_log_probs) calls the same functions tile by tile.
 
 use burn::prelude::*;
 
@@ -18,7 +18,7 @@ use crate::math;
 pub fn dense_log_probs<B: Backend>(logits: Tensor<B, 2>, targets: Tensor<B, 1, Int>) -> Result<Tensor<B, 1>> {
     let [rows, vocab] = logits.dims();
     check_targets("targets", &targets, rows, vocab)?;
-    Ok(Rows::new(math::f32(logits), targets).log_probs())
+    Ok(Tally::of(math::f32(logits), &Targets::new(targets)).log_probs())
 }
 
 /// [`dense_log_probs`] together with [`TokenStats`] of the same rows.
@@ -31,38 +31,81 @@ pub fn dense_log_probs_with_stats<B: Backend>(
 ) -> Result<(Tensor<B, 1>, TokenStats)> {
     let [rows, vocab] = logits.dims();
     check_targets("targets", &targets, rows, vocab)?;
-    let logits = math::f32(logits);
-    let stats = stats(logits.clone().detach(), targets.clone());
-    Ok((Rows::new(logits, targets).log_probs(), TokenStats::read(vec![stats])))
+    let (logits, targets) = (math::f32(logits), Targets::new(targets));
+    let constant = math::detached(logits.clone());
+    let moments = Moments::of(constant.clone(), &Tally::of(constant, &targets));
+    let tally = Tally::of(logits, &targets);
+    let stats = moments.stats(&tally, vocab);
+    Ok((tally.log_probs(), TokenStats::read(vec![stats])))
 }
 
-/// A block of rows after the exponentials: what the log-probabilities and their gradient are made of.
-pub(crate) struct Rows<B: Backend> {
-    /// `exp(z - max z)`, [n, V].
+/// Which column of a tile each row's target is, and whether it is in the tile at all; [n, 1] each.
+pub(crate) struct Targets<B: Backend> {
+    pub(crate) column: Tensor<B, 2, Int>,
+    /// 1 where the target's column is in the tile, else 0; none where the tile is the whole vocabulary.
+    pub(crate) here: Option<Tensor<B, 2>>,
+}
+
+impl<B: Backend> Targets<B> {
+    /// For a tile that is the whole vocabulary.
+    pub(crate) fn new(targets: Tensor<B, 1, Int>) -> Self {
+        Self { column: targets.unsqueeze_dim(1), here: None }
+    }
+
+    /// For a tile of the columns `start..end`.
+    pub(crate) fn within(targets: Tensor<B, 1, Int>, start: usize, end: usize) -> Self {
+        let column = targets.unsqueeze_dim::<2>(1).sub_scalar(start as i64);
+        let here =
+            column.clone().greater_equal_elem(0).bool_and(column.clone().lower_elem((end - start) as i64));
+        let column = column.clamp(0, (end - start) as i64 - 1);
+        Self { column, here: Some(math::f32(here.float())) }
+    }
+
+    /// Values that belong to the target's column, 0 where that is in another tile.
+    pub(crate) fn mask(&self, values: Tensor<B, 2>) -> Tensor<B, 2> {
+        match &self.here {
+            Some(here) => values * here.clone(),
+            None => values,
+        }
+    }
+}
+
+/// The sums over the vocabulary that a row's log-probability is made of, [n, 1] each; tiles of columns merge.
+pub(crate) struct Tally<B: Backend> {
+    /// `exp(z - max z)`, [n, V of the tile].
     pub(crate) exp: Tensor<B, 2>,
-    /// Its sum over the vocabulary, [n, 1].
+    /// `Σ exp(z - max z)`.
     pub(crate) sum: Tensor<B, 2>,
-    /// `z_y - max z`, [n, 1].
+    /// `max z`.
+    pub(crate) max: Tensor<B, 2>,
+    /// `z_y`, 0 where it is in another tile.
     picked: Tensor<B, 2>,
-    /// `max z`, [n, 1].
-    max: Tensor<B, 2>,
 }
 
-impl<B: Backend> Rows<B> {
-    /// From f32 logits [n, V] and targets [n]. The maximum is a constant to the gradient: the result does not depend on
-    /// it.
-    pub(crate) fn new(logits: Tensor<B, 2>, targets: Tensor<B, 1, Int>) -> Self {
-        let rows = targets.dims()[0];
-        let max = logits.clone().detach().max_dim(1);
-        let picked = logits.clone().gather(1, targets.reshape([rows, 1])) - max.clone();
+impl<B: Backend> Tally<B> {
+    /// From f32 logits [n, V]. The maximum is a constant to the gradient: the result does not depend on it.
+    pub(crate) fn of(logits: Tensor<B, 2>, targets: &Targets<B>) -> Self {
+        let max = math::detached(logits.clone()).max_dim(1);
+        let picked = targets.mask(logits.clone().gather(1, targets.column.clone()));
         let exp = (logits - max.clone()).exp();
         let sum = exp.clone().sum_dim(1);
-        Self { exp, sum, picked, max }
+        Self { exp, sum, max, picked }
+    }
+
+    /// This tile after the columns before it. Returns what sums relative to the earlier maximum and to this tile's have
+    /// to be multiplied by.
+    pub(crate) fn merge(&mut self, before: &Self) -> [Tensor<B, 2>; 2] {
+        let max = before.max.clone().max_pair(self.max.clone());
+        let factors = [&before.max, &self.max].map(|old| (old.clone() - max.clone()).exp());
+        self.sum = before.sum.clone() * factors[0].clone() + self.sum.clone() * factors[1].clone();
+        self.picked = before.picked.clone() + self.picked.clone();
+        self.max = max;
+        factors
     }
 
     /// `z_y - log Σ exp z`, [n].
     pub(crate) fn log_probs(&self) -> Tensor<B, 1> {
-        (self.picked.clone() - self.sum.clone().log()).flatten(0, 1)
+        (self.picked.clone() - self.max.clone() - self.sum.clone().log()).flatten(0, 1)
     }
 
     /// `log Σ exp z`, [n].
@@ -80,7 +123,7 @@ pub struct TokenStats {
     pub entropy: Vec<f32>,
     /// Mean logit over the vocabulary.
     pub mean_logit: Vec<f32>,
-    /// Whether the token is the most likely one.
+    /// Whether no token is likelier.
     pub greedy: Vec<bool>,
 }
 
@@ -107,7 +150,7 @@ impl TokenStats {
         (self, rest)
     }
 
-    /// Reads blocks of [4, n] (see [`stats`]) back in one piece.
+    /// Reads blocks of [4, n] (see [`Moments::stats`]) back in one piece.
     pub(crate) fn read<B: Backend>(blocks: Vec<Tensor<B, 2>>) -> Self {
         let all = Tensor::cat(blocks, 1);
         let n = all.dims()[1];
@@ -121,19 +164,47 @@ impl TokenStats {
     }
 }
 
-/// The four rows of [`TokenStats`] as one [4, n] tensor, from detached f32 logits [n, V].
-pub(crate) fn stats<B: Backend>(logits: Tensor<B, 2>, targets: Tensor<B, 1, Int>) -> Tensor<B, 2> {
-    let n = targets.dims()[0];
-    let mean_logit = logits.clone().mean_dim(1);
-    let greedy = logits.clone().argmax(1).equal(targets.clone().reshape([n, 1])).float();
-    let greedy = math::f32(greedy);
-    let rows = Rows::new(logits.clone(), targets);
-    let (sum, max) = (rows.sum, rows.max);
-    let collision = rows.exp.clone().square().sum_dim(1).log() - sum.clone().log().mul_scalar(2.0);
-    // H = log Σ exp z - Σ p z, with z shifted by its maximum on both sides.
-    let expected = (rows.exp * (logits - max)).sum_dim(1) / sum.clone();
-    let entropy = sum.log() - expected;
-    Tensor::cat(vec![collision, entropy, mean_logit, greedy], 1).transpose()
+/// The sums over the vocabulary that [`TokenStats`] are made of, [n, 1] each; with `e = exp(z - max z)`.
+pub(crate) struct Moments<B: Backend> {
+    /// `Σ e²`.
+    squares: Tensor<B, 2>,
+    /// `Σ e (z - max z)`.
+    cross: Tensor<B, 2>,
+    /// `Σ z`.
+    total: Tensor<B, 2>,
+}
+
+impl<B: Backend> Moments<B> {
+    pub(crate) fn of(logits: Tensor<B, 2>, tally: &Tally<B>) -> Self {
+        let total = logits.clone().sum_dim(1);
+        let cross = (tally.exp.clone() * (logits - tally.max.clone())).sum_dim(1);
+        Self { squares: tally.exp.clone().square().sum_dim(1), cross, total }
+    }
+
+    /// These columns after the ones before. With the maximum going from m to m', `Σ e(z-m)` becomes
+    /// `f [Σ e(z-m) + (m-m') Σ e]`, `f = exp(m-m')`.
+    pub(crate) fn merge(&mut self, before: &Self, sums: [&Tensor<B, 2>; 2], factors: &[Tensor<B, 2>; 2]) {
+        let cross = |m: &Self, side: usize| {
+            let f = factors[side].clone();
+            // An f that underflows to 0 says that this side no longer counts; its logarithm is then kept finite.
+            let shift = f.clone().clamp_min(1e-38).log();
+            f * (m.cross.clone() + shift * sums[side].clone())
+        };
+        self.cross = cross(before, 0) + cross(self, 1);
+        self.squares = before.squares.clone() * factors[0].clone().square()
+            + self.squares.clone() * factors[1].clone().square();
+        self.total = before.total.clone() + self.total.clone();
+    }
+
+    /// The four rows of [`TokenStats`], [4, n], detached.
+    pub(crate) fn stats(&self, tally: &Tally<B>, vocab: usize) -> Tensor<B, 2> {
+        let log_sum = tally.sum.clone().log();
+        let collision = self.squares.clone().log() - log_sum.clone().mul_scalar(2.0);
+        let entropy = log_sum - self.cross.clone() / tally.sum.clone();
+        let mean = self.total.clone().div_scalar(vocab as f64);
+        let greedy = math::f32(tally.picked.clone().greater_equal(tally.max.clone()).float());
+        math::detached(Tensor::cat(vec![collision, entropy, mean, greedy], 1)).transpose()
+    }
 }
 
 pub(crate) fn check_targets<B: Backend>(

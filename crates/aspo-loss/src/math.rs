@@ -23,9 +23,14 @@ pub(crate) fn indices<B: Backend>(values: Vec<i32>, device: &B::Device) -> Tenso
     Tensor::from_data(TensorData::new(values, [n]), device)
 }
 
+/// The tensor as a constant. (Burn's `detach` gives a leaf that requires a gradient again where it got one.)
+pub(crate) fn detached<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Tensor<B, D> {
+    tensor.set_require_grad(false)
+}
+
 /// The values of a tensor on the host, outside any graph.
 pub(crate) fn host<B: Backend, const D: usize>(tensor: &Tensor<B, D>) -> Vec<f32> {
-    tensor.clone().detach().into_data().iter::<f32>().collect()
+    detached(tensor.clone()).into_data().iter::<f32>().collect()
 }
 
 /// `log σ(x) = ½(x - |x|) - log(1 + exp(-|x|))`: exact to rounding and with a finite gradient over all of f32

@@ -68,7 +68,7 @@ impl<B: Backend> LossOutput<B> {
             &self.chosen_logps,
             &self.rejected_logps,
         ];
-        let columns: Vec<_> = columns.into_iter().map(|t| t.clone().detach()).collect();
+        let columns: Vec<_> = columns.into_iter().map(|t| math::detached(t.clone())).collect();
         let pairs = self.losses.dims()[0];
         let values: Vec<f64> = math::host(&Tensor::cat(columns, 0)).into_iter().map(f64::from).collect();
         let column = |i: usize| values[i * pairs..(i + 1) * pairs].iter().copied();

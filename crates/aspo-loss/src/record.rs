@@ -392,7 +392,7 @@ scores! {
 }
 scores! {
     /// Log-probabilities of the response tokens under the reference model; detached.
-    ReferenceScores, "reference", |scores| scores.detach()
+    ReferenceScores, "reference", math::detached
 }
 
 /// How well each sentence of a response fits its image: `S_i`, one row per response, one value per sentence.
@@ -573,7 +573,7 @@ impl<B: Backend> PreferenceBatch<B> {
                 return Err(Error::shape(what, found, expected, "one value per chosen token"));
             }
         }
-        let (policy, reference) = (math::f32(policy), math::f32(reference).detach());
+        let (policy, reference) = (math::f32(policy), math::detached(math::f32(reference)));
         self.corrupted = Some(CorruptedScores { policy, reference });
         Ok(self)
     }

@@ -138,7 +138,8 @@ fn weigh<B: Backend>(
     fuse: Fuse,
 ) -> Result<SideWeighting> {
     // One read of both vectors.
-    let both = math::host(&Tensor::cat(vec![policy.clone().detach(), ratios.clone().detach()], 0));
+    let both =
+        math::host(&Tensor::cat(vec![math::detached(policy.clone()), math::detached(ratios.clone())], 0));
     let (policy, ratios) = both.split_at(map.num_tokens());
     let (log_probs, log_ratios) = (host_sentence_sums(policy, map), host_sentence_sums(ratios, map));
     let mut out = SideWeighting {

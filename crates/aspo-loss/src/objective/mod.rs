@@ -342,14 +342,15 @@ impl Objective {
             token_metrics.add("logits/chosen", chosen.mean_logit.iter().map(|&x| f64::from(x)));
             token_metrics.add("logits/rejected", rejected.mean_logit.iter().map(|&x| f64::from(x)));
         }
-        let [chosen_logps, rejected_logps] = sequences.log_probs.map(Tensor::detach);
-        let sentence_log_ratios =
-            sequences.token_ratios.map(|[chosen, _]| sentence_sums(chosen.detach(), &batch.map.chosen));
+        let [chosen_logps, rejected_logps] = sequences.log_probs.map(math::detached);
+        let sentence_log_ratios = sequences
+            .token_ratios
+            .map(|[chosen, _]| sentence_sums(math::detached(chosen), &batch.map.chosen));
         Ok(LossOutput {
             loss: losses.clone().mean(),
             losses,
-            chosen_rewards: chosen_rewards.detach(),
-            rejected_rewards: rejected_rewards.detach(),
+            chosen_rewards: math::detached(chosen_rewards),
+            rejected_rewards: math::detached(rejected_rewards),
             chosen_logps,
             rejected_logps,
             weighting,

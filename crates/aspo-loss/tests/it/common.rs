@@ -58,3 +58,32 @@ pub fn assert_close(what: &str, found: &[f64], expected: &[f64], relative: f64, 
         assert!((f - e).abs() <= allowed, "{what}[{i}]: found {f:e}, expected {e:e}, allowed {allowed:e}");
     }
 }
+
+/// Cases of a property: 1,000 on flex, fewer on ndarray, few where every kernel is compiled or launched apart.
+/// `PROPTEST_CASES` overrides.
+pub fn cases<B: Backend>() -> u32 {
+    if let Some(cases) = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()) {
+        return cases;
+    }
+    let name = B::name(&Default::default());
+    let flex = name.contains("flex");
+    if flex {
+        1000
+    } else if name.contains("ndarray") {
+        200
+    } else {
+        10
+    }
+}
+
+/// Runs a property over generated values, with a fixed seed.
+#[track_caller]
+pub fn check<S: proptest::strategy::Strategy>(
+    cases: u32,
+    strategy: S,
+    property: impl Fn(S::Value) -> Result<(), proptest::test_runner::TestCaseError>,
+) {
+    if let Err(e) = aspo_loss::property::runner(cases).run(&strategy, property) {
+        panic!("{e}");
+    }
+}

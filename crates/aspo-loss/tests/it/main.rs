@@ -1,4 +1,10 @@
 //! The crate's tests: bodies written once, generic over the backend, run on every backend that is built.
 
 mod common;
+mod finite;
+mod hand;
+mod log_prob;
+mod metric;
+mod objective;
 mod oracle;
+mod record;

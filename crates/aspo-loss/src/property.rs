@@ -1,0 +1,425 @@
+//! Property tests for preference losses (feature `proptest`): batches that are valid by construction, and
+//! [`check_objective`], which holds any loss against the properties that apply to it.
+//!
+//! ```
+//! use aspo_loss::property::{Applies, check_objective};
+//! use aspo_loss::{LossType, Objective, PreferenceBatch};
+//! type B = burn::backend::Autodiff<burn_flex::Flex>;
+//!
+//! let objective = Objective::new(LossType::Sigmoid);
+//! let loss = |batch: &PreferenceBatch<B>| objective.loss(batch).map(|output| output.losses);
+//! check_objective(loss, &Applies { at_reference: Some(2_f64.ln()), ..Applies::default() }, 20).unwrap();
+//! ```
+
+use burn::prelude::*;
+use burn::tensor::backend::AutodiffBackend;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+
+use crate::error::Result;
+use crate::log_prob::TokenStats;
+use crate::math;
+use crate::record::{PairMap, PolicyScores, PreferenceBatch, ReferenceScores, Similarity};
+
+/// One response as plain numbers; every vector but `sentences` and `similarity` has one value per response token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostResponse {
+    /// Tokens of each sentence.
+    pub sentences: Vec<usize>,
+    /// Positions that are no response tokens, before and after.
+    pub padding: (usize, usize),
+    /// Log-probabilities under the policy.
+    pub policy: Vec<f32>,
+    /// Log-probabilities under the reference.
+    pub reference: Vec<f32>,
+    /// Log-probabilities under policy and reference given a corrupted image.
+    pub corrupted: Vec<(f32, f32)>,
+    /// Whether the token differs from the other response.
+    pub changed: Vec<bool>,
+    /// `log Σ p²` of the policy.
+    pub log_collision: Vec<f32>,
+    /// Similarity of each sentence to the image.
+    pub similarity: Vec<f32>,
+}
+
+/// One pair as plain numbers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostPair {
+    /// The chosen response.
+    pub chosen: HostResponse,
+    /// The rejected response.
+    pub rejected: HostResponse,
+}
+
+/// A batch as plain numbers, from which a [`PreferenceBatch`] with every record is made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostBatch {
+    /// The pairs; at least one.
+    pub pairs: Vec<HostPair>,
+}
+
+impl HostResponse {
+    fn ids(&self) -> Vec<i64> {
+        let (before, after) = self.padding;
+        let tokens = self.sentences.iter().enumerate().flat_map(|(i, &n)| core::iter::repeat_n(i as i64, n));
+        let pad = |n| core::iter::repeat_n(-1, n);
+        pad(before).chain(tokens).chain(pad(after)).collect()
+    }
+
+    fn stats(&self) -> TokenStats {
+        let n = self.policy.len();
+        TokenStats {
+            log_collision: self.log_collision.clone(),
+            entropy: vec![1.0; n],
+            mean_logit: vec![0.0; n],
+            greedy: vec![false; n],
+        }
+    }
+}
+
+impl HostPair {
+    /// Chosen and rejected exchanged.
+    pub fn swapped(&self) -> Self {
+        Self { chosen: self.rejected.clone(), rejected: self.chosen.clone() }
+    }
+}
+
+impl HostBatch {
+    /// The batch on a device, with every record that an objective can ask for.
+    ///
+    /// # Errors
+    /// As the records' constructors; none for batches of this module's strategies.
+    pub fn batch<B: Backend>(&self, device: &B::Device) -> Result<PreferenceBatch<B>> {
+        let [chosen, rejected] = self.policy(device);
+        self.batch_of(chosen, rejected)
+    }
+
+    /// The policy's log-probabilities of both sides as flat vectors.
+    pub fn policy<B: Backend>(&self, device: &B::Device) -> [Tensor<B, 1>; 2] {
+        [self.chosen(), self.rejected()].map(|side| flat(&side, |r| r.policy.clone(), device))
+    }
+
+    /// The batch with the policy's log-probabilities given as flat vectors: leaves that gradients are asked of.
+    ///
+    /// # Errors
+    /// As [`batch`](Self::batch).
+    pub fn batch_of<B: Backend>(
+        &self,
+        chosen: Tensor<B, 1>,
+        rejected: Tensor<B, 1>,
+    ) -> Result<PreferenceBatch<B>> {
+        let device = chosen.device();
+        let sides = [self.chosen(), self.rejected()];
+        let [chosen_ids, rejected_ids] =
+            [0, 1].map(|side| sides[side].iter().map(|r| r.ids()).collect::<Vec<_>>());
+        let map = PairMap::new(&chosen_ids, &rejected_ids)?;
+        let policy = PolicyScores::flat(&map, chosen, rejected)?;
+        let of = |side: usize, f: fn(&HostResponse) -> Vec<f32>| flat::<B>(&sides[side], f, &device);
+        let reference = |r: &HostResponse| r.reference.clone();
+        let reference = ReferenceScores::flat(&map, of(0, reference), of(1, reference))?;
+        let rows = |side: usize| sides[side].iter().map(|r| r.similarity.clone()).collect::<Vec<_>>();
+        let changed = |side: usize| sides[side].iter().map(|r| r.changed.clone()).collect::<Vec<_>>();
+        let stats = |side: usize| {
+            sides[side].iter().map(|r| r.stats()).fold(TokenStats::default(), |mut all, one| {
+                all.log_collision.extend(one.log_collision);
+                all.entropy.extend(one.entropy);
+                all.mean_logit.extend(one.mean_logit);
+                all.greedy.extend(one.greedy);
+                all
+            })
+        };
+        PreferenceBatch::new(map, policy)?
+            .with_reference(reference)?
+            .with_similarity(Similarity::new(&rows(0))?)?
+            .with_rejected_similarity(Similarity::new(&rows(1))?)?
+            .with_changed(&changed(0), &changed(1))?
+            .with_corrupted(
+                of(0, |r| r.corrupted.iter().map(|c| c.0).collect()),
+                of(0, |r| r.corrupted.iter().map(|c| c.1).collect()),
+            )?
+            .with_stats(stats(0), stats(1))
+    }
+
+    /// One batch for each pair.
+    pub fn singles(&self) -> impl Iterator<Item = Self> + '_ {
+        self.pairs.iter().map(|pair| Self { pairs: vec![pair.clone()] })
+    }
+
+    /// The batch with every response changed by `f`.
+    pub fn map(&self, f: impl Fn(&mut HostResponse)) -> Self {
+        let mut batch = self.clone();
+        for pair in &mut batch.pairs {
+            f(&mut pair.chosen);
+            f(&mut pair.rejected);
+        }
+        batch
+    }
+
+    fn chosen(&self) -> Vec<&HostResponse> {
+        self.pairs.iter().map(|pair| &pair.chosen).collect()
+    }
+
+    fn rejected(&self) -> Vec<&HostResponse> {
+        self.pairs.iter().map(|pair| &pair.rejected).collect()
+    }
+}
+
+fn flat<B: Backend>(
+    side: &[&HostResponse],
+    f: impl Fn(&HostResponse) -> Vec<f32>,
+    device: &B::Device,
+) -> Tensor<B, 1> {
+    let values: Vec<f32> = side.iter().flat_map(|r| f(r)).collect();
+    let n = values.len();
+    math::constant(values, [n], device)
+}
+
+/// Batches of 1 to 5 pairs, 1 to 5 sentences, 1 to 6 tokens each, any padding; log-probabilities in [-8, -0.01] with the
+/// reference within 1 of the policy.
+pub fn batches() -> impl Strategy<Value = HostBatch> {
+    vec((response(-8.0..-0.01_f32), response(-8.0..-0.01_f32)), 1..=5).prop_map(from_pairs)
+}
+
+/// The same with log-probabilities anywhere from 0 to -1e4, policy and reference far apart: for finiteness.
+pub fn extreme_batches() -> impl Strategy<Value = HostBatch> {
+    let log_prob = || {
+        prop_oneof![
+            Just(0.0_f32),
+            Just(-1e-30_f32),
+            Just(-1e-7_f32),
+            Just(-90.0_f32),
+            Just(-1e4_f32),
+            -1e4..0.0_f32
+        ]
+    };
+    let extreme = move || {
+        response(-8.0..-0.01_f32).prop_flat_map(move |base| {
+            let n = base.policy.len();
+            vec((log_prob(), log_prob(), log_prob()), n).prop_map(move |values| HostResponse {
+                policy: values.iter().map(|v| v.0).collect(),
+                reference: values.iter().map(|v| v.1).collect(),
+                corrupted: values.iter().map(|v| (v.2, v.1)).collect(),
+                ..base.clone()
+            })
+        })
+    };
+    vec((extreme(), extreme()), 1..=4).prop_map(from_pairs)
+}
+
+fn from_pairs(pairs: Vec<(HostResponse, HostResponse)>) -> HostBatch {
+    HostBatch { pairs: pairs.into_iter().map(|(chosen, rejected)| HostPair { chosen, rejected }).collect() }
+}
+
+fn response(log_prob: core::ops::Range<f32>) -> impl Strategy<Value = HostResponse> {
+    vec(1..=6_usize, 1..=5).prop_flat_map(move |sentences| {
+        let tokens = sentences.iter().sum::<usize>();
+        let token =
+            (log_prob.clone(), -1.0..1.0_f32, (-1.0..1.0_f32, -1.0..1.0_f32), any::<bool>(), -6.0..-0.01_f32);
+        let similarity = vec(-1.0..1.0_f32, sentences.len());
+        (vec(token, tokens), similarity, (0..4_usize, 0..4_usize)).prop_map(
+            move |(tokens, similarity, padding)| HostResponse {
+                sentences: sentences.clone(),
+                padding,
+                policy: tokens.iter().map(|t| t.0).collect(),
+                reference: tokens.iter().map(|t| (t.0 + t.1).min(-0.001)).collect(),
+                corrupted: tokens
+                    .iter()
+                    .map(|t| ((t.0 + t.2.0).min(-0.001), (t.0 + t.2.1).min(-0.001)))
+                    .collect(),
+                changed: tokens.iter().map(|t| t.3).collect(),
+                log_collision: tokens.iter().map(|t| t.4).collect(),
+                similarity,
+            },
+        )
+    })
+}
+
+/// Which properties a loss claims. Those without a field here hold for every loss.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Applies {
+    /// Adding a constant to all log-probabilities of policy and reference changes nothing: the loss reads ratios only.
+    /// Default true.
+    pub ratios_only: bool,
+    /// The loss of a pair where policy equals reference, if that is a constant. Default none.
+    pub at_reference: Option<f64>,
+    /// The gradient is the loss's whole derivative: nothing that depends on the policy is detached. Default true.
+    pub whole_gradient: bool,
+}
+
+impl Default for Applies {
+    fn default() -> Self {
+        Self { ratios_only: true, at_reference: None, whole_gradient: true }
+    }
+}
+
+/// A runner with a fixed seed: the same cases on every run.
+pub fn runner(cases: u32) -> TestRunner {
+    let config = Config { cases, failure_persistence: None, ..Config::default() };
+    TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha))
+}
+
+/// Holds a loss (a batch to one value per pair, [B]) against the properties of preference losses, `cases` batches each:
+///
+/// - one finite loss per pair and a finite gradient, for ordinary and for extreme log-probabilities;
+/// - padding changes nothing; the order of pairs only orders the losses;
+/// - a batch is its pairs: each pair alone has the same loss and, up to the mean's 1/B, the same gradient;
+/// - as [`Applies`] says: only ratios matter; the value at policy = reference; the gradient is the central difference.
+///
+/// # Errors
+/// The first property that fails, with the smallest batch found that breaks it.
+pub fn check_objective<B: AutodiffBackend>(
+    loss: impl Fn(&PreferenceBatch<B>) -> Result<Tensor<B, 1>>,
+    applies: &Applies,
+    cases: u32,
+) -> core::result::Result<(), String> {
+    let evaluate = |batch: &HostBatch| Evaluation::of(batch, &loss);
+    let run = |what: &str, strategy: BoxedStrategy<HostBatch>, check: &dyn Fn(HostBatch) -> Check| {
+        runner(cases).run(&strategy, |batch| check(batch)).map_err(|e| format!("{what}: {e}"))
+    };
+    run("finite", batches().boxed(), &|batch| evaluate(&batch)?.finite())?;
+    run("finite at extremes", extreme_batches().boxed(), &|batch| evaluate(&batch)?.finite())?;
+    run("padding changes nothing", batches().boxed(), &|batch| {
+        let padded = batch.map(|r| r.padding = (r.padding.1 + 3, r.padding.0));
+        evaluate(&batch)?.agrees(&evaluate(&padded)?, 1e-5)
+    })?;
+    run("order only orders", batches().boxed(), &|batch| {
+        let reversed = HostBatch { pairs: batch.pairs.iter().rev().cloned().collect() };
+        let mut reversed = evaluate(&reversed)?;
+        reversed.losses.reverse();
+        reversed.grads.reverse();
+        evaluate(&batch)?.agrees(&reversed, 1e-5)
+    })?;
+    run("a batch is its pairs", batches().boxed(), &|batch| {
+        let mut alone = Evaluation { losses: vec![], grads: vec![] };
+        for single in batch.singles() {
+            let single = evaluate(&single)?;
+            alone.losses.extend(single.losses);
+            alone.grads.extend(single.grads);
+        }
+        evaluate(&batch)?.agrees(&alone, 1e-5)
+    })?;
+    if applies.ratios_only {
+        run("only ratios matter", batches().boxed(), &|batch| {
+            let shifted = batch.map(|r| {
+                r.policy.iter_mut().chain(&mut r.reference).for_each(|x| *x -= 0.5);
+                r.corrupted.iter_mut().for_each(|x| *x = (x.0 - 0.5, x.1 - 0.5));
+            });
+            // Shifted values round differently, by 1e-6 each.
+            evaluate(&batch)?.agrees(&evaluate(&shifted)?, 1e-3)
+        })?;
+    }
+    if let Some(expected) = applies.at_reference {
+        run("policy = reference", batches().boxed(), &|batch| {
+            let equal = batch.map(|r| {
+                r.reference = r.policy.clone();
+                r.corrupted.iter_mut().for_each(|x| x.1 = x.0);
+            });
+            let found = evaluate(&equal)?.losses;
+            prop_assert!(found.iter().all(|l| (l - expected).abs() < 1e-5), "{found:?}, not {expected}");
+            Ok(())
+        })?;
+    }
+    if applies.whole_gradient {
+        run("gradient", batches().boxed(), &|batch| central_difference(&batch, &evaluate))?;
+    }
+    Ok(())
+}
+
+type Check = core::result::Result<(), TestCaseError>;
+
+/// Losses, and for each pair the gradient of its own loss in its own tokens, chosen then rejected.
+struct Evaluation {
+    losses: Vec<f64>,
+    grads: Vec<Vec<f64>>,
+}
+
+impl Evaluation {
+    fn of<B: AutodiffBackend>(
+        batch: &HostBatch,
+        loss: impl Fn(&PreferenceBatch<B>) -> Result<Tensor<B, 1>>,
+    ) -> core::result::Result<Self, TestCaseError> {
+        let failed = |e: crate::Error| TestCaseError::fail(e.to_string());
+        let leaves = batch.policy::<B>(&B::Device::default()).map(Tensor::require_grad);
+        let device_batch = batch.batch_of(leaves[0].clone(), leaves[1].clone()).map_err(failed)?;
+        let losses = loss(&device_batch).map_err(failed)?;
+        let grads = losses.clone().sum().backward();
+        let [chosen, rejected] = leaves.map(|leaf| match leaf.grad(&grads) {
+            Some(grad) => math::host(&grad),
+            None => vec![0.0; leaf.dims()[0]],
+        });
+        let map = device_batch.map();
+        let row = |row: usize| {
+            let both = chosen[map.chosen.range(row)].iter().chain(&rejected[map.rejected.range(row)]);
+            both.map(|&g| f64::from(g)).collect()
+        };
+        let losses: Vec<f64> = math::host(&losses).into_iter().map(f64::from).collect();
+        prop_assert_eq!(losses.len(), batch.pairs.len(), "one loss per pair");
+        Ok(Self { losses, grads: (0..batch.pairs.len()).map(row).collect() })
+    }
+
+    fn finite(&self) -> Check {
+        prop_assert!(self.losses.iter().all(|l| l.is_finite()), "losses {:?}", self.losses);
+        prop_assert!(self.grads.iter().flatten().all(|g| g.is_finite()), "gradients {:?}", self.grads);
+        Ok(())
+    }
+
+    /// Equal up to `tolerance`, relative to 1 and the magnitude of the value.
+    fn agrees(&self, other: &Self, tolerance: f64) -> Check {
+        let close = |a: &f64, b: &f64| (a - b).abs() <= tolerance * (1.0 + a.abs().max(b.abs()));
+        let all = |a: &[f64], b: &[f64]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| close(a, b));
+        prop_assert!(all(&self.losses, &other.losses), "losses {:?} and {:?}", self.losses, other.losses);
+        for (mine, theirs) in self.grads.iter().zip(&other.grads) {
+            prop_assert!(all(mine, theirs), "gradients {mine:?} and {theirs:?}");
+        }
+        Ok(())
+    }
+}
+
+/// The gradient along one fixed direction against central differences `[L(x+εu) - L(x-εu)] / 2ε` of two steps,
+/// extrapolated to ε = 0, pair by pair. Where the two disagree (a hinge, a sharp bend) neither is the truth, and the
+/// pair is passed over.
+fn central_difference(
+    batch: &HostBatch,
+    evaluate: &impl Fn(&HostBatch) -> core::result::Result<Evaluation, TestCaseError>,
+) -> Check {
+    const STEP: f64 = 1e-2;
+    // Signs that do not cancel: two of three tokens up on the chosen side, one of three on the rejected one.
+    let direction = |i: usize, up: usize| if i % 3 < up { 1.0 } else { -1.0 };
+    let moved = |step: f64| {
+        let mut batch = batch.clone();
+        let along = |values: &mut [f32], up: usize| {
+            for (i, x) in values.iter_mut().enumerate() {
+                *x = (f64::from(*x) + step * direction(i, up)) as f32;
+            }
+        };
+        for pair in &mut batch.pairs {
+            along(&mut pair.chosen.policy, 2);
+            along(&mut pair.rejected.policy, 1);
+        }
+        evaluate(&batch)
+    };
+    let here = evaluate(batch)?;
+    let (near, far) = ([moved(STEP)?, moved(-STEP)?], [moved(2.0 * STEP)?, moved(-2.0 * STEP)?]);
+    for (row, pair) in batch.pairs.iter().enumerate() {
+        let quotient =
+            |sides: &[Evaluation; 2], step: f64| (sides[0].losses[row] - sides[1].losses[row]) / (2.0 * step);
+        let (near, far) = (quotient(&near, STEP), quotient(&far, 2.0 * STEP));
+        // f32 rounding of the loss, divided by the step.
+        let noise = 1e-6 * (1.0 + here.losses[row].abs()) / STEP;
+        if (near - far).abs() > 0.05 * near.abs() + noise {
+            continue;
+        }
+        let chosen = pair.chosen.policy.len();
+        let along =
+            |(i, g): (usize, &f64)| g * if i < chosen { direction(i, 2) } else { direction(i - chosen, 1) };
+        let slope: f64 = here.grads[row].iter().enumerate().map(along).sum();
+        let limit = (4.0 * near - far) / 3.0;
+        let allowed = 1e-2 * limit.abs() + 5.0 * noise;
+        prop_assert!(
+            (slope - limit).abs() <= allowed,
+            "pair {row}: gradient {slope}, difference quotient {limit}"
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,224 @@
+//! Three ways to a log-probability, one mathematics.
+
+use aspo_loss::{
+    ChunkOptions, TokenStats, chunked_log_probs, chunked_log_probs_forward, chunked_log_probs_with_stats,
+    dense_log_probs, dense_log_probs_with_stats,
+};
+use burn::backend::Autodiff;
+use burn::backend::autodiff::checkpoint::strategy::{BalancedCheckpointing, CheckpointStrategy};
+use burn::prelude::*;
+use burn::tensor::TensorPrimitive;
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use crate::common::{assert_close, cases, check, grad, ints, on_every_backend, tensor, values};
+
+on_every_backend!(
+    log_probabilities_are_as_by_hand,
+    chunked_equals_dense_whatever_the_tile,
+    chunked_works_under_balanced_checkpointing,
+    gradients_go_where_something_trains,
+    nothing_tracked_makes_no_graph,
+    token_statistics_are_as_by_hand,
+    token_statistics_do_not_depend_on_the_tile,
+);
+
+/// Logits 0, ln 2, ln 5: probabilities 1/8, 2/8, 5/8.
+fn log_probabilities_are_as_by_hand<B: Backend>() {
+    let z = [0.0, 2_f32.ln(), 5_f32.ln()];
+    let logits = tensor::<B, 2>(&[z, z, z].concat(), [3, 3]);
+    let expected = [1.0 / 8.0, 2.0 / 8.0, 5.0 / 8.0].map(f64::ln);
+    let targets = || ints::<B, 1>(&[0, 1, 2], [3]);
+    assert_close(
+        "dense",
+        &values(&dense_log_probs(logits.clone(), targets()).unwrap()),
+        &expected,
+        1e-6,
+        0.0,
+    );
+    for (byte_budget, rows) in [(4, None), (8, Some(1)), (8, Some(2)), (1 << 20, None)] {
+        let options = ChunkOptions { byte_budget, rows };
+        let head = Tensor::eye(3, &Default::default());
+        let found = chunked_log_probs_forward(logits.clone(), head, targets(), &options).unwrap();
+        assert_close(&format!("{options:?}"), &values(&found), &expected, 1e-6, 0.0);
+    }
+}
+
+/// Hidden states, head, labels, incoming gradient and a tile.
+#[derive(Debug, Clone)]
+struct Problem {
+    features: usize,
+    hidden: Vec<f32>,
+    head: Vec<f32>,
+    labels: Vec<i64>,
+    weights: Vec<f32>,
+    options: ChunkOptions,
+}
+
+fn problems() -> impl Strategy<Value = Problem> {
+    (1..=9_usize, 1..=4_usize, 2..=13_usize).prop_flat_map(|(n, features, vocab)| {
+        let label = 0..vocab as i64;
+        let scalars = |n: usize, range: f32| vec(-range..range, n);
+        let tile = (1..=80_usize, proptest::option::of(1..=10_usize));
+        let parts = (
+            scalars(n * features, 3.0),
+            scalars(vocab * features, 3.0),
+            vec(label, n),
+            scalars(n, 2.0),
+            tile,
+        );
+        parts.prop_map(move |(hidden, head, labels, weights, (cells, rows))| Problem {
+            features,
+            hidden,
+            head,
+            labels,
+            weights,
+            options: ChunkOptions { byte_budget: cells * 4, rows },
+        })
+    })
+}
+
+impl Problem {
+    fn hidden<B: Backend>(&self) -> Tensor<B, 2> {
+        tensor(&self.hidden, [self.labels.len(), self.features])
+    }
+
+    fn head<B: Backend>(&self) -> Tensor<B, 2> {
+        tensor(&self.head, [self.head.len() / self.features, self.features])
+    }
+
+    fn labels<B: Backend>(&self) -> Tensor<B, 1, Int> {
+        ints(&self.labels, [self.labels.len()])
+    }
+
+    fn weighed<B: Backend>(&self, log_probs: Tensor<B, 1>) -> Tensor<B, 1> {
+        (log_probs * tensor(&self.weights, [self.weights.len()])).sum()
+    }
+
+    /// Log-probabilities and the gradients of their weighed sum in hidden states and, if it trains, head.
+    fn dense<B: Backend>(&self) -> [Vec<f64>; 3] {
+        let (hidden, head) =
+            (self.hidden::<Autodiff<B>>().require_grad(), self.head::<Autodiff<B>>().require_grad());
+        let logits = hidden.clone().matmul(head.clone().transpose());
+        let log_probs = dense_log_probs(logits, self.labels()).unwrap();
+        let grads = self.weighed(log_probs.clone()).backward();
+        [values(&log_probs), grad(&hidden, &grads), grad(&head, &grads)]
+    }
+
+    fn chunked<B: Backend, C: CheckpointStrategy>(&self, head_trains: bool) -> [Vec<f64>; 3] {
+        let leaf = self.hidden::<Autodiff<B, C>>().require_grad();
+        let mut head = self.head::<Autodiff<B, C>>();
+        if head_trains {
+            head = head.require_grad();
+        }
+        // Not a leaf, as in a model.
+        let hidden = leaf.clone() * 1.0;
+        let log_probs = chunked_log_probs(hidden, head.clone(), self.labels(), &self.options).unwrap();
+        let grads = self.weighed(log_probs.clone()).backward();
+        let head_grad = head.grad(&grads);
+        assert_eq!(head_grad.is_some(), head_trains, "the head has a gradient only if it trains");
+        let head_grad = head_grad.map_or_else(Vec::new, |g| values(&g));
+        [values(&log_probs), values(&leaf.grad(&grads).unwrap()), head_grad]
+    }
+}
+
+/// f32 rounding of logits up to 36 and of sums over 13 columns: 2e-5.
+fn agree(found: &[Vec<f64>; 3], dense: &[Vec<f64>; 3]) -> Result<(), TestCaseError> {
+    for (what, found, dense) in [
+        ("log-probabilities", &found[0], &dense[0]),
+        ("hidden gradient", &found[1], &dense[1]),
+        ("head gradient", &found[2], &dense[2]),
+    ] {
+        let close =
+            found.is_empty() || found.iter().zip(dense).all(|(a, b)| (a - b).abs() <= 2e-5 * (1.0 + b.abs()));
+        prop_assert!(close, "{what}: {found:?}, dense {dense:?}");
+    }
+    Ok(())
+}
+
+fn chunked_equals_dense_whatever_the_tile<B: Backend>() {
+    check(cases::<B>(), problems(), |problem| {
+        let dense = problem.dense::<B>();
+        agree(
+            &problem.chunked::<B, burn::backend::autodiff::checkpoint::strategy::NoCheckpointing>(false),
+            &dense,
+        )?;
+        agree(
+            &problem.chunked::<B, burn::backend::autodiff::checkpoint::strategy::NoCheckpointing>(true),
+            &dense,
+        )
+    });
+}
+
+fn chunked_works_under_balanced_checkpointing<B: Backend>() {
+    check(cases::<B>() / 10, problems(), |problem| {
+        let dense = problem.dense::<B>();
+        agree(&problem.chunked::<B, BalancedCheckpointing>(false), &dense)?;
+        agree(&problem.chunked::<B, BalancedCheckpointing>(true), &dense)
+    });
+}
+
+fn small<B: Backend>() -> (Tensor<Autodiff<B>, 2>, Tensor<Autodiff<B>, 2>, Tensor<Autodiff<B>, 1, Int>) {
+    let hidden = tensor(&[0.5, -1.0, 2.0, 0.25], [2, 2]);
+    (hidden, tensor(&[1.0, 0.5, -0.5, 0.25, 2.0, -1.0], [3, 2]), ints(&[2, 0], [2]))
+}
+
+fn gradients_go_where_something_trains<B: Backend>() {
+    // A trained head under hidden states that are not tracked: a linear probe.
+    let (hidden, head, targets) = small::<B>();
+    let head = head.require_grad();
+    let run = |log_probs: Tensor<Autodiff<B>, 1>| grad(&head, &log_probs.sum().backward());
+    let chunked =
+        run(chunked_log_probs(hidden.clone(), head.clone(), targets.clone(), &ChunkOptions::default())
+            .unwrap());
+    let dense = run(dense_log_probs(hidden.matmul(head.clone().transpose()), targets).unwrap());
+    assert_close("head gradient", &chunked, &dense, 1e-5, 1e-6);
+}
+
+fn nothing_tracked_makes_no_graph<B: Backend>() {
+    let tracked = |t: Tensor<Autodiff<B>, 1>| match t.into_primitive() {
+        TensorPrimitive::Float(primitive) => primitive.is_tracked(),
+        TensorPrimitive::QFloat(_) => unreachable!("log-probabilities are floats"),
+    };
+    let (hidden, head, targets) = small::<B>();
+    let options = ChunkOptions::default();
+    let plain = chunked_log_probs(hidden.clone(), head.clone(), targets.clone(), &options).unwrap();
+    assert!(!tracked(plain));
+    let hidden = hidden.require_grad();
+    assert!(tracked(chunked_log_probs(hidden.clone(), head.clone(), targets.clone(), &options).unwrap()));
+    assert!(!tracked(chunked_log_probs_forward(hidden, head, targets, &options).unwrap()));
+}
+
+/// Probabilities 1/8, 2/8, 5/8: Σp² = 30/64; entropy = ln 8 - (2 ln 2 + 5 ln 5)/8; mean logit ln(10)/3.
+fn token_statistics_are_as_by_hand<B: Backend>() {
+    let z = [0.0, 2_f32.ln(), 5_f32.ln()];
+    let logits = tensor::<B, 2>(&[z, z].concat(), [2, 3]);
+    let (_, stats) = dense_log_probs_with_stats(logits, ints(&[2, 1], [2])).unwrap();
+    let twice = |x: f64| [x, x];
+    let wide = |v: &[f32]| v.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+    assert_close("collision", &wide(&stats.log_collision), &twice((30.0_f64 / 64.0).ln()), 1e-5, 0.0);
+    let entropy = 8_f64.ln() - (2.0 * 2_f64.ln() + 5.0 * 5_f64.ln()) / 8.0;
+    assert_close("entropy", &wide(&stats.entropy), &twice(entropy), 1e-5, 0.0);
+    assert_close("mean logit", &wide(&stats.mean_logit), &twice(10_f64.ln() / 3.0), 1e-5, 0.0);
+    assert_eq!(stats.greedy, [true, false]);
+    let (first, rest) = stats.split_at(1);
+    assert_eq!((first.len(), rest.len(), rest.greedy), (1, 1, vec![false]));
+}
+
+fn token_statistics_do_not_depend_on_the_tile<B: Backend>() {
+    check(cases::<B>(), problems(), |problem| {
+        let logits = problem.hidden::<Autodiff<B>>().matmul(problem.head().transpose());
+        let (dense, expected) = dense_log_probs_with_stats(logits, problem.labels()).unwrap();
+        let (hidden, head) = (problem.hidden::<Autodiff<B>>(), problem.head());
+        let (chunked, stats) =
+            chunked_log_probs_with_stats(hidden, head, problem.labels(), &problem.options).unwrap();
+        agree(&[values(&chunked), vec![], vec![]], &[values(&dense), vec![], vec![]])?;
+        let columns =
+            |s: &TokenStats| [s.log_collision.clone(), s.entropy.clone(), s.mean_logit.clone()].concat();
+        let (found, expected) = (columns(&stats), columns(&expected));
+        // Entropies near 0 are differences of terms near the logits' size: 1e-4 of them.
+        let close = found.iter().zip(&expected).all(|(a, b)| (a - b).abs() <= 1e-4 * (1.0 + b.abs()));
+        prop_assert!(close, "{found:?}, dense {expected:?}");
+        Ok(())
+    });
+}
