@@ -77,7 +77,9 @@ fn main() -> Result<(), Error> {
             serde_json::from_str(&line).map_err(|error| format!("{name}: line {}: {error}", row + 1))?;
         let ends = sentence_ends(&labelled.text);
         if arguments.score {
-            let right = labelled.ends.ok_or_else(|| format!("{name}: line {}: no `ends` to score against", row + 1))?;
+            let right = labelled
+                .ends
+                .ok_or_else(|| format!("{name}: line {}: no `ends` to score against", row + 1))?;
             score.add(&ends, &right);
         } else {
             serde_json::to_writer(&mut out, &Ends { ends })?;

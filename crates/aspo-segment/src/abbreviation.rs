@@ -30,6 +30,10 @@ pub(crate) fn kind(word: &str, language: Language) -> Option<Kind> {
         Language::French => [words::FRENCH, words::COMMON],
         Language::Spanish => [words::SPANISH, words::COMMON],
     };
+    // Longer than any of them.
+    if word.is_empty() || word.len() > 8 {
+        return None;
+    }
     let capital = word.starts_with(char::is_uppercase);
     let is = |entry: &&str| match entry.len() == word.len() {
         // One letter may be an initial, or not: "p. 5", but "P. Smith".
@@ -38,11 +42,7 @@ pub(crate) fn kind(word: &str, language: Language) -> Option<Kind> {
         true => entry.eq_ignore_ascii_case(word) && (capital || !entry.starts_with(char::is_uppercase)),
         false => false,
     };
-    lists
-        .into_iter()
-        .flatten()
-        .find(|(_, entries)| entries.iter().any(|entry| is(entry)))
-        .map(|&(kind, _)| kind)
+    lists.into_iter().flatten().find(|(_, entries)| entries.iter().any(is)).map(|&(kind, _)| kind)
 }
 
 /// Whether `word`, capitalised, is one that starts sentences and not names.

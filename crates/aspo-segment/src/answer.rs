@@ -24,7 +24,8 @@ pub(crate) fn sentence_end(text: &str, start: usize, limit: usize, language: Lan
         return end;
     }
     let marker = marker::read(text, first);
-    let scan = Scan { text, marker, sentence: Sentence { text, first, body: marker.end, language } };
+    let sentence = Sentence { text, first, body: marker.end, language };
+    let mut scan = Scan { text, marker, sentence, brackets: Brackets::default() };
     let in_table = text[first..].starts_with('|');
     let mut at = marker.end;
     while at < limit {
@@ -86,19 +87,52 @@ struct Scan<'t> {
     text: &'t str,
     marker: Marker,
     sentence: Sentence<'t>,
+    brackets: Brackets,
+}
+
+/// Chinese and Japanese brackets that are open, inside which no full stop ends a sentence.
+#[derive(Default)]
+struct Brackets {
+    open: usize,
+    /// Where the last one opened.
+    at: usize,
+}
+
+impl Brackets {
+    fn read(&mut self, c: char, at: usize) {
+        match c {
+            '「' | '『' | '（' | '《' => (self.open, self.at) = (self.open + 1, at),
+            '」' | '』' | '）' | '》' => self.open = self.open.saturating_sub(1),
+            _ => {}
+        }
+    }
+
+    /// Whether the full stops of `run` are inside brackets and no quotation closes with them. A bracket that is not
+    /// closed for long is none: it must not swallow the text.
+    fn hold(&self, run: Run, text: &str) -> bool {
+        if self.open == 0 {
+            return false;
+        }
+        let closed = text[run.at..run.end].matches(['」', '』']).count();
+        self.open > closed && run.at - self.at < 240
+    }
 }
 
 impl Scan<'_> {
     /// A run of full stops.
-    fn stop(&self, at: usize) -> Step {
+    fn stop(&mut self, at: usize) -> Step {
         let text = self.text;
         if let Some(item) = self.item_before(at) {
             return End(item);
         }
         let mut run = look::run(text, at);
+        let held = run.mark == Mark::Wide && self.brackets.hold(run, text);
+        if run.mark == Mark::Wide {
+            text[at..run.end].char_indices().for_each(|(n, c)| self.brackets.read(c, at + n));
+        }
         // An ellipsis that opens the sentence ends none, nor does a full stop inside brackets.
         let opens = at == self.marker.end && run.mark != Mark::Strong;
-        if opens || (run.mark == Mark::Wide && in_brackets(self.sentence.before(at), &text[at..run.end])) {
+        if opens || held {
             return if run.end == text.len() { End(run.end) } else { Go(run.end) };
         }
         run.end += self.reference(run);
@@ -246,8 +280,9 @@ impl Scan<'_> {
     }
 
     /// Full stops, bullets, emoji and line breaks outside ASCII.
-    fn wide(&self, at: usize) -> Step {
+    fn wide(&mut self, at: usize) -> Step {
         let Some(c) = self.text[at..].chars().next() else { return Go(self.text.len()) };
+        self.brackets.read(c, at);
         match c {
             '…' => self.stop(at),
             _ if is_wide_stop(c) => self.stop(at),
@@ -274,14 +309,4 @@ impl Scan<'_> {
         let starts = abbreviation::starts_sentence(next.word, self.sentence.language);
         if next.first == First::Upper && starts { End(space.end) } else { Go(end) }
     }
-}
-
-/// Whether a Chinese or Japanese bracket is open at the end of `before`, and is no quotation that `run` closes. Looks back
-/// a few lines only: a bracket that is never closed must not swallow the text.
-fn in_brackets(before: &str, run: &str) -> bool {
-    let near = &before[before.ceil_char_boundary(before.len().saturating_sub(240))..];
-    let count = |text: &str, signs: &[char]| text.matches(signs).count();
-    let open = count(near, &['「', '『', '（', '《']);
-    let closed = count(near, &['」', '』', '）', '》']) + count(run, &['」', '』']);
-    open > closed
 }

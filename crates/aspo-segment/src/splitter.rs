@@ -17,8 +17,9 @@ pub struct SplitOptions {
     /// one the sentence before it. Default: 0, nothing is joined.
     pub min_length: usize,
     /// A sentence with more characters than this (white space around it not counted) is cut, after a comma, semicolon
-    /// or colon if there is one in the second half, else at white space, else anywhere. It wins over `min_length`; 0
-    /// counts as 1. Default: [`usize::MAX`], nothing is cut.
+    /// or colon if there is one in the second half, else at white space, else anywhere but inside an emoji or an accented
+    /// letter. What is left is read as a sentence of its own, also of code. It wins over `min_length`; 0 counts as 1.
+    /// Default: [`usize::MAX`], nothing is cut.
     pub max_length: usize,
 }
 
@@ -32,7 +33,14 @@ impl Default for SplitOptions {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Rules {
-    /// Made for model answers: prose, lists, headings, code, quotes, glued sentences, full stops of many scripts.
+    /// Made for model answers. A sentence ends
+    ///
+    /// - at `.`, `!`, `?`, `…` and their kin of other scripts, closing quotation marks, brackets, emoji and references
+    ///   included, unless the word before is an abbreviation, an initial or a number that goes on, or the next one says so;
+    /// - there too where the white space was lost (`waves.There`), but not inside names of files and addresses;
+    /// - at a blank line, and at a line break unless the line is wrapped prose;
+    /// - in front of each item of a list, also of one in a single line (`1. A cat 2. A dog`); a number stays with its item;
+    /// - around a fenced block of code, which is one sentence, as is a row of a table.
     #[default]
     Answer,
     /// Every `.`, as SHR cuts: decimals and abbreviations are cut too.
