@@ -76,6 +76,8 @@ pub struct Pope {
     path: PathBuf,
     questions: BTreeMap<Split, Vec<Question>>,
     labels: BTreeMap<Split, Vec<bool>>,
+    /// Whether the questions are those of LLaVA's file.
+    asked_by_llava: bool,
 }
 
 /// A split's figures, as fractions.
@@ -121,6 +123,8 @@ pub struct PopeScores {
     pub total: usize,
     /// Right answers in all splits.
     pub correct: usize,
+    /// Answers with neither a yes nor a no in them, in all splits.
+    pub unparsable: usize,
 }
 
 impl Pope {
@@ -174,7 +178,7 @@ impl Pope {
             }
             labels.insert(*split, rows.iter().map(|r| r.value.label == "yes").collect());
         }
-        Ok(Self { path: folder, questions, labels })
+        Ok(Self { path: folder, questions, labels, asked_by_llava: question_file.is_some() })
     }
 
     /// Every question, split by split, each in its file's order; images below `images`, else in `val2014/`.
@@ -205,7 +209,7 @@ impl Pope {
                 10_000_000..20_000_000 => Split::Random,
                 _ => Split::Popular,
             });
-            split.is_some_and(|split| !self.questions.contains_key(&split))
+            !self.asked_by_llava && split.is_some_and(|split| !self.questions.contains_key(&split))
         };
         let unlabelled: HashSet<&str> = answers
             .rows()
@@ -228,6 +232,7 @@ impl Pope {
             mean_accuracy: mean(|s| s.accuracy),
             total: splits.values().map(|s| s.total).sum(),
             correct: splits.values().map(|s| s.correct).sum(),
+            unparsable: splits.values().map(|s| s.unparsable).sum(),
             splits,
         })
     }
@@ -256,7 +261,7 @@ fn score_split<'a>(texts: impl Iterator<Item = &'a str>, labels: &[bool]) -> Spl
         }
         s.unparsable += usize::from(yes && !words(text).iter().any(|word| word.eq_ignore_ascii_case("yes")));
     }
-    // A share of nothing is 0 here; the published script would stop with a division by zero.
+    // A share of nothing is 0 (C); the published script would stop with a division by zero.
     let share = |part: usize, whole: usize| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
     s.correct = s.true_positive + s.true_negative;
     s.accuracy = share(s.correct, s.total);

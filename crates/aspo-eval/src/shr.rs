@@ -20,7 +20,7 @@ const NAME: &str = "shr";
 const PROMPT: &str = "Describe this image in detail.";
 const IMAGES: [&str; 3] =
     ["val_images_final.json", "shr/val_images_final.json", "../shr/val_images_final.json"];
-/// How often a reply without a judgement is asked for again; the published script never gives up.
+/// How often a reply without a judgement is asked for again (C); the published script never gives up.
 const TRIES: usize = 5;
 const JUDGE_PROMPT: &str = include_str!("shr_prompt.txt");
 

@@ -76,6 +76,8 @@ fn answers_that_do_not_fit_the_questions_are_named() {
     assert!(matches!(&error, Error::Missing { missing: 1, total: 4, first, .. } if first == "4"), "{error}");
     let error = score(&[good.as_slice(), &[row(5, "tie")]].concat());
     assert!(matches!(&error, Error::UnknownId { row: 5, id, .. } if id == "5"), "{error}");
+    let error = score(&[good.as_slice(), &[row(10_000_001, "tie")]].concat());
+    assert!(matches!(&error, Error::UnknownId { row: 5, .. }), "{error}");
     // Ids in their order, answers in another.
     let error = score(&[row(1, "cat"), row(2, "dog"), row(3, "cup"), row(4, "bus")]);
     assert!(matches!(error, Error::OtherOrder { row: 1, .. }), "{error}");
