@@ -46,7 +46,7 @@ impl<'t> Sentence<'t> {
     pub(crate) fn ends_glued(&self, run: Run, next: Next) -> bool {
         if run.mark == Mark::Wide {
             return next.first != First::Tail
-                && !(run.closer == Closer::Quote && quotation_goes_on(next.word));
+                && !(run.closer == Closer::Quote && quotation_goes_on(&self.text[run.end..]));
         }
         let mut letters = next.word.chars();
         let (Some(capital), second) = (letters.next(), letters.next()) else { return false };
@@ -206,7 +206,7 @@ fn says(next: Next) -> bool {
     matches!(next.word, "he" | "she" | "they" | "we" | "it" | "you") && abbreviation::reports(verb)
 }
 
-/// Japanese particles and the Chinese comma behind a quotation, which make it a part of the sentence.
-fn quotation_goes_on(word: &str) -> bool {
-    word.starts_with(['と', 'っ', 'て', 'は', 'が', 'を', 'に', 'の', 'も', 'な', 'で'])
+/// Japanese particles right behind a quotation, which make it a part of the sentence.
+fn quotation_goes_on(behind: &str) -> bool {
+    behind.starts_with(['と', 'っ', 'て', 'は', 'が', 'を', 'に', 'の', 'も', 'な', 'で'])
 }
