@@ -1,2 +1,137 @@
-//! Not built yet.
-fn main() {}
+//! Language models: tokens a second of reading, writing and a training step, and the memory of a training step with
+//! and without recomputation of blocks. `cargo bench -p aspo-benches --bench models`.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::hint::black_box;
+use std::sync::atomic::{AtomicIsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use aspo_models::lora::{LoraConfig, Names, attach};
+use aspo_models::{
+    GenerateConfig, LanguageModel, Llama, LlamaConfig, ModelConfig, ModelInput, generate, recompute_backward,
+};
+use burn::backend::Autodiff;
+use burn::module::AutodiffModule;
+use burn::optim::GradientsParams;
+use burn::tensor::Tensor;
+use burn_flex::Flex;
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+
+type Plain = Flex;
+type Tracked = Autodiff<Flex>;
+
+/// Counts the bytes held by the whole process, so that a peak can be told.
+struct Counting;
+static HELD: AtomicIsize = AtomicIsize::new(0);
+static PEAK: AtomicIsize = AtomicIsize::new(0);
+
+fn count(bytes: isize) {
+    let held = HELD.fetch_add(bytes, Relaxed) + bytes;
+    PEAK.fetch_max(held, Relaxed);
+}
+
+// SAFETY: every call is handed to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size() as isize);
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count(layout.size() as isize);
+        unsafe { System.alloc_zeroed(layout) }
+    }
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        count(-(layout.size() as isize));
+        unsafe { System.dealloc(ptr, layout) }
+    }
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count(size as isize - layout.size() as isize);
+        unsafe { System.realloc(ptr, layout, size) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+fn config(hidden: usize, layers: usize) -> LlamaConfig {
+    let json = serde_json::json!({
+        "model_type": "llama", "vocab_size": 2048, "hidden_size": hidden, "intermediate_size": hidden * 8 / 3,
+        "num_hidden_layers": layers, "num_attention_heads": hidden / 32,
+    });
+    LlamaConfig::from_json(json).expect("a plain config")
+}
+
+fn rows<B: burn::tensor::backend::Backend>(batch: usize, tokens: usize) -> ModelInput<B> {
+    let row = |r: usize| (0..tokens).map(|t| ((r * 31 + t * 17) % 2000 + 3) as u32).collect();
+    ModelInput::from_rows(&(0..batch).map(row).collect::<Vec<_>>(), 0, &Default::default())
+}
+
+fn adapted(config: &LlamaConfig) -> Llama<Tracked> {
+    let model = config.init_seeded::<Tracked>(0, &Default::default());
+    let lora = LoraConfig::new(16, 32.0, Names::Pattern("all-linear".into()));
+    attach(model, &lora, 0).expect("linear layers exist")
+}
+
+/// Any loss that needs every hidden state.
+fn loss(hidden: Tensor<Tracked, 3>) -> Tensor<Tracked, 1> {
+    hidden.square().mean()
+}
+
+fn plain_step(model: &Llama<Tracked>, input: &ModelInput<Tracked>) -> GradientsParams {
+    let hidden = model.hidden(input).expect("valid input");
+    GradientsParams::from_grads(loss(hidden).backward(), model)
+}
+
+fn recomputed_step(model: &Llama<Tracked>, input: &ModelInput<Tracked>) -> GradientsParams {
+    recompute_backward(model, input, |hidden| Ok((loss(hidden), ()))).expect("valid input").grads
+}
+
+fn speed(c: &mut Criterion) {
+    for (name, hidden, layers) in [("d128_l4", 128, 4), ("d384_l6", 384, 6)] {
+        let config = config(hidden, layers);
+        let model = adapted(&config);
+        let plain = model.valid();
+        let mut group = c.benchmark_group(name);
+        group.sample_size(10).measurement_time(Duration::from_secs(5));
+
+        let (batch, tokens) = (8, 128);
+        group.throughput(Throughput::Elements((batch * tokens) as u64));
+        let input = rows::<Plain>(batch, tokens);
+        group.bench_function("prefill", |b| b.iter(|| black_box(plain.hidden(&input).expect("valid input"))));
+        let input = rows::<Tracked>(batch, tokens);
+        group.bench_function("train_step", |b| b.iter(|| black_box(plain_step(&model, &input))));
+        group.bench_function("train_step_recomputed", |b| b.iter(|| black_box(recomputed_step(&model, &input))));
+
+        let (batch, new) = (64, 60);
+        group.throughput(Throughput::Elements((batch * new) as u64));
+        let input = rows::<Plain>(batch, 16);
+        let greedy = GenerateConfig { max_new_tokens: new, eos_token_id: Some(vec![]), ..Default::default() };
+        group.bench_function("decode_batch64", |b| {
+            b.iter(|| black_box(generate(&plain, &input, &greedy, |_, _| ()).expect("valid input")))
+        });
+        group.finish();
+    }
+}
+
+/// Peaks beyond the model itself; printed, as criterion measures time only.
+fn memory(_: &mut Criterion) {
+    for (hidden, layers, tokens) in [(128, 4, 512), (384, 12, 512), (384, 12, 1024)] {
+        let model = adapted(&config(hidden, layers));
+        let input = rows::<Tracked>(2, tokens);
+        let peak = |step: &dyn Fn() -> GradientsParams| {
+            drop(step());
+            let before = HELD.load(Relaxed);
+            PEAK.store(before, Relaxed);
+            drop(step());
+            (PEAK.load(Relaxed) - before) as f64 / 1e6
+        };
+        let plain = peak(&|| plain_step(&model, &input));
+        let recomputed = peak(&|| recomputed_step(&model, &input));
+        println!(
+            "memory d{hidden}_l{layers}, 2 rows of {tokens}: {plain:.0} MB plain, {recomputed:.0} MB recomputed"
+        );
+    }
+}
+
+criterion_group!(benches, speed, memory);
+criterion_main!(benches);

@@ -5,5 +5,6 @@ mod checkpoints;
 mod corrupt;
 mod generation;
 mod oracle;
+mod recompute;
 mod support;
 mod trajectory;

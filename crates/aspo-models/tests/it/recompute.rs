@@ -1,0 +1,108 @@
+//! Recomputation of blocks: the same loss and gradients as the plain pass, in less memory.
+
+use std::collections::BTreeMap;
+
+use aspo_models::lora::{LoraConfig, Names, attach};
+use aspo_models::{LanguageModel, Llama, Llava, LoadOptions, ModelInput, Pretrained, recompute_backward};
+use burn::backend::Autodiff;
+use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
+use burn::optim::GradientsParams;
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{Int, Tensor, TensorData};
+
+use crate::support::{on_backends, oracle, values};
+
+on_backends!(every_gradient_of_llava_is_the_same, packed_rows_with_grouped_queries_are_the_same);
+
+struct Collect<'a> {
+    grads: &'a GradientsParams,
+    path: Vec<String>,
+    out: BTreeMap<String, Vec<f64>>,
+}
+
+impl<B: AutodiffBackend> ModuleVisitor<B> for Collect<'_> {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.to_owned());
+    }
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        if let Some(grad) = self.grads.get::<B::InnerBackend, D>(param.id) {
+            self.out.insert(self.path.join("."), values(grad));
+        }
+    }
+}
+
+fn by_path<B: AutodiffBackend, M: Module<B>>(model: &M, grads: &GradientsParams) -> BTreeMap<String, Vec<f64>> {
+    let mut collect = Collect { grads, path: Vec::new(), out: BTreeMap::new() };
+    model.visit(&mut collect);
+    collect.out
+}
+
+/// A loss that depends on every place in its own way, through the head.
+fn loss<B: AutodiffBackend, M: LanguageModel<B>>(model: &M, hidden: Tensor<B, 3>) -> Tensor<B, 1> {
+    let [batch, tokens, width] = hidden.dims();
+    let logits = hidden.reshape([batch * tokens, width]).matmul(model.head().transpose());
+    let places = Tensor::<B, 1, Int>::arange(0..(batch * tokens) as i64, &logits.device()).float().reshape([batch * tokens, 1]);
+    (logits * (places + 1.0).sin()).sin().sum()
+}
+
+fn compare<B, M>(model: &M, input: &ModelInput<B>) -> BTreeMap<String, Vec<f64>>
+where
+    B: AutodiffBackend,
+    M: LanguageModel<B> + AutodiffModule<B>,
+    M::InnerModule: LanguageModel<B::InnerBackend>,
+{
+    let plain = loss(model, model.hidden(input).unwrap());
+    let value = values(plain.clone())[0];
+    let want = by_path(model, &GradientsParams::from_grads(plain.backward(), model));
+    let out = recompute_backward(model, input, |hidden| Ok((loss(model, hidden), "extra"))).unwrap();
+    assert_eq!(out.extra, "extra");
+    assert!((values(out.loss)[0] - value).abs() <= 1e-5 * value.abs().max(1.0));
+    let found = by_path(model, &out.grads);
+    assert_eq!(found.keys().collect::<Vec<_>>(), want.keys().collect::<Vec<_>>());
+    for (path, want) in &want {
+        let scale = want.iter().fold(1e-3f64, |m, v| m.max(v.abs()));
+        let worst = found[path].iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        // The same products summed in another order, in f32.
+        assert!(worst <= 2e-5 * scale, "{path}: {:.1e} of {scale:.1e}", worst);
+    }
+    want
+}
+
+fn every_gradient_of_llava_is_the_same<B: Backend>() {
+    let device = Default::default();
+    let case = oracle().join("models/llava");
+    let (model, _) = Llava::<Autodiff<B>>::from_pretrained(&case, &LoadOptions::default(), &device).unwrap();
+    let rows = [[vec![1u32], vec![128; 4], vec![7, 9, 30]].concat(), [vec![1], vec![128; 4], vec![77]].concat()];
+    let features = Tensor::<Autodiff<B>, 1, Int>::arange(0..2 * 4 * 32, &device).float().sin().reshape([2, 4, 32]);
+    let input = ModelInput::from_rows(&rows, 0, &device).with_images(features);
+    let grads = compare(&model, &input);
+    for path in ["lm_head.weight", "model.language_model.embed_tokens.weight", "model.multi_modal_projector.linear_1.weight"] {
+        assert!(grads.contains_key(path), "{path} is trained");
+    }
+    assert!(!grads.keys().any(|path| path.contains("vision_tower")), "the tower is not in this graph");
+    // Adapters alone: the rest is frozen, the embeddings carry no gradient.
+    let config = LoraConfig::new(4, 8.0, Names::Pattern(r".*language_model.*\.(q|v|down)_proj".into()));
+    let adapted = attach(model, &config, 3).unwrap();
+    let grads = compare(&adapted, &input);
+    assert_eq!(grads.len(), 3 * 3 * 2);
+    let dropping = LoraConfig { lora_dropout: 0.1, ..config };
+    let dropping = attach(adapted, &dropping, 3).unwrap();
+    let refused = recompute_backward(&dropping, &input, |hidden| Ok((loss(&dropping, hidden), ()))).err().unwrap();
+    assert!(refused.to_string().contains("lora_dropout"));
+}
+
+fn packed_rows_with_grouped_queries_are_the_same<B: Backend>() {
+    let device = Default::default();
+    let case = oracle().join("models/llama_gqa_tied");
+    let (model, _) = Llama::<Autodiff<B>>::from_pretrained(&case, &LoadOptions::default(), &device).unwrap();
+    let int = |v: Vec<i64>| Tensor::<Autodiff<B>, 2, Int>::from_data(TensorData::new(v.clone(), [1, v.len()]), &device);
+    let input = ModelInput {
+        segment_ids: Some(int(vec![0, 0, 0, 1, 1, 2, 2, 2])),
+        position_ids: Some(int(vec![0, 1, 2, 3, 4, 3, 4, 5])),
+        ..ModelInput::new(int(vec![1, 8, 77, 30, 31, 5, 6, 7]), int(vec![1; 8]))
+    };
+    compare(&model, &input);
+}
