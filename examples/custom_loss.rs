@@ -1,5 +1,99 @@
-//! Not built yet.
-fn main() {
-    eprintln!("not built yet");
-    std::process::exit(2);
+//! Trains a model of your own with ASPO: any Burn module that gives hidden states and has a head will do.
+//!
+//! ```sh
+//! cargo run -p aspo-examples --example custom_loss
+//! ```
+//!
+//! The model is a toy (it sees one token at a time), the pairs are four, and the loss falls from log 2 as the chosen
+//! answers become likelier than the rejected ones, relative to the model at the start.
+
+use aspo_loss::{
+    Aspo, ChunkOptions, PairMap, PolicyScores, PreferenceBatch, ReferenceScores, Result, SentenceMap,
+    Similarity, chunked_log_probs,
+};
+use burn::backend::Autodiff;
+use burn::module::{Module, Param};
+use burn::nn::{Embedding, EmbeddingConfig, Initializer, Linear, LinearConfig};
+use burn::optim::{AdamConfig, GradientsParams, Optimizer};
+use burn::prelude::*;
+use burn_flex::Flex;
+
+type B = Autodiff<Flex>;
+
+/// Any language model: tokens to hidden states, and a head [vocabulary, features].
+#[derive(Module, Debug)]
+struct Toy<B: Backend> {
+    embedding: Embedding<B>,
+    layer: Linear<B>,
+    head: Param<Tensor<B, 2>>,
+}
+
+impl<B: Backend> Toy<B> {
+    fn new(vocab: usize, features: usize, device: &B::Device) -> Self {
+        Self {
+            embedding: EmbeddingConfig::new(vocab, features).init(device),
+            layer: LinearConfig::new(features, features).init(device),
+            head: Initializer::Normal { mean: 0.0, std: 0.1 }.init([vocab, features], device),
+        }
+    }
+
+    fn hidden(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        self.layer.forward(self.embedding.forward(ids)).tanh()
+    }
+}
+
+/// Log-probabilities of one side's response tokens. Position t scores the token at t + 1.
+fn score(model: &Toy<B>, ids: &Tensor<B, 2, Int>, map: &SentenceMap) -> Result<Tensor<B, 1>> {
+    let [_, length] = ids.dims();
+    let hidden = map.select_rows(model.hidden(ids.clone().narrow(1, 0, length - 1)))?;
+    let labels = map.select_labels(ids.clone().narrow(1, 1, length - 1))?;
+    chunked_log_probs(hidden, model.head.val(), labels, &ChunkOptions::default())
+}
+
+fn main() -> Result<()> {
+    let device = Default::default();
+    <B as Backend>::seed(&device, 7);
+    let mut model = Toy::<B>::new(32, 16, &device);
+    let mut optimizer = AdamConfig::new().init();
+
+    // Two prompt tokens, then two sentences (chosen) or one (rejected); 31 is padding. One sentence id per label.
+    let chosen = Tensor::from_data(
+        [[1, 2, 5, 6, 7, 8], [1, 3, 9, 6, 7, 31], [1, 4, 5, 9, 8, 7], [1, 2, 9, 5, 6, 31]],
+        &device,
+    );
+    let rejected = Tensor::from_data(
+        [[1, 2, 10, 11, 31], [1, 3, 12, 11, 10], [1, 4, 13, 10, 31], [1, 2, 12, 13, 11]],
+        &device,
+    );
+    let map = PairMap::new(
+        &[[-1, 0, 0, 1, 1], [-1, 0, 0, 1, -1], [-1, 0, 1, 1, 1], [-1, 0, 1, 1, -1]],
+        &[[-1, 0, 0, -1], [-1, 0, 0, 0], [-1, 0, 0, -1], [-1, 0, 0, 0]],
+    )?;
+    let similarity = Similarity::new(&[[0.21, 0.34], [0.30, 0.25], [0.18, 0.27], [0.33, 0.20]])?;
+    let sides = |model: &Toy<B>| -> Result<[Tensor<B, 1>; 2]> {
+        Ok([score(model, &chosen, &map.chosen)?, score(model, &rejected, &map.rejected)?])
+    };
+
+    // The model as it starts is the reference.
+    let [c, r] = sides(&model.clone().no_grad())?;
+    let reference = ReferenceScores::flat(&map, c, r)?;
+
+    // The ten lines.
+    for step in 0..=20 {
+        let [chosen, rejected] = sides(&model)?;
+        let policy = PolicyScores::flat(&map, chosen, rejected)?;
+        let batch = PreferenceBatch::new(map.clone(), policy)?
+            .with_reference(reference.clone())?
+            .with_similarity(similarity.clone())?;
+        let output = Aspo::default().loss(&batch)?;
+        let gradients = GradientsParams::from_grads(output.loss.backward(), &model);
+        model = optimizer.step(1e-2, model, gradients);
+        if step % 5 == 0 {
+            let metrics = output.metrics();
+            let [loss, margin, scale] =
+                ["loss", "rewards/margins", "aspo/scale"].map(|name| metrics.get(name).unwrap_or(f64::NAN));
+            println!("step {step:2}  loss {loss:.4}  margin {margin:.4}  scale {scale:.3}");
+        }
+    }
+    Ok(())
 }

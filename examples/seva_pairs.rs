@@ -1,5 +1,101 @@
-//! Not built yet.
+//! Makes preference pairs by SeVa's recipe from a model's own answers: clean picture against noised picture.
+//!
+//! `cargo run --example seva_pairs -- --count 20` tries it; the committed pairs were made by
+//! `cargo run --release --example seva_pairs -- --out examples/assets`.
+
+use std::path::PathBuf;
+
+use aspo_data::scenes::{Split, write};
+use aspo_data::seva::{GenerateOptions, Newlines, Provenance, Request, generate};
+use aspo_data::{Encoder, ImageLoader, Pair, Template, Tokenizer};
+use aspo_examples::Failure;
+use aspo_examples::answer::{Asked, answer};
+use aspo_examples::backend::{Device, OnBackend, exit_on_error};
+use aspo_examples::pretrain::corpus::INSTRUCTIONS;
+use aspo_models::{Llava, LoadOptions, Pretrained, VisionLanguageModel};
+use aspo_train::processor;
+use burn::tensor::backend::Backend;
+use clap::Parser;
+
+#[derive(Parser, Clone)]
+#[command(about = "Make preference pairs by SeVa's recipe on the scenes world")]
+struct Args {
+    /// Checkpoint folder of the answering model [default: the committed tiny LLaVA]
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// Where `scenes/` and `pairs.json` are written
+    #[arg(long, default_value = "out/seva_pairs")]
+    out: PathBuf,
+    /// Scenes of the split `pairs`, one question each
+    #[arg(long, default_value_t = 600)]
+    count: usize,
+    /// Step of the diffusion noise, 0 to 999
+    #[arg(long, default_value_t = 500)]
+    noise_step: usize,
+    /// Seed of scenes and noise
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Longest answer in tokens
+    #[arg(long, default_value_t = 160)]
+    max_new_tokens: usize,
+    /// Backend, among those compiled in
+    #[arg(long, value_enum)]
+    device: Option<Device>,
+}
+
 fn main() {
-    eprintln!("not built yet");
-    std::process::exit(2);
+    let args = Args::parse();
+    exit_on_error(args.device.unwrap_or_default().run(Job(args)));
+}
+
+struct Job(Args);
+
+impl OnBackend for Job {
+    type Output = Result<(), Failure>;
+
+    fn run<B: Backend>(self, device: B::Device) -> Self::Output {
+        let args = self.0;
+        let assets = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("assets/llava");
+        let folder = args.model.unwrap_or(assets);
+        let model = Llava::<B>::from_pretrained(&folder, &LoadOptions::default(), &device)?.0;
+        let tokenizer = Tokenizer::from_file(&folder.join("tokenizer.json"))?;
+        let encoder = Encoder::new(tokenizer, Template::LlavaHf, model.tokens_per_image());
+        let world = args.out.join("scenes");
+        let questions: Vec<Pair> = write(&world, args.seed, Split::Pairs, args.count)?
+            .into_iter()
+            .enumerate()
+            .map(|(index, scene)| {
+                let question = INSTRUCTIONS[index % INSTRUCTIONS.len()];
+                Pair::new(index.to_string(), question, "", "").with_image(scene.image.as_str())
+            })
+            .collect();
+        let images = ImageLoader::new(&world, processor(&folder, model.image_size())?)?;
+        let name = folder.file_name().map_or("model".into(), |name| name.to_string_lossy().into_owned());
+        let provenance = Provenance {
+            model: format!("{name}, greedy, {} new tokens", args.max_new_tokens),
+            template: Template::LlavaHf,
+            noise_step: args.noise_step,
+            seed: args.seed,
+            newlines: Newlines::Keep,
+        };
+        let mut reply = |requests: &[Request]| {
+            let asked: Vec<Asked> = requests
+                .iter()
+                .map(|request| Asked { question: &request.pair.prompt, pixels: &request.pixels[0] })
+                .collect();
+            answer(&model, &encoder, &asked, asked.len().max(1), args.max_new_tokens, &device)
+                .map_err(|error| error.to_string())
+        };
+        let options = GenerateOptions { batch: 64, ..GenerateOptions::default() };
+        let output = args.out.join("pairs.json");
+        let done =
+            generate(&questions, &output, &images, &provenance, &options, &mut reply, &mut |progress| {
+                println!(
+                    "{} of {} questions, {} pairs, {} equal",
+                    progress.done, progress.questions, progress.pairs, progress.equal
+                );
+            })?;
+        println!("{} pairs in {}; {} equal answers dropped", done.pairs, output.display(), done.equal);
+        Ok(())
+    }
 }

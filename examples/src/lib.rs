@@ -1,1 +1,9 @@
-//! What the examples share: choosing a backend, and printing.
+//! What the examples share: choosing a backend, asking a model, measuring on the scenes world, making its base models.
+
+pub mod answer;
+pub mod backend;
+pub mod measure;
+pub mod pretrain;
+
+/// Anything that can go wrong in an example.
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;

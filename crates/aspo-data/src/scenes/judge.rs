@@ -54,7 +54,11 @@ pub fn judge(scene: &Scene, text: &str) -> Judgement {
             (sentence.to_owned(), verdict)
         })
         .collect();
-    Judgement { sentences, described: described.into_iter().filter(|&seen| seen).count(), objects: scene.objects.len() }
+    Judgement {
+        sentences,
+        described: described.into_iter().filter(|&seen| seen).count(),
+        objects: scene.objects.len(),
+    }
 }
 
 /// An object as a sentence names it.
@@ -77,15 +81,16 @@ struct Claim {
 impl Claim {
     fn read(sentence: &str) -> Claim {
         let lower = sentence.to_lowercase();
-        let words: Vec<&str> = lower.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
+        let words: Vec<&str> =
+            lower.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
         let spaced = format!(" {} ", words.join(" "));
         let says = |phrase: &str| spaced.contains(&format!(" {phrase} "));
         let mut claim = Claim { denied: says("no") || says("not"), ..Claim::default() };
         for (index, window) in words.windows(2).enumerate() {
             if let (Some(colour), Some(shape)) = (colour(window[0]), shape(window[1])) {
-                let size = index.checked_sub(1).and_then(|before| {
-                    Size::ALL.iter().copied().find(|size| size.word() == words[before])
-                });
+                let size = index
+                    .checked_sub(1)
+                    .and_then(|before| Size::ALL.iter().copied().find(|size| size.word() == words[before]));
                 claim.mentions.push(Mention { kind: Kind { colour, shape }, size });
             }
             if matches!(window[1], "shape" | "shapes") {
@@ -107,7 +112,8 @@ impl Claim {
             None
         };
         // The longest phrase decides: "in the top left" is neither "at the top" nor "on the left".
-        claim.place = Place::ALL.iter().copied().filter(|place| says(place.word())).max_by_key(|p| p.word().len());
+        claim.place =
+            Place::ALL.iter().copied().filter(|place| says(place.word())).max_by_key(|p| p.word().len());
         claim
     }
 
@@ -118,7 +124,9 @@ impl Claim {
         let found: Vec<Option<&Object>> = self
             .mentions
             .iter()
-            .map(|mention| scene.find(mention.kind).filter(|o| mention.size.is_none_or(|size| size == o.size)))
+            .map(|mention| {
+                scene.find(mention.kind).filter(|o| mention.size.is_none_or(|size| size == o.size))
+            })
             .collect();
         checks.extend(found.iter().map(Option::is_some));
         match (self.relation, found.as_slice(), self.place) {

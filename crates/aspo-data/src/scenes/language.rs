@@ -40,7 +40,9 @@ fn sentences(scene: &Scene, rng: &mut ChaCha8Rng) -> Vec<String> {
         .objects
         .iter()
         .flat_map(|a| scene.objects.iter().map(move |b| (a, b)))
-        .filter(|(a, b)| a.kind != b.kind && (a.place.row() != b.place.row() || a.place.column() != b.place.column()))
+        .filter(|(a, b)| {
+            a.kind != b.kind && (a.place.row() != b.place.row() || a.place.column() != b.place.column())
+        })
         .collect();
     let first_with_last = scene.objects.first().zip(scene.objects.last()).filter(|(a, b)| a.kind != b.kind);
     out.extend(first_with_last.map(|(a, b)| relation(a, b)));
@@ -92,7 +94,8 @@ fn relation(a: &Object, b: &Object) -> String {
 /// that every mistake stands alone.
 pub fn plant_mistakes(scene: &Scene, count: usize, seed: u64) -> Planted {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let mut chosen = rand::seq::index::sample(&mut rng, scene.objects.len(), count.min(scene.objects.len())).into_vec();
+    let mut chosen =
+        rand::seq::index::sample(&mut rng, scene.objects.len(), count.min(scene.objects.len())).into_vec();
     chosen.sort_unstable();
     let mut text = opening(scene.objects.len(), scene.background, &mut rng);
     for (index, object) in scene.objects.iter().enumerate() {
@@ -113,7 +116,8 @@ fn wrong(scene: &Scene, object: &Object, rng: &mut ChaCha8Rng) -> Object {
     match rng.random_range(0..5) {
         0 => said.size = if object.size == Size::Small { Size::Large } else { Size::Small },
         1 => {
-            let others: Vec<Place> = Place::ALL.iter().copied().filter(|&place| place != object.place).collect();
+            let others: Vec<Place> =
+                Place::ALL.iter().copied().filter(|&place| place != object.place).collect();
             said.place = *others.choose(rng).unwrap_or(&object.place);
         }
         2 => said.kind = kind(&|k| k.shape == object.kind.shape, rng).unwrap_or(absent[0]),
@@ -128,7 +132,8 @@ fn wrong(scene: &Scene, object: &Object, rng: &mut ChaCha8Rng) -> Object {
 pub fn questions(scene: &Scene, seed: u64) -> Vec<Question> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut out = Vec::new();
-    let mut ask = |question: String, answer: &str| out.push(Question { question, answer: capitalised(answer) });
+    let mut ask =
+        |question: String, answer: &str| out.push(Question { question, answer: capitalised(answer) });
     ask("How many shapes are there?".into(), NUMBERS[scene.objects.len()]);
     ask("What color is the background?".into(), scene.background.word());
     for object in &scene.objects {
@@ -177,6 +182,7 @@ pub(super) fn colour(word: &str) -> Option<Colour> {
 
 /// The shape that a word names, singular or plural.
 pub(super) fn shape(word: &str) -> Option<Shape> {
-    let matches = |value: &&Shape| word.strip_prefix(value.word()).is_some_and(|rest| matches!(rest, "" | "s" | "es"));
+    let matches =
+        |value: &&Shape| word.strip_prefix(value.word()).is_some_and(|rest| matches!(rest, "" | "s" | "es"));
     Shape::ALL.iter().find(matches).copied()
 }

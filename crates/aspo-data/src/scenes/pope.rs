@@ -50,9 +50,9 @@ pub fn pope(scene: &Scene, kind: PopeKind, seed: u64) -> Vec<PopeQuestion> {
     match kind {
         PopeKind::Random => {}
         PopeKind::Popular => absent.sort_by(|a, b| b.frequency().total_cmp(&a.frequency())),
-        PopeKind::Adversarial => absent.sort_by(|a, b| {
-            company(b).cmp(&company(a)).then(b.frequency().total_cmp(&a.frequency()))
-        }),
+        PopeKind::Adversarial => {
+            absent.sort_by(|a, b| company(b).cmp(&company(a)).then(b.frequency().total_cmp(&a.frequency())))
+        }
     }
     let question = |kind: Kind, label: bool| PopeQuestion { text: text(kind), label };
     scene

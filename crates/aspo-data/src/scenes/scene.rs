@@ -141,9 +141,10 @@ impl Scene {
 
     /// A hash (FNV-1a) of everything that a sentence can say about the scene.
     fn signature(&self) -> u64 {
-        let attributes = self.objects.iter().flat_map(|o| {
-            [o.kind.colour as u8, o.kind.shape as u8, o.size as u8, o.place as u8]
-        });
+        let attributes = self
+            .objects
+            .iter()
+            .flat_map(|o| [o.kind.colour as u8, o.kind.shape as u8, o.size as u8, o.place as u8]);
         std::iter::once(self.background as u8)
             .chain(attributes)
             .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))

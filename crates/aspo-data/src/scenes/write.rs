@@ -42,7 +42,9 @@ pub fn write(folder: &Path, seed: u64, split: Split, count: usize) -> Result<Vec
             render(&scene)
                 .write_to(&mut bytes, image::ImageFormat::Png)
                 .map_err(|error| Error::io(&path, std::io::Error::other(error)))?;
-            write_atomic(&path, |file| file.write_all(bytes.get_ref()).map_err(|source| Error::io(&path, source)))?;
+            write_atomic(&path, |file| {
+                file.write_all(bytes.get_ref()).map_err(|source| Error::io(&path, source))
+            })?;
             Ok(WrittenScene { image, scene })
         })
         .collect::<Result<Vec<_>>>()?;

@@ -1,0 +1,322 @@
+//! The options of a run, with TRL's and PEFT's names, read from TOML.
+
+use std::path::{Path, PathBuf};
+
+use aspo_data::Template;
+use aspo_loss::{LossType, Objective, RewardScaling, Weigh};
+use aspo_models::lora::{LoraConfig, Names};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::schedule::Schedule;
+
+/// One run. Every key may be left out of the file; a key that does not exist is an error.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Folder of the model to train: `config.json`, safetensors, `tokenizer.json`, as on the Hugging Face hub.
+    pub model: PathBuf,
+    /// `tokenizer.json` of the model; left out, the one in its folder.
+    pub tokenizer: Option<PathBuf>,
+    /// Folder of the CLIP that scores sentences, with its `tokenizer.json`; needed by ASPO unless `alpha` is 0.
+    pub clip: Option<PathBuf>,
+    /// The pairs, in any format that `aspo-data` reads.
+    pub data: PathBuf,
+    /// Folder that the pairs' image paths are relative to.
+    pub images: PathBuf,
+    /// Where checkpoints, metrics, adapter and report go.
+    pub output_dir: PathBuf,
+    /// How prompts are written; default `vicuna_v1`, SeVa's. Checkpoints of `llava-hf` were made for `llava_hf`.
+    pub template: Template,
+    /// Longest sequence in tokens, prompt with image and answer; longer answers lose their end. Default 2048 (SeVa).
+    pub max_length: usize,
+
+    /// Losses by TRL's names, and `aspo`; several are summed with `loss_weights`. Default `["aspo"]`.
+    pub loss_type: Vec<String>,
+    /// Weights of the losses; left out, 1 each.
+    pub loss_weights: Option<Vec<f64>>,
+    /// DPO's temperature. Default 0.1.
+    pub beta: f64,
+    /// ASPO's share of similarity against perplexity, 0 to 1. Default 0.5.
+    pub alpha: f64,
+    /// ASPO's ρ: `total_weight` (default), `token_weight`, `reward_ratio` or `none`.
+    pub reward_scaling: String,
+    /// ASPO weighs sentences of `chosen` (default) or of `both` answers (an extension).
+    pub weigh: String,
+    /// Chance that a preference is the wrong way round; for the losses that know it. Default 0.
+    pub label_smoothing: f64,
+
+    /// Peak learning rate. Default 1e-5, TRL's advice for LoRA; SeVa's recipe has 2e-6.
+    pub learning_rate: f64,
+    /// `cosine` (default), `linear` or `constant_with_warmup`.
+    pub lr_scheduler_type: Schedule,
+    /// Share of the steps over which the rate rises. Default 0.03.
+    pub warmup_ratio: f64,
+    /// Pairs of a forward pass. Default 8.
+    pub per_device_train_batch_size: usize,
+    /// Forward passes of an optimiser step. Default 1.
+    pub gradient_accumulation_steps: usize,
+    /// Limit of the gradients' global norm; 0 is none. Default 1.
+    pub max_grad_norm: f64,
+    /// Passes over the pairs. Default 1.
+    pub num_train_epochs: f64,
+    /// Optimiser steps, in place of `num_train_epochs` if above 0. Default -1.
+    pub max_steps: i64,
+    /// AdamW's β₁. Default 0.9.
+    pub adam_beta1: f64,
+    /// AdamW's β₂. Default 0.999.
+    pub adam_beta2: f64,
+    /// AdamW's ε. Default 1e-8.
+    pub adam_epsilon: f64,
+    /// AdamW's decay. Default 0.
+    pub weight_decay: f64,
+    /// Seed of the order of pairs and of the adapter's start. Default 42.
+    pub seed: u64,
+
+    /// Compute the reference's log-probabilities of all pairs first and keep them in a file. Default false.
+    pub precompute_ref_log_probs: bool,
+    /// Recompute each block in the backward pass: much less memory, about a third more time. Default false.
+    pub gradient_checkpointing: bool,
+    /// One row a pair (`prompt ‖ chosen ‖ rejected`) instead of two, so that image and prompt are computed once.
+    /// Default true.
+    pub pair_packing: bool,
+    /// Keep the base weights in bf16; adapters, moments and loss stay in f32. Not on ndarray and wgpu. Default false.
+    pub bf16: bool,
+
+    /// Steps between two lines of metrics. Default 10.
+    pub logging_steps: usize,
+    /// Steps between two checkpoints; 0 is none but the last. Default 500.
+    pub save_steps: usize,
+    /// Checkpoints kept; 0 keeps all. Default 2.
+    pub save_total_limit: usize,
+    /// A loss that is not finite: `stop` the run (default), or `skip` the step and count it.
+    pub on_non_finite: OnNonFinite,
+
+    /// The adapter.
+    pub lora: LoraOptions,
+}
+
+/// What to do about a loss or a gradient that is not finite.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnNonFinite {
+    /// End the run with an error that names step, pairs and the last good checkpoint.
+    #[default]
+    Stop,
+    /// Leave the step out and count it under `aspo/skipped_steps`.
+    Skip,
+}
+
+/// PEFT's options of a LoRA adapter.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LoraOptions {
+    /// Rank. Default 128.
+    pub r: usize,
+    /// Numerator of the scale `lora_alpha / r`. Default 256.
+    pub lora_alpha: f64,
+    /// Chance that an input is dropped. Default 0.
+    pub lora_dropout: f64,
+    /// Layers by PEFT's rules: names, one regular expression, or `all-linear`. Default: every linear layer of the
+    /// language model, as SeVa has it.
+    pub target_modules: Names,
+    /// Scale by `lora_alpha / sqrt(r)`. Default false.
+    pub use_rslora: bool,
+}
+
+impl Default for LoraOptions {
+    fn default() -> Self {
+        let layers = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)";
+        Self {
+            r: 128,
+            lora_alpha: 256.0,
+            lora_dropout: 0.0,
+            target_modules: Names::Pattern(layers.into()),
+            use_rslora: false,
+        }
+    }
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            model: PathBuf::new(),
+            tokenizer: None,
+            clip: None,
+            data: PathBuf::new(),
+            images: PathBuf::new(),
+            output_dir: PathBuf::new(),
+            template: Template::VicunaV1,
+            max_length: 2048,
+            loss_type: vec!["aspo".into()],
+            loss_weights: None,
+            beta: 0.1,
+            alpha: 0.5,
+            reward_scaling: RewardScaling::default().to_string(),
+            weigh: Weigh::default().to_string(),
+            label_smoothing: 0.0,
+            learning_rate: 1e-5,
+            lr_scheduler_type: Schedule::Cosine,
+            warmup_ratio: 0.03,
+            per_device_train_batch_size: 8,
+            gradient_accumulation_steps: 1,
+            max_grad_norm: 1.0,
+            num_train_epochs: 1.0,
+            max_steps: -1,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            weight_decay: 0.0,
+            seed: 42,
+            precompute_ref_log_probs: false,
+            gradient_checkpointing: false,
+            pair_packing: true,
+            bf16: false,
+            logging_steps: 10,
+            save_steps: 500,
+            save_total_limit: 2,
+            on_non_finite: OnNonFinite::Stop,
+            lora: LoraOptions::default(),
+        }
+    }
+}
+
+impl TrainConfig {
+    /// Reads a TOML file. What it reads from is relative to the folder of the file, `output_dir` to the folder in which
+    /// the program runs.
+    ///
+    /// # Errors
+    /// A file that is not there or not TOML, a key that does not exist, a value of another type.
+    pub fn from_toml(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|source| Error::io(path, source))?;
+        let mut config: Self = toml::from_str(&text).map_err(|error| {
+            // One line: the message, then where it is.
+            let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
+            let why = error.message().lines().collect::<Vec<_>>().join(" ");
+            Error::ConfigFile { path: path.into(), why: format!("line {line}: {why}") }
+        })?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let inputs = [&mut config.model, &mut config.data, &mut config.images];
+        for input in inputs.into_iter().chain(config.tokenizer.as_mut()).chain(config.clip.as_mut()) {
+            if !input.as_os_str().is_empty() {
+                *input = folder.join(&*input);
+            }
+        }
+        Ok(config)
+    }
+
+    /// Pairs of an optimiser step.
+    pub fn global_batch(&self) -> usize {
+        self.per_device_train_batch_size * self.gradient_accumulation_steps
+    }
+
+    /// Optimiser steps of a run over `pairs` pairs. The last step of an epoch may be smaller than the others.
+    pub fn total_steps(&self, pairs: usize) -> usize {
+        match usize::try_from(self.max_steps) {
+            Ok(steps) if steps > 0 => steps,
+            _ => (pairs.div_ceil(self.global_batch()) as f64 * self.num_train_epochs).ceil() as usize,
+        }
+    }
+
+    /// The loss that the options describe.
+    ///
+    /// # Errors
+    /// A loss, scaling or side that does not exist; a number outside its range.
+    pub fn objective(&self) -> Result<Objective> {
+        let losses = self.loss_type.iter().map(|name| name.parse()).collect::<Result<Vec<LossType>, _>>()?;
+        let weights = self.loss_weights.clone().unwrap_or_else(|| vec![1.0; losses.len()]);
+        if weights.len() != losses.len() {
+            let found = format!("{} weights for {} losses", weights.len(), losses.len());
+            return Err(Error::option(
+                "loss_weights",
+                found,
+                "give one weight for each entry of `loss_type`",
+            ));
+        }
+        if let Some(loss) = losses.iter().find(|loss| {
+            matches!(
+                loss,
+                LossType::Ddpo | LossType::MdpoConditional | LossType::MdpoAnchor | LossType::BcoPair
+            )
+        }) {
+            let remedy = "it needs inputs that this trainer does not make; use `aspo-loss` directly";
+            return Err(Error::option("loss_type", loss, remedy));
+        }
+        let objective = Objective {
+            terms: losses.into_iter().zip(weights).collect(),
+            beta: self.beta,
+            alpha: self.alpha,
+            scaling: self.reward_scaling.parse()?,
+            weigh: self.weigh.parse()?,
+            label_smoothing: self.label_smoothing,
+            ..Objective::default()
+        };
+        objective.validate()?;
+        Ok(objective)
+    }
+
+    /// The adapter's config, as PEFT writes it.
+    pub fn lora_config(&self) -> LoraConfig {
+        let options = &self.lora;
+        let mut lora = LoraConfig::new(options.r, options.lora_alpha, options.target_modules.clone());
+        lora.lora_dropout = options.lora_dropout;
+        lora.use_rslora = options.use_rslora;
+        let base = self.model.to_string_lossy().into_owned();
+        lora.extra.insert("base_model_name_or_path".into(), base.into());
+        lora
+    }
+
+    /// Refuses what cannot be honoured, before anything is loaded.
+    ///
+    /// # Errors
+    /// The first option that cannot, with the remedy.
+    pub fn validate(&self) -> Result<()> {
+        let objective = self.objective()?;
+        let positive = |option, value: usize| match value {
+            0 => Err(Error::option(option, 0, "use 1 or more")),
+            _ => Ok(()),
+        };
+        positive("per_device_train_batch_size", self.per_device_train_batch_size)?;
+        positive("gradient_accumulation_steps", self.gradient_accumulation_steps)?;
+        positive("logging_steps", self.logging_steps)?;
+        positive("max_length", self.max_length)?;
+        positive("lora.r", self.lora.r)?;
+        let within = |option, value: f64, range: std::ops::RangeInclusive<f64>, remedy: &str| {
+            if range.contains(&value) { Ok(()) } else { Err(Error::option(option, value, remedy)) }
+        };
+        within(
+            "learning_rate",
+            self.learning_rate,
+            f64::MIN_POSITIVE..=1.0,
+            "use a number above 0, at most 1",
+        )?;
+        within("warmup_ratio", self.warmup_ratio, 0.0..=1.0, "use 0 to 1")?;
+        within("max_grad_norm", self.max_grad_norm, 0.0..=f64::MAX, "use 0 (no limit) or more")?;
+        within("adam_beta1", self.adam_beta1, 0.0..=0.999_999_9, "use 0 or more, below 1")?;
+        within("adam_beta2", self.adam_beta2, 0.0..=0.999_999_9, "use 0 or more, below 1")?;
+        within("adam_epsilon", self.adam_epsilon, f64::MIN_POSITIVE..=1.0, "use a small number above 0")?;
+        within("weight_decay", self.weight_decay, 0.0..=1.0, "use 0 to 1")?;
+        within("lora.lora_dropout", self.lora.lora_dropout, 0.0..=0.999, "use 0 or more, below 1")?;
+        if self.max_steps <= 0 {
+            within(
+                "num_train_epochs",
+                self.num_train_epochs,
+                f64::MIN_POSITIVE..=1e6,
+                "use a number above 0",
+            )?;
+        }
+        if objective.needs_similarity() && self.clip.is_none() {
+            let remedy = "name the folder of a CLIP, or set `alpha = 0` to weigh by perplexity alone";
+            return Err(Error::option("clip", "not given, but ASPO weighs sentences by similarity", remedy));
+        }
+        if self.gradient_checkpointing && self.lora.lora_dropout > 0.0 {
+            let found = "with lora.lora_dropout above 0, whose second run would draw another mask";
+            return Err(Error::option("gradient_checkpointing", found, "set one of them to 0 or false"));
+        }
+        if self.precompute_ref_log_probs && !objective.needs_reference() {
+            let remedy = "leave it out: this loss has no reference";
+            return Err(Error::option("precompute_ref_log_probs", true, remedy));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,68 @@
+//! The weights that ASPO gives to the sentences of any answer, for reports and for looking.
+
+use aspo_data::EncodedPair;
+use aspo_loss::{ChunkOptions, perplexity, sentence_weights};
+use aspo_models::VisionLanguageModel;
+use burn::tensor::backend::Backend;
+use serde::Serialize;
+
+use crate::error::Result;
+use crate::features::VisionFeatures;
+use crate::step::MicroBatch;
+
+/// One sentence of a chosen answer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct WeighedSentence {
+    /// Its text.
+    pub text: String,
+    /// CLIP's cosine with the picture.
+    pub similarity: Option<f32>,
+    /// `PPL_i` under the model.
+    pub perplexity: f64,
+    /// `w_i`, 0 to 1.
+    pub weight: f64,
+}
+
+/// The sentences of the chosen answer of each pair, weighed as a step would weigh them.
+///
+/// # Errors
+/// A picture that cannot be had, ids outside the vocabulary.
+pub fn weigh<B: Backend, M: VisionLanguageModel<B>>(
+    model: &M,
+    pairs: &[&EncodedPair],
+    features: &mut VisionFeatures,
+    alpha: f64,
+    pad: u32,
+    device: &B::Device,
+) -> Result<Vec<Vec<WeighedSentence>>> {
+    if pairs.is_empty() {
+        return Ok(Vec::new());
+    }
+    let batch = MicroBatch::new(pairs, true, pad, features, model, device)?;
+    let rows = batch.reference(model, &ChunkOptions::default())?;
+    let weighed = pairs.iter().zip(rows).map(|(pair, row)| {
+        let answer = &pair.chosen;
+        let (mut sums, mut tokens) = (vec![0.0; answer.sentence_count()], vec![0; answer.sentence_count()]);
+        for (log_prob, &sentence) in row.chosen.iter().zip(&answer.sentences) {
+            sums[sentence as usize] += f64::from(*log_prob);
+            tokens[sentence as usize] += 1;
+        }
+        let perplexities: Vec<f64> = sums.iter().zip(&tokens).map(|(&sum, &n)| perplexity(sum, n)).collect();
+        let scored = answer.similarity.len() == perplexities.len();
+        let similarity: Vec<f64> = answer.similarity.iter().map(|&score| f64::from(score)).collect();
+        let weights = match scored {
+            true => sentence_weights(Some(&similarity), &perplexities, alpha),
+            false => sentence_weights(None, &perplexities, 0.0),
+        };
+        let sentences = answer.sentence_texts().zip(perplexities).zip(weights).enumerate();
+        sentences
+            .map(|(index, ((text, perplexity), weight))| WeighedSentence {
+                text: text.to_owned(),
+                similarity: answer.similarity.get(index).copied(),
+                perplexity,
+                weight,
+            })
+            .collect()
+    });
+    Ok(weighed.collect())
+}

@@ -1,0 +1,1 @@
+//! The crate's promises, one module each.

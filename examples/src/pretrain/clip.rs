@@ -1,0 +1,145 @@
+//! Stage 0: a tiny CLIP, contrastively on scenes and sentences.
+
+use std::error::Error;
+
+use aspo_data::scenes::{SIDE, Verdict, judge, plant_mistakes};
+use aspo_models::clip::{Clip, ClipConfig, ClipTextConfig, ClipVisionConfig};
+use aspo_train::{Schedule, clip_grad_norm};
+use burn::backend::Autodiff;
+use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
+use burn::prelude::*;
+use burn::tensor::activation::log_softmax;
+use rand::{Rng, SeedableRng, seq::IndexedRandom};
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+use tokenizers::Tokenizer;
+
+use super::corpus::Lesson;
+
+/// How long and how fast.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Optimiser steps.
+    pub steps: usize,
+    /// Scenes in a batch.
+    pub batch: usize,
+    /// Peak learning rate.
+    pub rate: f64,
+    /// Seed of weights and batches.
+    pub seed: u64,
+}
+
+/// The towers: those of clip-vit-large-patch14-336, narrower and shorter.
+pub fn config(tokenizer: &Tokenizer) -> ClipConfig {
+    ClipConfig {
+        text_config: ClipTextConfig {
+            vocab_size: tokenizer.get_vocab_size(true),
+            hidden_size: 96,
+            intermediate_size: 256,
+            num_hidden_layers: 3,
+            num_attention_heads: 4,
+            max_position_embeddings: 77,
+            eos_token_id: tokenizer.token_to_id("<|endoftext|>").unwrap_or_default(),
+            ..Default::default()
+        },
+        vision_config: ClipVisionConfig {
+            hidden_size: 128,
+            intermediate_size: 384,
+            num_hidden_layers: 4,
+            num_attention_heads: 4,
+            image_size: SIDE as usize,
+            patch_size: 12,
+            ..Default::default()
+        },
+        projection_dim: 96,
+        ..Default::default()
+    }
+}
+
+/// Sentences as padded ids and mask, `[texts, longest]`.
+pub fn tokens<B: Backend>(
+    tokenizer: &Tokenizer,
+    texts: &[String],
+    device: &B::Device,
+) -> Result<(Tensor<B, 2, Int>, Tensor<B, 2, Int>), Box<dyn Error + Send + Sync>> {
+    let rows = texts
+        .iter()
+        .map(|text| Ok(tokenizer.encode(text.as_str(), true)?.get_ids().to_vec()))
+        .collect::<Result<Vec<_>, Box<dyn Error + Send + Sync>>>()?;
+    let end = tokenizer.token_to_id("<|endoftext|>").unwrap_or_default();
+    let input = aspo_models::ModelInput::from_rows(&rows, end, device);
+    Ok((input.input_ids, input.attention_mask))
+}
+
+/// Trains the towers. Each step sees `batch` pictures with one true sentence each and, as further negatives, one
+/// sentence each that is wrong in one thing. A sentence that happens to be true of another picture of the batch is
+/// not counted against that picture. `report(step, loss, share of pictures whose own sentence scores highest)`.
+pub fn train<B: Backend>(
+    tokenizer: &Tokenizer,
+    lessons: &[Lesson],
+    pixels: &[Vec<f32>],
+    settings: &Settings,
+    device: &B::Device,
+    mut report: impl FnMut(usize, f32, f32),
+) -> Result<Clip<B>, Box<dyn Error + Send + Sync>> {
+    let mut model: Clip<Autodiff<B>> = config(tokenizer).init_seeded(settings.seed, device);
+    let mut optimiser = AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(0.05).init();
+    let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
+    for step in 0..settings.steps {
+        let batch: Vec<usize> = (0..settings.batch).map(|_| rng.random_range(0..lessons.len())).collect();
+        let texts = texts(&batch, lessons, &mut rng);
+        let excluded = excluded(&batch, lessons, &texts);
+        let n = batch.len();
+        let images: Vec<f32> = batch.iter().flat_map(|&index| pixels[index].iter().copied()).collect();
+        let side = SIDE as usize;
+        let images = Tensor::from_data(TensorData::new(images, [n, 3, side, side]), device);
+        let (ids, mask) = tokens(tokenizer, &texts, device)?;
+        let logits = model.logits_per_image(model.image_embeds(images)?, model.text_embeds(ids, mask)?);
+        let excluded = Tensor::<_, 2, Bool>::from_data(TensorData::new(excluded, [n, 2 * n]), device);
+        let logits = logits.mask_fill(excluded, -1e4);
+        let own = Tensor::<_, 2, Int>::from_data(TensorData::new((0..n as i64).collect(), [n, 1]), device);
+        let entropy =
+            |logits: Tensor<Autodiff<B>, 2>| log_softmax(logits, 1).gather(1, own.clone()).mean().neg();
+        let of_texts = logits.clone().slice([0..n, 0..n]).transpose();
+        let best: Vec<i64> = logits.clone().inner().argmax(1).to_data().iter().collect();
+        let loss = (entropy(logits) + entropy(of_texts)).mul_scalar(0.5);
+        let mut gradients = GradientsParams::from_grads(loss.backward(), &model);
+        clip_grad_norm(&model, &mut gradients, Some(1.0));
+        let rate = Schedule::Cosine.rate(settings.rate, step + 1, 50, settings.steps + 1);
+        model = optimiser.step(rate, model, gradients);
+        let right = best.iter().zip(0..).filter(|(best, own)| **best == *own).count();
+        report(step, loss.into_scalar().elem(), right as f32 / n as f32);
+    }
+    Ok(burn::module::AutodiffModule::valid(&model))
+}
+
+/// One true sentence for each scene, then one mistaken sentence for each.
+fn texts(batch: &[usize], lessons: &[Lesson], rng: &mut ChaCha8Rng) -> Vec<String> {
+    let mut texts = Vec::with_capacity(2 * batch.len());
+    for &index in batch {
+        let description = lessons[index].descriptions.choose(rng).map_or("", String::as_str);
+        let sentences: Vec<&str> = description.split_inclusive(". ").collect();
+        texts.push(sentences.choose(rng).map_or("", |sentence| sentence.trim()).to_owned());
+    }
+    for &index in batch {
+        let planted = plant_mistakes(&lessons[index].scene, 1, rng.random());
+        let sentences: Vec<&str> = planted.text.split_inclusive(". ").collect();
+        texts.push(planted.mistaken.first().map_or("", |&place| sentences[place].trim()).to_owned());
+    }
+    texts
+}
+
+/// Row by row, whether a text is true of a picture without being its own.
+fn excluded(batch: &[usize], lessons: &[Lesson], texts: &[String]) -> Vec<bool> {
+    batch
+        .par_iter()
+        .enumerate()
+        .flat_map_iter(|(row, &index)| {
+            let scene = &lessons[index].scene;
+            texts.iter().enumerate().map(move |(column, text)| {
+                column != row
+                    && judge(scene, text).sentences.iter().all(|(_, verdict)| *verdict == Verdict::True)
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,214 @@
+//! Stages 1 to 3: a tiny LLaVA on top of the frozen tower of the tiny CLIP.
+
+use std::error::Error;
+
+use aspo_data::{Encoder, Pair, Tokenizer};
+use aspo_loss::{ChunkOptions, chunked_log_probs};
+use aspo_models::clip::{Clip, ClipConfig};
+use aspo_models::llama::LlamaConfig;
+use aspo_models::llava::{Llava, LlavaConfig};
+use aspo_models::{LanguageModel, ModelInput, VisionLanguageModel};
+use aspo_train::{Schedule, clip_grad_norm};
+use burn::backend::Autodiff;
+use burn::module::{AutodiffModule, Module, ModuleMapper, Param};
+use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
+use burn::prelude::*;
+use rand::{Rng, SeedableRng, seq::IndexedRandom};
+use rand_chacha::ChaCha8Rng;
+
+use super::corpus::{INSTRUCTIONS, Lesson, SHORT};
+
+/// Anything that can go wrong.
+pub type Failure = Box<dyn Error + Send + Sync>;
+
+/// One row to learn: ids with image tokens expanded, and where the answer begins.
+struct Row {
+    /// Index of the lesson whose picture is shown.
+    lesson: usize,
+    /// Prompt, then answer closed by `</s>`.
+    ids: Vec<u32>,
+    /// First answer token.
+    start: usize,
+}
+
+/// How long and how fast a stage is.
+#[derive(Clone, Copy, Debug)]
+pub struct Stage {
+    /// What the progress line calls it.
+    pub name: &'static str,
+    /// Optimiser steps.
+    pub steps: usize,
+    /// Descriptions in a batch; a batch of questions has twice as many rows.
+    pub batch: usize,
+    /// Peak learning rate.
+    pub rate: f64,
+    /// Whether pictures are shown; without, the rows have no image tokens.
+    pub pictures: bool,
+    /// Whether the decoder learns, or the projector alone.
+    pub decoder: bool,
+}
+
+/// The model: llava-1.5-7b-hf's shape, narrower and shorter.
+///
+/// # Errors
+/// A tokenizer without `<image>`.
+pub fn config(clip: &ClipConfig, tokenizer: &Tokenizer) -> Result<LlavaConfig, Failure> {
+    let mut config = LlavaConfig {
+        vision_config: clip.vision_config.clone(),
+        text_config: LlamaConfig {
+            vocab_size: tokenizer.vocabulary().next_multiple_of(8),
+            hidden_size: 128,
+            intermediate_size: 352,
+            num_hidden_layers: 4,
+            num_attention_heads: 4,
+            max_position_embeddings: 512,
+            ..Default::default()
+        },
+        image_token_index: tokenizer.image()?,
+        ..Default::default()
+    };
+    config.text_config.pad_token_id = Some(tokenizer.pad());
+    Ok(config)
+}
+
+/// The model before its first step: seeded weights, CLIP's tower in place.
+pub fn start<B: Backend>(config: &LlavaConfig, clip: &Clip<B>, seed: u64, device: &B::Device) -> Llava<B> {
+    let mut model: Llava<B> = config.init_seeded(seed, device);
+    model.model.vision_tower = clip.vision_model.clone();
+    model
+}
+
+/// What the frozen tower sees in each picture, `[patches · width]` values a picture.
+///
+/// # Errors
+/// Pictures of another size than the model's.
+pub fn features<B: Backend>(
+    model: &Llava<B>,
+    pixels: &[Vec<f32>],
+    device: &B::Device,
+) -> Result<Vec<Vec<f32>>, Failure> {
+    let mut out = Vec::with_capacity(pixels.len());
+    for chunk in pixels.chunks(64) {
+        let pixels = aspo_data::batch::pixel_tensor::<B>(chunk, model.image_size(), device)?;
+        let features = model.vision_features(pixels)?.to_data();
+        let each = features.num_elements() / chunk.len();
+        let values: Vec<f32> = features.iter::<f32>().collect();
+        out.extend(values.chunks(each).map(<[f32]>::to_vec));
+    }
+    Ok(out)
+}
+
+/// All rows of the lessons: descriptions and short answers, apart so that a batch has rows of like length.
+struct Rows {
+    descriptions: Vec<Row>,
+    answers: Vec<Row>,
+}
+
+fn rows(
+    lessons: &[Lesson],
+    encoder: &Encoder,
+    pictures: bool,
+    rng: &mut ChaCha8Rng,
+) -> Result<Rows, Failure> {
+    let row = |lesson: usize, question: &str, answer: &str| -> Result<Row, Failure> {
+        let pair = Pair::new(lesson.to_string(), question, answer, answer);
+        let pair = if pictures { pair.with_image("") } else { pair };
+        let encoded = encoder.encode(&pair)?;
+        let start = encoded.prompt_ids.len();
+        Ok(Row { lesson, ids: [encoded.prompt_ids, encoded.chosen.ids].concat(), start })
+    };
+    let mut rows = Rows { descriptions: Vec::new(), answers: Vec::new() };
+    for (index, lesson) in lessons.iter().enumerate() {
+        for description in &lesson.descriptions {
+            let instruction = INSTRUCTIONS.choose(rng).copied().unwrap_or_default();
+            rows.descriptions.push(row(index, instruction, description)?);
+        }
+        for question in &lesson.questions {
+            rows.answers.push(row(index, &format!("{}{SHORT}", question.question), &question.answer)?);
+        }
+    }
+    Ok(rows)
+}
+
+/// Trains one stage by the usual next-token loss over answer tokens. The tower is never touched: `features` hold what
+/// it sees. `report(step, loss)`.
+///
+/// # Errors
+/// Lessons that the encoder refuses.
+#[allow(clippy::too_many_arguments)]
+pub fn train<B: Backend>(
+    model: Llava<B>,
+    lessons: &[Lesson],
+    features: &[Vec<f32>],
+    encoder: &Encoder,
+    stage: &Stage,
+    seed: u64,
+    device: &B::Device,
+    mut report: impl FnMut(usize, f32),
+) -> Result<Llava<B>, Failure> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let rows = rows(lessons, encoder, stage.pictures, &mut rng)?;
+    let mut model: Llava<Autodiff<B>> = model.train::<Autodiff<B>>().map(&mut WithGradients);
+    model.model.vision_tower = model.model.vision_tower.no_grad();
+    if !stage.decoder {
+        model.model.language_model = model.model.language_model.no_grad();
+        model.lm_head = model.lm_head.map(Module::no_grad);
+    }
+    let mut optimiser =
+        AdamWConfig::new().with_beta_2(0.98).with_epsilon(1e-8).with_weight_decay(0.01).init();
+    for step in 0..stage.steps {
+        let (pool, count) = match step % 2 {
+            0 => (&rows.descriptions, stage.batch),
+            _ => (&rows.answers, 2 * stage.batch),
+        };
+        let batch: Vec<&Row> = (0..count).map(|_| &pool[rng.random_range(0..pool.len())]).collect();
+        let loss = next_token_loss(&model, &batch, features, encoder, stage.pictures, device)?;
+        let mut gradients = GradientsParams::from_grads(loss.backward(), &model);
+        clip_grad_norm(&model, &mut gradients, Some(1.0));
+        let rate = Schedule::Cosine.rate(stage.rate, step + 1, 50, stage.steps + 1);
+        model = optimiser.step(rate, model, gradients);
+        report(step, loss.into_scalar().elem());
+    }
+    Ok(model.valid())
+}
+
+/// Parameters that come from the plain backend want no gradients until told to.
+struct WithGradients;
+
+impl<B: Backend> ModuleMapper<B> for WithGradients {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        param.set_require_grad(true)
+    }
+}
+
+fn next_token_loss<B: Backend>(
+    model: &Llava<Autodiff<B>>,
+    batch: &[&Row],
+    features: &[Vec<f32>],
+    encoder: &Encoder,
+    pictures: bool,
+    device: &B::Device,
+) -> Result<Tensor<Autodiff<B>, 1>, Failure> {
+    let ids: Vec<Vec<u32>> = batch.iter().map(|row| row.ids.clone()).collect();
+    let length = ids.iter().map(Vec::len).max().unwrap_or(0);
+    let mut input = ModelInput::from_rows(&ids, encoder.tokenizer.pad(), device);
+    if pictures {
+        let width = model.config().vision_config.hidden_size;
+        let seen: Vec<f32> = batch.iter().flat_map(|row| features[row.lesson].iter().copied()).collect();
+        let shape = [batch.len(), model.tokens_per_image(), width];
+        input = input.with_images(Tensor::from_data(TensorData::new(seen, shape), device));
+    }
+    let (mut places, mut targets) = (Vec::new(), Vec::new());
+    for (index, row) in batch.iter().enumerate() {
+        for at in row.start..row.ids.len() {
+            places.push((index * length + at - 1) as i64);
+            targets.push(i64::from(row.ids[at]));
+        }
+    }
+    let ints = |values: Vec<i64>| {
+        let count = values.len();
+        Tensor::<Autodiff<B>, 1, Int>::from_data(TensorData::new(values, [count]), device)
+    };
+    let hidden = model.hidden_at(&input, ints(places))?;
+    Ok(chunked_log_probs(hidden, model.head(), ints(targets), &ChunkOptions::default())?.mean().neg())
+}
