@@ -164,6 +164,14 @@ struct Forward<B: Backend> {
     stats: Vec<Tensor<B, 2>>,
 }
 
+/// The sums of a chunk of tokens over the columns seen so far.
+struct Running<B: Backend> {
+    tally: Tally<B>,
+    /// `Σ exp(z - max z) W`, [n, D], if the slope is asked for.
+    pull: Option<Tensor<B, 2>>,
+    moments: Option<Moments<B>>,
+}
+
 fn forward<B: Backend>(
     hidden: Tensor<B, 2>,
     head: Tensor<B, 2>,
@@ -176,7 +184,7 @@ fn forward<B: Backend>(
     for tokens in tiles.token_ranges() {
         let h = math::f32(hidden.clone().slice([tokens.clone()]));
         let y = targets.clone().slice([tokens]);
-        let mut row: Option<(Tally<B>, Option<Tensor<B, 2>>, Option<Moments<B>>)> = None;
+        let mut running: Option<Running<B>> = None;
         for columns in tiles.vocab_ranges() {
             let w = math::f32(head.clone().slice([columns.clone()]));
             let logits = h.clone().matmul(w.clone().transpose());
@@ -186,17 +194,17 @@ fn forward<B: Backend>(
             // Σ exp(z - max) W: the softmax's part of the slope, up to the sum.
             let exp = core::mem::replace(&mut tally.exp, Tensor::empty([1, 1], &h.device()));
             let mut pull = want_slope.then(|| exp.matmul(w));
-            if let Some((before, before_pull, before_moments)) = row {
+            if let Some(before) = running {
                 let own_sum = tally.sum.clone();
-                let factors = tally.merge(&before);
-                pull = pull.zip(before_pull).map(|(p, b)| b * factors[0].clone() + p * factors[1].clone());
-                if let (Some(moments), Some(before_moments)) = (&mut moments, &before_moments) {
-                    moments.merge(before_moments, [&before.sum, &own_sum], &factors);
+                let factors = tally.merge(&before.tally);
+                pull = pull.zip(before.pull).map(|(p, b)| b * factors[0].clone() + p * factors[1].clone());
+                if let (Some(moments), Some(earlier)) = (&mut moments, &before.moments) {
+                    moments.merge(earlier, [&before.tally.sum, &own_sum], &factors);
                 }
             }
-            row = Some((tally, pull, moments));
+            running = Some(Running { tally, pull, moments });
         }
-        let Some((tally, pull, moments)) = row else { continue };
+        let Some(Running { tally, pull, moments }) = running else { continue };
         log_probs.push(tally.log_probs());
         log_sums.push(tally.log_sum_exp());
         all_stats.extend(moments.map(|moments| moments.stats(&tally, tiles.vocab)));
@@ -210,13 +218,16 @@ fn forward<B: Backend>(
     }
 }
 
+/// Log-probabilities, and blocks of token statistics if asked for.
+type Tracked<B, C> = (Tensor<Autodiff<B, C>, 1>, Vec<Tensor<B, 2>>);
+
 fn tracked<B: Backend, C: CheckpointStrategy>(
     hidden: Tensor<Autodiff<B, C>, 2>,
     head: Tensor<Autodiff<B, C>, 2>,
     targets: Tensor<Autodiff<B, C>, 1, Int>,
     options: &ChunkOptions,
     want_stats: bool,
-) -> Result<(Tensor<Autodiff<B, C>, 1>, Vec<Tensor<B, 2>>)> {
+) -> Result<Tracked<B, C>> {
     let tiles = check(&hidden, &head, &targets, options)?;
     let (hidden, head) = (primitive(hidden), primitive(head));
     let plain = |p: &FloatTensor<B>| tensor::<B, 2>(p.clone());

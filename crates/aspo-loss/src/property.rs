@@ -275,7 +275,7 @@ pub fn check_objective<B: AutodiffBackend>(
 ) -> core::result::Result<(), String> {
     let evaluate = |batch: &HostBatch| Evaluation::of(batch, &loss);
     let run = |what: &str, strategy: BoxedStrategy<HostBatch>, check: &dyn Fn(HostBatch) -> Check| {
-        runner(cases).run(&strategy, |batch| check(batch)).map_err(|e| format!("{what}: {e}"))
+        runner(cases).run(&strategy, check).map_err(|e| format!("{what}: {e}"))
     };
     run("finite", batches().boxed(), &|batch| evaluate(&batch)?.finite())?;
     run("finite at extremes", extreme_batches().boxed(), &|batch| evaluate(&batch)?.finite())?;

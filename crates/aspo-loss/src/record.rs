@@ -261,8 +261,8 @@ impl<B: Backend> Scores<B> {
             return Err(Error::shape(what, found, map.num_tokens(), "one value per response token"));
         }
         let split = map.chosen.num_tokens();
-        let chosen = both.clone().slice([0..split]);
-        Self::flat(who, map, chosen, both.slice([split..found]))
+        let chosen = both.clone().narrow(0, 0, split);
+        Self::flat(who, map, chosen, both.narrow(0, split, found - split))
     }
 
     fn padded(who: &str, map: &PairMap, chosen: Tensor<B, 2>, rejected: Tensor<B, 2>) -> Result<Self> {

@@ -1,4 +1,4 @@
-//! DDPO: RLHF-V's segment weighting (arXiv 2312.00849, Eq. 3). Tokens that a correction changed count γ-fold, and the
+//! DDPO: RLHF-V's segment weighting (arXiv 2312.00849). Tokens that a correction changed count γ-fold, and the
 //! sum is divided by the total weight.
 
 use burn::prelude::*;

@@ -1,4 +1,4 @@
-//! LD-DPO: tokens beyond the length that both responses reach count only by `ld_alpha` (arXiv 2409.06411, Eq. 10), for
+//! LD-DPO: tokens beyond the length that both responses reach count only by `ld_alpha` (arXiv 2409.06411), for
 //! policy and reference alike.
 
 use burn::prelude::*;

@@ -1,4 +1,4 @@
-//! ORPO: a likelihood term and the odds ratio of the two responses, no reference (arXiv 2403.07691, Eq. 6–7).
+//! ORPO: a likelihood term and the odds ratio of the two responses, no reference (arXiv 2403.07691).
 
 use burn::prelude::*;
 

@@ -8,7 +8,7 @@ use crate::math::log_sigmoid;
 use crate::record::PreferenceBatch;
 use crate::sentence::response_sums;
 
-/// Conditional preference (Eq. 3): the chosen response is likelier given the true image than given a corrupted one,
+/// Conditional preference: the chosen response is likelier given the true image than given a corrupted one,
 /// `-log σ(β r_c - β r_c')`.
 pub(super) fn conditional<B: Backend>(
     batch: &PreferenceBatch<B>,
@@ -21,7 +21,7 @@ pub(super) fn conditional<B: Backend>(
     log_sigmoid((chosen - corrupted).mul_scalar(objective.beta)).neg()
 }
 
-/// Anchor (Eq. 4): the chosen response's reward stays above δ, `-log σ(β r_c - δ)`.
+/// Anchor: the chosen response's reward stays above δ, `-log σ(β r_c - δ)`.
 pub(super) fn anchor<B: Backend>(sequences: &Sequences<B>, objective: &Objective) -> Tensor<B, 1> {
     let [chosen, _] = sequences.ratios().clone();
     log_sigmoid(chosen.mul_scalar(objective.beta).sub_scalar(objective.anchor)).neg()

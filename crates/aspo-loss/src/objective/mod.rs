@@ -40,17 +40,17 @@ pub enum LossType {
     Aspo,
     /// `sigmoid`: DPO, `-(1-ε) log σ(βΔ) - ε log σ(-βΔ)` (arXiv 2305.18290, Eq. 7; ε > 0 is cDPO).
     Sigmoid,
-    /// `robust`: `[-(1-ε) log σ(βΔ) + ε log σ(-βΔ)] / (1-2ε)` (arXiv 2403.00409, Eq. 11).
+    /// `robust`: `[-(1-ε) log σ(βΔ) + ε log σ(-βΔ)] / (1-2ε)` (arXiv 2403.00409).
     Robust,
     /// `hinge`: SLiC, `max(0, 1 - βΔ)` (arXiv 2305.10425; 2309.06657).
     Hinge,
     /// `ipo`: `(r_c/|y_c| - r_r/|y_r| - 1/(2β))²` (arXiv 2310.12036, Eq. 17; averaged over tokens as its authors do).
     Ipo,
-    /// `simpo`: `-(1-ε) log σ(β[log π(y_c)/|y_c| - log π(y_r)/|y_r|] - γ) - ε log σ(-…)` (arXiv 2405.14734, Eq. 6). No
+    /// `simpo`: `-(1-ε) log σ(β[log π(y_c)/|y_c| - log π(y_r)/|y_r|] - γ) - ε log σ(-…)` (arXiv 2405.14734). No
     /// reference.
     Simpo,
     /// `orpo`: `-log π(y_c)/|y_c| - β log σ(log odds(y_c) - log odds(y_r))` with
-    /// `odds = p/(1-p)`, `log p = log π(y)/|y|` (arXiv 2403.07691, Eq. 6–7; β is its λ). No reference.
+    /// `odds = p/(1-p)`, `log p = log π(y)/|y|` (arXiv 2403.07691; β is its λ). No reference.
     Orpo,
     /// `apo_zero`: `1 - σ(β r_c) + σ(β r_r)` (arXiv 2408.06266, Eq. 7).
     ApoZero,
@@ -62,7 +62,7 @@ pub enum LossType {
     BcoPair,
     /// `exo_pair`: `KL(p_π ‖ [1-ε, ε])` with `p_π = [σ(βΔ), σ(-βΔ)]` (arXiv 2402.00856, Eq. 16).
     ExoPair,
-    /// `nca_pair`: `-log σ(β r_c) - ½ log σ(-β r_c) - ½ log σ(-β r_r)` (arXiv 2402.05369, Eq. 13 with K = 2).
+    /// `nca_pair`: `-log σ(β r_c) - ½ log σ(-β r_c) - ½ log σ(-β r_r)` (arXiv 2402.05369, with K = 2).
     NcaPair,
     /// `discopop`: `(1-m)(-log σ(βΔ)) + m exp(-βΔ)`, `m = σ(βΔ/τ)` (arXiv 2406.08414, Eq. 5).
     Discopop,
@@ -70,13 +70,13 @@ pub enum LossType {
     Sft,
     /// `ddpo`: RLHF-V's segment weighting: DPO on
     /// `log π(y) = (1/N) [Σ_{unchanged} log p + γ Σ_{changed} log p]`, `N = |unchanged| + γ|changed|`
-    /// (arXiv 2312.00849, Eq. 3); γ is [`Objective::ddpo_gamma`].
+    /// (arXiv 2312.00849); γ is [`Objective::ddpo_gamma`].
     Ddpo,
     /// `mdpo_conditional`: mDPO's preference for the true image,
     /// `-log σ(β r_c - β r_c')`, where `r_c'` is the chosen response's log-ratio given the corrupted image
-    /// (arXiv 2406.11839, Eq. 3).
+    /// (arXiv 2406.11839).
     MdpoConditional,
-    /// `mdpo_anchor`: mDPO's anchor, `-log σ(β r_c - δ)` (arXiv 2406.11839, Eq. 4); δ is [`Objective::anchor`].
+    /// `mdpo_anchor`: mDPO's anchor, `-log σ(β r_c - δ)` (arXiv 2406.11839); δ is [`Objective::anchor`].
     MdpoAnchor,
 }
 
@@ -178,7 +178,7 @@ pub struct Objective {
     /// mDPO: the anchor δ. Default 0.
     pub anchor: f64,
     /// LD-DPO: the weight, in [0, 1], of tokens beyond the length of the shorter response of the pair
-    /// (arXiv 2409.06411, Eq. 10). Default none, which is 1.
+    /// (arXiv 2409.06411). Default none, which is 1.
     pub ld_alpha: Option<f64>,
     /// WPO: each pair's loss times the detached weights of both responses (arXiv 2406.11827, Eq. 2). Needs
     /// [`PreferenceBatch::with_stats`]. Default false.

@@ -62,7 +62,7 @@ pub(super) fn losses<B: Backend>(
     }
 }
 
-/// The mean of all rewards seen so far: BCO's δ (arXiv 2404.04656, Eq. 9). Feed it
+/// The mean of all rewards seen so far: BCO's δ (arXiv 2404.04656). Feed it
 /// [`chosen_rewards`](super::LossOutput::chosen_rewards) and `rejected_rewards` of each step and put
 /// [`mean`](Self::mean) into [`Objective::bco_shift`] for the next.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]

@@ -1,4 +1,4 @@
-//! SimPO: length-averaged log-probabilities, a target margin, no reference (arXiv 2405.14734, Eq. 6).
+//! SimPO: length-averaged log-probabilities, a target margin, no reference (arXiv 2405.14734).
 
 use burn::prelude::*;
 
