@@ -74,8 +74,8 @@ fn main() -> Result<()> {
         Ok([score(model, &chosen, &map.chosen)?, score(model, &rejected, &map.rejected)?])
     };
 
-    // The model as it starts is the reference.
-    let [c, r] = sides(&model.clone().no_grad())?;
+    // The model as it starts is the reference; the record detaches.
+    let [c, r] = sides(&model)?;
     let reference = ReferenceScores::flat(&map, c, r)?;
 
     // The ten lines.
