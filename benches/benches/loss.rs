@@ -3,6 +3,7 @@
 //! ```sh
 //! cargo bench -p aspo-benches --bench loss                # criterion
 //! cargo bench -p aspo-benches --bench loss -- --table     # the table of benches/results/loss.md
+//! LOSS_BENCH_SIZES=1024x512x32000 LOSS_BENCH_ROUNDS=3 cargo bench -p aspo-benches --bench loss -- --table
 //! ```
 //!
 //! The table alternates the ways within one process, several rounds, and reports medians and the median of the paired
@@ -135,10 +136,19 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
+/// The sizes, or those that the environment variable `LOSS_BENCH_SIZES` names.
+fn sizes() -> Vec<(usize, usize, usize)> {
+    let only = std::env::var("LOSS_BENCH_SIZES").ok();
+    let named = |(n, d, v): &(usize, usize, usize)| {
+        only.as_ref().is_none_or(|only| only.split(',').any(|size| size == format!("{n}x{d}x{v}")))
+    };
+    SIZES.into_iter().filter(named).collect()
+}
+
 fn table(rounds: usize) {
     println!("| N | D | V | head | way | seconds | of dense | extra MB | of dense |");
     println!("|--:|--:|--:|---|---|--:|--:|--:|--:|");
-    for (tokens, features, vocab) in SIZES {
+    for (tokens, features, vocab) in sizes() {
         for trained in [false, true] {
             let cases: Vec<Case> = ways().map(|way| Case { tokens, features, vocab, trained, way }).collect();
             let problem = cases[0].problem();
@@ -168,7 +178,7 @@ fn table(rounds: usize) {
 
 fn criterion() {
     let mut criterion = Criterion::default().configure_from_args();
-    for (tokens, features, vocab) in SIZES {
+    for (tokens, features, vocab) in sizes() {
         let mut group = criterion.benchmark_group(format!("log_probs/{tokens}x{features}x{vocab}"));
         group.sampling_mode(SamplingMode::Flat).sample_size(10).measurement_time(Duration::from_secs(5));
         for trained in [false, true] {
