@@ -125,7 +125,8 @@ impl HostBatch {
     /// # Errors
     /// As [`HostBatch::stacked`].
     pub fn packed(pairs: &[&EncodedPair], padding: Padding) -> Result<Self> {
-        let length = |pair: &EncodedPair| pair.prompt_ids.len() + pair.chosen.ids.len() + pair.rejected.ids.len();
+        let length =
+            |pair: &EncodedPair| pair.prompt_ids.len() + pair.chosen.ids.len() + pair.rejected.ids.len();
         let mut batch = Self::start(pairs, padding, pairs.len(), length)?;
         for (row, pair) in pairs.iter().enumerate() {
             let chosen = pair.prompt_ids.len();
@@ -163,7 +164,11 @@ impl HostBatch {
             return Err(Error::Option { name: "pad_to_multiple_of", found, remedy: "use 1 or more" });
         }
         let Some(longest) = pairs.iter().map(|pair| length(pair)).max() else {
-            return Err(Error::Option { name: "batch", found: "no pairs".to_owned(), remedy: "give at least one" });
+            return Err(Error::Option {
+                name: "batch",
+                found: "no pairs".to_owned(),
+                remedy: "give at least one",
+            });
         };
         let length = longest.next_multiple_of(padding.multiple_of);
         let cells = rows * length;
@@ -276,12 +281,20 @@ pub struct PairBatch<B: Backend> {
 ///
 /// # Errors
 /// [`Error::Option`] when an image does not have `3 · size · size` values or there is none.
-pub fn pixel_tensor<B: Backend>(images: &[Vec<f32>], size: usize, device: &B::Device) -> Result<Tensor<B, 4>> {
+pub fn pixel_tensor<B: Backend>(
+    images: &[Vec<f32>],
+    size: usize,
+    device: &B::Device,
+) -> Result<Tensor<B, 4>> {
     let wanted = 3 * size * size;
     let wrong = images.iter().map(Vec::len).find(|length| *length != wanted);
     if images.is_empty() || wrong.is_some() {
         let found = wrong.map_or("no images".to_owned(), |length| format!("an image of {length} values"));
-        return Err(Error::Option { name: "pixels", found, remedy: "give images preprocessed to the same size" });
+        return Err(Error::Option {
+            name: "pixels",
+            found,
+            remedy: "give images preprocessed to the same size",
+        });
     }
     Ok(Tensor::from_data(TensorData::new(images.concat(), [images.len(), 3, size, size]), device))
 }

@@ -125,7 +125,10 @@ impl Encoder {
         let (prompt_ids, image_spans) = self.expand_images(pair, &rendered, &prompt.ids)?;
         let room = self.max_length.map(|max_length| {
             let fault = PairFault::NoRoom { prompt: prompt_ids.len(), max_length };
-            max_length.checked_sub(prompt_ids.len()).filter(|room| *room > 0).ok_or(Error::pair(&pair.id, fault))
+            max_length
+                .checked_sub(prompt_ids.len())
+                .filter(|room| *room > 0)
+                .ok_or(Error::pair(&pair.id, fault))
         });
         let room = room.transpose()?.unwrap_or(usize::MAX);
         let instruction_ids = match &self.instruction {
@@ -177,7 +180,9 @@ impl Encoder {
 
     fn check_special(&self, pair: &Pair, place: &'static str, text: &str) -> Result<()> {
         match self.tokenizer.special_in(text) {
-            Some(token) => Err(Error::pair(&pair.id, PairFault::SpecialToken { place, token: token.to_owned() })),
+            Some(token) => {
+                Err(Error::pair(&pair.id, PairFault::SpecialToken { place, token: token.to_owned() }))
+            }
             None => Ok(()),
         }
     }
@@ -235,7 +240,8 @@ impl Encoder {
         let sentences = aspo_segment::align(text, &spans, &side.offsets).map_err(fail)?;
         let (sentences, spans) = close_ranks(&sentences, &spans);
         let ends: Vec<usize> = side.offsets.iter().map(|offset| offset.1).collect();
-        let mut answer = EncodedAnswer { ids: side.ids, sentences, text: text.to_owned(), spans, ..Default::default() };
+        let mut answer =
+            EncodedAnswer { ids: side.ids, sentences, text: text.to_owned(), spans, ..Default::default() };
         if answer.ids.len() > room {
             answer.truncate(room, &ends);
         }

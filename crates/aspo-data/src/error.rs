@@ -242,7 +242,7 @@ pub enum ImageFault {
     #[error("the file is empty")]
     Empty,
     /// The bytes are no picture of a known kind.
-    #[error("not a PNG, JPEG, WebP, GIF or BMP picture, whatever its name says")]
+    #[error("not a PNG, JPEG or WebP picture, whatever its name says: convert it")]
     Unknown,
     /// More pixels than [`MAX_DECODED_BYTES`](crate::image::MAX_DECODED_BYTES) allows; nothing was decoded.
     #[error("{width}x{height} needs {bytes} bytes decoded, the limit is {limit}: scale it down first")]

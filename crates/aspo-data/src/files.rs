@@ -16,7 +16,10 @@ pub fn resolve(root: &Path, reference: &str) -> Result<PathBuf> {
     let path = root.join(reference);
     let real = path.canonicalize().map_err(|source| Error::io(&path, source))?;
     if !real.starts_with(&root) {
-        return Err(Error::ImagePath { reference: reference.to_owned(), why: "a link leads out of the image folder" });
+        return Err(Error::ImagePath {
+            reference: reference.to_owned(),
+            why: "a link leads out of the image folder",
+        });
     }
     Ok(real)
 }

@@ -71,7 +71,14 @@ impl Rendered {
 impl Template {
     /// Writes out the prompt of a pair, one `image_token` for each of its images.
     pub fn render(self, pair: &Pair, image_token: &str, eos: &str) -> Rendered {
-        self.render_parts(pair.system.as_deref(), &pair.history, &pair.prompt, pair.images.len(), image_token, eos)
+        self.render_parts(
+            pair.system.as_deref(),
+            &pair.history,
+            &pair.prompt,
+            pair.images.len(),
+            image_token,
+            eos,
+        )
     }
 
     /// [`Template::render`] without a pair: for generation.
@@ -91,7 +98,13 @@ impl Template {
             .map(|turn| turn.user.as_str())
             .chain([question])
             .enumerate()
-            .map(|(turn, text)| if turn == 0 && self != Self::InstructBlip { format!("{tags}{text}") } else { text.to_owned() })
+            .map(|(turn, text)| {
+                if turn == 0 && self != Self::InstructBlip {
+                    format!("{tags}{text}")
+                } else {
+                    text.to_owned()
+                }
+            })
             .collect();
         let answers = history.iter().map(|turn| turn.assistant.as_str());
         let (last, earlier) = users.split_last().expect("there is always the question");
@@ -114,7 +127,11 @@ impl Template {
             }
             Self::LlavaLlama2 => {
                 let system = system.unwrap_or(LLAVA_LLAMA_2_SYSTEM);
-                let mut wrapped = if system.is_empty() { String::new() } else { format!("<<SYS>>\n{system}\n<</SYS>>\n\n") };
+                let mut wrapped = if system.is_empty() {
+                    String::new()
+                } else {
+                    format!("<<SYS>>\n{system}\n<</SYS>>\n\n")
+                };
                 for (user, answer) in earlier.iter().zip(answers) {
                     prompt += &format!("[INST] {wrapped}{user} [/INST] {answer} {eos}<s>");
                     wrapped.clear();
@@ -134,7 +151,10 @@ impl Template {
                 ("", "")
             }
             Self::InstructBlip => {
-                for text in system.into_iter().chain(earlier.iter().zip(answers).flat_map(|(user, answer)| [user, answer])) {
+                for text in system
+                    .into_iter()
+                    .chain(earlier.iter().zip(answers).flat_map(|(user, answer)| [user, answer]))
+                {
                     prompt += text;
                     prompt += " ";
                 }

@@ -59,8 +59,9 @@ impl Tokenizer {
     /// The same from the file's content; `name` is used in messages.
     pub fn from_bytes(bytes: &[u8], name: &str, names: SpecialTokens) -> Result<Self> {
         let fail = |why: String| Error::Tokenizer { name: name.to_owned(), why };
-        let mut inner =
-            tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| fail(format!("not a tokenizer.json: {error}")))?;
+        let text = std::str::from_utf8(bytes).map_err(|_| fail("it is not UTF-8".to_owned()))?;
+        let mut inner: tokenizers::Tokenizer =
+            text.parse().map_err(|error| fail(format!("not a tokenizer.json: {error}")))?;
         inner.with_truncation(None).map_err(|error| fail(error.to_string()))?;
         inner.with_padding(None);
         let eos = inner

@@ -1,13 +1,15 @@
 //! The images of a folder, decoded and preprocessed several at a time within a memory budget.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex};
 
 use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 
-use super::decode::{MAX_FILE_BYTES, decode};
+use super::decode::{MAX_FILE_BYTES, decode, decoded_bytes};
 use super::process::ImageProcessor;
 use crate::error::{Error, ImageFault, Result};
 use crate::files::resolve;
@@ -49,17 +51,32 @@ impl ImageLoader {
     /// # Errors
     /// [`Error::ImagePath`] for a path that leaves the folder, [`Error::Image`] for a file that is missing or unusable.
     pub fn load(&self, source: &ImageSource) -> Result<Vec<f32>> {
-        let name = || source.key();
-        let read;
-        let bytes: &[u8] = match source {
-            ImageSource::Bytes(bytes) => bytes,
-            ImageSource::Path(path) => {
-                read = self.read(path)?;
-                &read
-            }
-        };
-        let image = decode(bytes).map_err(|fault| Error::Image { name: name(), fault })?;
+        let fail = |fault| Error::Image { name: source.key(), fault };
+        let bytes = self.bytes(source)?;
+        let needed = decoded_bytes(&bytes).map_err(fail)?;
+        // RGBA and its RGB copy may be held at once, beside the file.
+        let _permit = self.budget.take(2 * needed + bytes.len() as u64);
+        let image = decode(&bytes).map_err(fail)?;
         Ok(self.processor.preprocess(&image))
+    }
+
+    /// Hash of the image's encoded bytes: what caches of anything made from it are keyed by.
+    ///
+    /// # Errors
+    /// As [`ImageLoader::load`].
+    pub fn content_hash(&self, source: &ImageSource) -> Result<[u8; 32]> {
+        Ok(Sha256::digest(self.bytes(source)?).into())
+    }
+
+    /// The encoded bytes of an image.
+    ///
+    /// # Errors
+    /// As [`ImageLoader::load`].
+    pub fn bytes<'a>(&self, source: &'a ImageSource) -> Result<Cow<'a, [u8]>> {
+        match source {
+            ImageSource::Bytes(bytes) => Ok(Cow::Borrowed(bytes)),
+            ImageSource::Path(path) => self.read(path).map(Cow::Owned),
+        }
     }
 
     /// Many images on all cores, in order; an image that occurs several times is decoded once.
@@ -77,13 +94,8 @@ impl ImageLoader {
                 })
             })
             .collect();
-        let mut loaded: Vec<Option<Result<Vec<f32>>>> = distinct
-            .par_iter()
-            .map(|source| {
-                let _permit = self.budget.take(self.estimate(source));
-                Some(self.load(source))
-            })
-            .collect();
+        let mut loaded: Vec<Option<Result<Vec<f32>>>> =
+            distinct.par_iter().map(|source| Some(self.load(source))).collect();
         let mut left = vec![0_usize; distinct.len()];
         index.iter().for_each(|i| left[*i] += 1);
         index
@@ -117,23 +129,6 @@ impl ImageLoader {
             .read_to_end(&mut content)
             .map_err(|error| fail(ImageFault::Io(error.to_string())))?;
         Ok(content)
-    }
-
-    /// Bytes that loading the image will hold: from its header, where that can be read.
-    fn estimate(&self, source: &ImageSource) -> u64 {
-        let dimensions = match source {
-            ImageSource::Bytes(bytes) => image::ImageReader::new(std::io::Cursor::new(&bytes[..]))
-                .with_guessed_format()
-                .ok()
-                .and_then(|reader| reader.into_dimensions().ok()),
-            ImageSource::Path(path) => resolve(&self.root, path)
-                .ok()
-                .and_then(|path| image::ImageReader::open(path).ok())
-                .and_then(|reader| reader.with_guessed_format().ok())
-                .and_then(|reader| reader.into_dimensions().ok()),
-        };
-        // RGBA, its RGB copy, the file.
-        dimensions.map_or(1 << 20, |(width, height)| 8 * u64::from(width) * u64::from(height))
     }
 }
 

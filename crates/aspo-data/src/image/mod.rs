@@ -9,6 +9,6 @@ mod decode;
 mod loader;
 mod process;
 
-pub use decode::{MAX_DECODED_BYTES, MAX_FILE_BYTES, MAX_SIDE, RgbImage, decode};
+pub use decode::{MAX_DECODED_BYTES, MAX_FILE_BYTES, MAX_SIDE, RgbImage, decode, decoded_bytes};
 pub use loader::{ImageLoader, MAX_BYTES_IN_FLIGHT};
 pub use process::{CLIP_MEAN, CLIP_STD, Fit, ImageProcessor};

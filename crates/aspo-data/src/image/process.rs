@@ -75,7 +75,8 @@ impl ImageProcessor {
 
     /// [`ImageProcessor::from_file`] on the parsed object.
     pub fn from_json(config: &Value) -> Result<Self> {
-        let refuse = |name, found: &Value, remedy| Err(Error::Option { name, found: found.to_string(), remedy });
+        let refuse =
+            |name, found: &Value, remedy| Err(Error::Option { name, found: found.to_string(), remedy });
         for name in ["do_resize", "do_rescale", "do_normalize"] {
             if config.get(name) == Some(&Value::Bool(false)) {
                 return refuse(name, &Value::Bool(false), "only `true` is supported");
@@ -97,7 +98,8 @@ impl ImageProcessor {
         let do_crop = config.get("do_center_crop").and_then(Value::as_bool).unwrap_or(!crop.is_null());
         let do_pad = config.get("do_pad").and_then(Value::as_bool).unwrap_or(false);
         let mut processor = Self::default();
-        let edge = |value: &Value| value.as_u64().and_then(|edge| u32::try_from(edge).ok()).filter(|edge| *edge > 0);
+        let edge =
+            |value: &Value| value.as_u64().and_then(|edge| u32::try_from(edge).ok()).filter(|edge| *edge > 0);
         let square = |value: &Value| match edge(value) {
             Some(edge) => Some(edge),
             None => edge(&value["height"]).filter(|height| Some(*height) == edge(&value["width"])),
@@ -109,14 +111,20 @@ impl ImageProcessor {
                 processor.size = if do_crop && !crop.is_null() {
                     match square(crop) {
                         Some(side) => side,
-                        None => return refuse("crop_size", crop, "give one side, or equal `height` and `width`"),
+                        None => {
+                            return refuse("crop_size", crop, "give one side, or equal `height` and `width`");
+                        }
                     }
                 } else {
                     shortest
                 };
                 processor.fit = if do_pad { Fit::Pad } else { Fit::Crop };
                 if !do_crop && !do_pad {
-                    return refuse("do_center_crop", &Value::Bool(false), "pictures must become square: crop or pad");
+                    return refuse(
+                        "do_center_crop",
+                        &Value::Bool(false),
+                        "pictures must become square: crop or pad",
+                    );
                 }
             }
             (None, Some(side)) => {
@@ -124,12 +132,19 @@ impl ImageProcessor {
                 processor.shortest_edge = side;
                 processor.fit = if do_pad { Fit::Pad } else { Fit::Squash };
             }
-            (None, None) => return refuse("size", size, "give `shortest_edge`, or equal `height` and `width`"),
+            (None, None) => {
+                return refuse("size", size, "give `shortest_edge`, or equal `height` and `width`");
+            }
         }
         for (name, target) in [("image_mean", &mut processor.mean), ("image_std", &mut processor.std)] {
             if let Some(value) = config.get(name) {
-                let numbers: Vec<f32> =
-                    value.as_array().into_iter().flatten().filter_map(Value::as_f64).map(|x| x as f32).collect();
+                let numbers: Vec<f32> = value
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter_map(Value::as_f64)
+                    .map(|x| x as f32)
+                    .collect();
                 match <[f32; 3]>::try_from(numbers) {
                     Ok(numbers) => *target = numbers,
                     Err(_) => return refuse(name, value, "give three numbers"),
@@ -147,10 +162,18 @@ impl ImageProcessor {
             return refuse("size", self.size.to_string(), "use 1 to 4096 pixels");
         }
         if self.fit == Fit::Crop && (self.shortest_edge < self.size || self.shortest_edge > 8192) {
-            return refuse("shortest_edge", self.shortest_edge.to_string(), "use at least `size`, at most 8192 pixels");
+            return refuse(
+                "shortest_edge",
+                self.shortest_edge.to_string(),
+                "use at least `size`, at most 8192 pixels",
+            );
         }
         if !self.mean.iter().chain(&self.std).all(|x| x.is_finite()) || self.std.iter().any(|x| *x <= 0.0) {
-            return refuse("image_std", format!("{:?} {:?}", self.mean, self.std), "use finite numbers above 0");
+            return refuse(
+                "image_std",
+                format!("{:?} {:?}", self.mean, self.std),
+                "use finite numbers above 0",
+            );
         }
         Ok(())
     }
@@ -190,14 +213,19 @@ impl ImageProcessor {
         let (columns, rows) = match self.fit {
             Fit::Squash => (Axis::whole(width, self.size), Axis::whole(height, self.size)),
             Fit::Pad => {
-                let pad = |length| Axis { canvas: side, start: (side - length) / 2, ..Axis::whole(length, self.size) };
+                let pad = |length| Axis {
+                    canvas: side,
+                    start: (side - length) / 2,
+                    ..Axis::whole(length, self.size)
+                };
                 (pad(width), pad(height))
             }
             Fit::Crop => {
                 // transformers' `get_resize_output_image_size`: the long edge is cut to an integer.
                 let short = width.min(height);
                 let scaled = |length: u32| {
-                    (u64::from(self.shortest_edge) * u64::from(length) / u64::from(short)).min(u64::from(u32::MAX)) as u32
+                    (u64::from(self.shortest_edge) * u64::from(length) / u64::from(short))
+                        .min(u64::from(u32::MAX)) as u32
                 };
                 let crop = |length| {
                     let output = scaled(length);
@@ -234,7 +262,8 @@ impl Axis {
         let scale = f64::from(self.canvas) / f64::from(self.output);
         let reach = (2.0 * scale.max(1.0) / scale).ceil() as u32 + 1;
         let first = self.first.saturating_sub(reach);
-        let last = (u64::from(self.first) + u64::from(self.count) + u64::from(reach)).min(u64::from(self.output));
+        let last =
+            (u64::from(self.first) + u64::from(self.count) + u64::from(reach)).min(u64::from(self.output));
         (first, last as u32)
     }
 
@@ -271,7 +300,12 @@ fn resize_columns(pixels: &[u8], width: u32, height: u32, axis: Axis, background
         };
         let (first, last) = axis.window();
         let (left, span) = axis.source(first, last);
-        let resized = resize(source, (axis.canvas, count as u32), (left, 0.0, span, count as f64), (last - first, count as u32));
+        let resized = resize(
+            source,
+            (axis.canvas, count as u32),
+            (left, 0.0, span, count as f64),
+            (last - first, count as u32),
+        );
         let skip = 3 * (axis.first - first) as usize;
         for line in resized.chunks_exact(3 * (last - first) as usize) {
             result.extend_from_slice(&line[skip..skip + wanted]);
@@ -285,7 +319,8 @@ fn resize_rows(strip: Vec<u8>, width: u32, axis: Axis, background: [u8; 3]) -> V
     let source = if axis.canvas == axis.length {
         strip
     } else {
-        let mut canvas: Vec<u8> = background.iter().copied().cycle().take(row * axis.canvas as usize).collect();
+        let mut canvas: Vec<u8> =
+            background.iter().copied().cycle().take(row * axis.canvas as usize).collect();
         let start = row * axis.start as usize;
         canvas[start..start + strip.len()].copy_from_slice(&strip);
         canvas
@@ -301,7 +336,8 @@ fn resize_rows(strip: Vec<u8>, width: u32, axis: Axis, background: [u8; 3]) -> V
 
 /// Bicubic resize of the box `(left, top, width, height)` of a picture to `to` pixels.
 fn resize(pixels: &[u8], size: (u32, u32), area: (f64, f64, f64, f64), to: (u32, u32)) -> Vec<u8> {
-    let source = ImageRef::new(size.0, size.1, pixels, PixelType::U8x3).expect("the buffer has the size of the picture");
+    let source = ImageRef::new(size.0, size.1, pixels, PixelType::U8x3)
+        .expect("the buffer has the size of the picture");
     let mut target = Image::new(to.0, to.1, PixelType::U8x3);
     let options = ResizeOptions::new()
         .resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom))

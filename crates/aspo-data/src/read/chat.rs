@@ -35,12 +35,16 @@ fn message(key: &'static str, item: &Value) -> Result<Message, RowFault> {
         Some("system") => Role::System,
         Some("user" | "human") => Role::User,
         Some("assistant" | "gpt") => Role::Assistant,
-        Some(other) => return Err(RowFault::Turns(format!("`{key}` has a message of the unknown role {other:?}"))),
+        Some(other) => {
+            return Err(RowFault::Turns(format!("`{key}` has a message of the unknown role {other:?}")));
+        }
         None => return Err(wrong(key, expected, item)),
     };
     let text = match field(["content", "value"]) {
         Some(Value::String(text)) => text.clone(),
-        Some(Value::Array(parts)) => parts.iter().map(|part| part_text(key, part)).collect::<Result<_, _>>()?,
+        Some(Value::Array(parts)) => {
+            parts.iter().map(|part| part_text(key, part)).collect::<Result<_, _>>()?
+        }
         _ => return Err(wrong(key, expected, item)),
     };
     Ok(Message { role, text })
@@ -51,7 +55,11 @@ fn part_text(key: &'static str, part: &Value) -> Result<String, RowFault> {
     match (part.get("type").and_then(Value::as_str), part.get("text")) {
         (Some("image"), _) => Ok("<image>".to_owned()),
         (Some("text"), Some(Value::String(text))) => Ok(text.clone()),
-        _ => Err(RowFault::Type { key: key.to_owned(), expected: "parts of type text or image", found: kind(part) }),
+        _ => Err(RowFault::Type {
+            key: key.to_owned(),
+            expected: "parts of type text or image",
+            found: kind(part),
+        }),
     }
 }
 
@@ -73,7 +81,9 @@ pub(super) fn set_prompt(pair: &mut Pair, messages: Vec<Message>) -> Result<(), 
             Some(answer) if answer.role == Role::Assistant => {
                 pair.history.push(Turn { user: user.text, assistant: answer.text });
             }
-            Some(other) => return Err(RowFault::Turns(format!("the assistant should speak, not {:?}", other.role))),
+            Some(other) => {
+                return Err(RowFault::Turns(format!("the assistant should speak, not {:?}", other.role)));
+            }
         }
     }
     Err(RowFault::Turns("the prompt should end with the user's message".to_owned()))

@@ -15,6 +15,8 @@
 mod chat;
 mod llama_factory;
 mod llava;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod rlaif;
 mod rows;
 mod seva;
@@ -103,7 +105,10 @@ pub struct Pairs {
 
 impl std::fmt::Debug for Pairs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Pairs").field("path", &self.path).field("format", &self.format).finish_non_exhaustive()
+        f.debug_struct("Pairs")
+            .field("path", &self.path)
+            .field("format", &self.format)
+            .finish_non_exhaustive()
     }
 }
 
@@ -142,7 +147,8 @@ fn open(path: &Path, format: Option<Format>) -> Result<Pairs> {
         (None, None) => return Err(Error::file(path, FileFault::Empty)),
         // The first row is faulty: look further, in a second pass, so that its fault is still reported.
         (Some(Err(_)), None) => {
-            let sound = open_rows(path)?.take(1000).find_map(|row| row.ok().and_then(|row| Format::of(&row.keys)));
+            let sound =
+                open_rows(path)?.take(1000).find_map(|row| row.ok().and_then(|row| Format::of(&row.keys)));
             match (sound, first) {
                 (Some(format), first) => return Ok(Pairs { path: path.to_owned(), format, rows, first }),
                 (None, Some(Err(error))) => return Err(error),
@@ -166,7 +172,13 @@ fn open_rows(path: &Path) -> Result<Rows> {
         .and_then(|file| file.take(4).read(&mut start))
         .map_err(|source| Error::io(path, source))?;
     if read == 4 && &start == b"PAR1" {
-        return Err(Error::file(path, FileFault::Unsupported("built without the feature `parquet`".to_owned())));
+        #[cfg(feature = "parquet")]
+        return Ok(Box::new(parquet::ParquetRows::open(path)?));
+        #[cfg(not(feature = "parquet"))]
+        return Err(Error::file(
+            path,
+            FileFault::Unsupported("built without the feature `parquet`".to_owned()),
+        ));
     }
     let path = path.to_owned();
     let rows = rows::JsonRows::open(&path)?;
@@ -214,7 +226,8 @@ fn checked(mut pair: Pair) -> Result<Pair, RowFault> {
 /// Takes the `<image>` tags out of the prompt, with the line break after each. LLaVA trims a text it takes a tag from.
 fn take_tags(pair: &mut Pair) -> Result<(), RowFault> {
     let images = pair.images.len();
-    let tags: usize = pair.history.iter().map(|turn| &turn.user).chain([&pair.prompt]).map(|text| count_tags(text)).sum();
+    let tags: usize =
+        pair.history.iter().map(|turn| &turn.user).chain([&pair.prompt]).map(|text| count_tags(text)).sum();
     if tags > 0 && tags != images {
         return Err(RowFault::ImageCount { tags, images });
     }

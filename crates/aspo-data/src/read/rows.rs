@@ -36,7 +36,9 @@ impl<R: BufRead> JsonRows<R> {
             [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] | [_, 0, ..] | [0, _, ..] => {
                 return fail(FileFault::Encoding { found: "UTF-16 or another wide encoding" });
             }
-            [0x1F, 0x8B, ..] => return fail(FileFault::Unsupported("the file is gzip: unpack it first".to_owned())),
+            [0x1F, 0x8B, ..] => {
+                return fail(FileFault::Unsupported("the file is gzip: unpack it first".to_owned()));
+            }
             _ => {}
         }
         let first = skip_space(&mut reader).map_err(|source| Error::io(path, source))?;
@@ -122,7 +124,9 @@ impl<R: BufRead> JsonRows<R> {
                 self.done = true;
                 return Ok(match skip_space(&mut self.reader)? {
                     None => None,
-                    Some(_) => Some(Err(RowFault::Json("there is more after the end of the list".to_owned()))),
+                    Some(_) => {
+                        Some(Err(RowFault::Json("there is more after the end of the list".to_owned())))
+                    }
                 });
             }
             None => {
@@ -238,7 +242,9 @@ impl Scan {
                         return Some(at + 1);
                     }
                 }
-                b',' | b']' | b'}' | b' ' | b'\n' | b'\r' | b'\t' if self.depth == 0 && self.started => return Some(at),
+                b',' | b']' | b'}' | b' ' | b'\n' | b'\r' | b'\t' if self.depth == 0 && self.started => {
+                    return Some(at);
+                }
                 _ => {}
             }
             self.started = true;

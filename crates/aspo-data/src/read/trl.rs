@@ -32,7 +32,9 @@ fn implicit(row: &Row, mut pair: Pair) -> Result<Pair, RowFault> {
     let shared = shared.min(chosen.len().min(rejected.len()).saturating_sub(1));
     let last = |messages: &mut Vec<Message>, key: &str| match messages.pop() {
         Some(message) if messages.len() == shared && message.role == Role::Assistant => Ok(message.text),
-        _ => Err(RowFault::Turns(format!("`{key}` should be the shared prompt and one answer of the assistant"))),
+        _ => Err(RowFault::Turns(format!(
+            "`{key}` should be the shared prompt and one answer of the assistant"
+        ))),
     };
     pair.chosen = last(&mut chosen, "chosen")?;
     pair.rejected = last(&mut rejected, "rejected")?;

@@ -17,16 +17,19 @@ use crate::read::Conversation;
 /// # Errors
 /// [`Error::File`] for a pair with a system message, earlier turns, several images, or image bytes.
 pub fn write_seva<P: Borrow<Pair>>(path: &Path, pairs: impl IntoIterator<Item = P>) -> Result<()> {
-    write_list(path, pairs, |pair: &Pair| {
-        single_question(path, pair)?;
-        let mut row = json!({"chosen": pair.chosen, "reject": pair.rejected, "question": pair.prompt});
-        match image_paths(path, pair)?.as_slice() {
-            [] => {}
-            [image] => row["image_id"] = json!(image),
-            _ => return Err(unsupported(path, &pair.id, "several images")),
-        }
-        Ok(row)
-    })
+    write_list(path, pairs, |pair: &Pair| seva_row(path, pair))
+}
+
+/// A pair as SeVa's object.
+pub(crate) fn seva_row(path: &Path, pair: &Pair) -> Result<Value> {
+    single_question(path, pair)?;
+    let mut row = json!({"chosen": pair.chosen, "reject": pair.rejected, "question": pair.prompt});
+    match image_paths(path, pair)?.as_slice() {
+        [] => {}
+        [image] => row["image_id"] = json!(image),
+        _ => return Err(unsupported(path, &pair.id, "several images")),
+    }
+    Ok(row)
 }
 
 /// TRL's columns, one object a line: texts for a single question, messages for a conversation; `images` as paths.
@@ -99,8 +102,13 @@ pub fn write_conversations<C: Borrow<Conversation>>(
         };
         pair.chosen = conversation.turns[last].assistant.clone();
         let (history, prompt) = with_tags(pair.images.len(), &pair.history, &pair.prompt);
-        let mut list =
-            messages(pair.system.as_deref(), &history, &prompt, ["from", "value"], ["system", "human", "gpt"]);
+        let mut list = messages(
+            pair.system.as_deref(),
+            &history,
+            &prompt,
+            ["from", "value"],
+            ["system", "human", "gpt"],
+        );
         list.push(json!({"from": "gpt", "value": pair.chosen}));
         let mut row = json!({"id": conversation.id, "conversations": list});
         match image_paths(path, &pair)?.as_slice() {

@@ -4,15 +4,23 @@
 //! conversation in SeVa's, image bytes in JSON) is an error, never left out.
 
 mod json;
+#[cfg(feature = "parquet")]
+mod parquet;
 
 use std::path::Path;
 
 use crate::error::{Error, FileFault, Result};
 
+pub(crate) use json::seva_row;
 pub use json::{write_conversations, write_llama_factory, write_seva, write_trl_jsonl};
+#[cfg(feature = "parquet")]
+pub use parquet::{write_rlaif_parquet, write_trl_parquet};
 
 pub(crate) fn unsupported(path: &Path, id: &str, what: &str) -> Error {
-    Error::file(path, FileFault::Unsupported(format!("pair {id:?} has {what}, which this format cannot hold")))
+    Error::file(
+        path,
+        FileFault::Unsupported(format!("pair {id:?} has {what}, which this format cannot hold")),
+    )
 }
 
 /// Refuses a pair that is a conversation, for formats of single questions.

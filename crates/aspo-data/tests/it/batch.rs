@@ -23,7 +23,11 @@ fn pairs() -> Vec<EncodedPair> {
 }
 
 fn answers(pairs: &[EncodedPair]) -> Vec<(&EncodedPair, &EncodedAnswer)> {
-    pairs.iter().map(|pair| (pair, &pair.chosen)).chain(pairs.iter().map(|pair| (pair, &pair.rejected))).collect()
+    pairs
+        .iter()
+        .map(|pair| (pair, &pair.chosen))
+        .chain(pairs.iter().map(|pair| (pair, &pair.rejected)))
+        .collect()
 }
 
 #[test]
@@ -63,7 +67,8 @@ fn responses_of_both_layouts_are_the_answers_in_order() {
                 assert_eq!(responses.sequences[token] as usize, sequence);
                 assert_eq!(responses.sentence_ids[token] as u32, answer.sentences[index]);
                 // The predicting position holds the token before this one in its sequence.
-                let before = if index == 0 { *pair.prompt_ids.last().unwrap() } else { answer.ids[index - 1] };
+                let before =
+                    if index == 0 { *pair.prompt_ids.last().unwrap() } else { answer.ids[index - 1] };
                 let position = responses.positions[token] as usize;
                 assert_eq!(batch.input_ids[position] as u32, before);
                 assert_eq!(batch.position_ids[position] as usize, pair.prompt_ids.len() + index - 1);
@@ -84,7 +89,8 @@ fn packed_segments_restart_positions_after_the_prompt() {
     for (row, pair) in pairs.iter().enumerate() {
         let (p, c, r) = (pair.prompt_ids.len(), pair.chosen.ids.len(), pair.rejected.ids.len());
         let cells = &batch.segments[row * batch.length..(row + 1) * batch.length];
-        let wanted: Vec<i32> = [vec![0; p], vec![1; c], vec![2; r], vec![-1; batch.length - p - c - r]].concat();
+        let wanted: Vec<i32> =
+            [vec![0; p], vec![1; c], vec![2; r], vec![-1; batch.length - p - c - r]].concat();
         assert_eq!(cells, wanted);
         let positions = &batch.position_ids[row * batch.length..][..p + c + r];
         let wanted: Vec<i32> = (0..p + c).chain(p..p + r).map(|x| x as i32).collect();

@@ -83,7 +83,9 @@ fn a_text_that_spells_a_special_token_is_refused_where_it_stands() {
         (Pair { prompt: "<s>".into(), ..pair() }, "prompt"),
     ] {
         match encoder(None).encode(&pair).unwrap_err() {
-            Error::Pair { fault: PairFault::SpecialToken { place: found, .. }, .. } => assert_eq!(found, place),
+            Error::Pair { fault: PairFault::SpecialToken { place: found, .. }, .. } => {
+                assert_eq!(found, place)
+            }
             other => panic!("{other}"),
         }
     }

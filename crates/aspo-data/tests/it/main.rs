@@ -1,9 +1,20 @@
 //! Tests of `aspo-data`, by promise.
 
 mod batch;
+mod corpus;
 mod encode;
+mod files;
+mod hostile;
 mod image;
 mod noise;
+mod order;
+#[cfg(feature = "parquet")]
+mod parquet;
+mod prompt;
 mod read;
+mod scenes;
+mod seva;
+mod similarity;
 mod support;
 mod tokenizer;
+mod validate;

@@ -33,7 +33,10 @@ fn noise_follows_from_seed_image_and_step_alone() {
     // Other steps draw other noise, not the same noise scaled.
     let centred = |step| {
         let (signal, noise) = schedule(step).unwrap();
-        draw(1, "a.jpg", step).iter().map(|x| ((f64::from(*x) - 0.5 * signal) / noise) as f32).collect::<Vec<_>>()
+        draw(1, "a.jpg", step)
+            .iter()
+            .map(|x| ((f64::from(*x) - 0.5 * signal) / noise) as f32)
+            .collect::<Vec<_>>()
     };
     assert!(centred(500).iter().zip(centred(800)).any(|(a, b)| (a - b).abs() > 0.1));
 }

@@ -44,7 +44,8 @@ fn faults(content: impl AsRef<[u8]>) -> Vec<(usize, RowFault)> {
 
 #[test]
 fn seva_reads_its_own_keys() {
-    let pair = one(r#"[{"chosen": "waves.There are", "reject": "No", "question": "What?", "image_id": "a/b.jpg"}]"#);
+    let pair =
+        one(r#"[{"chosen": "waves.There are", "reject": "No", "question": "What?", "image_id": "a/b.jpg"}]"#);
     assert_eq!(pair, Pair::new("1", "What?", "waves.There are", "No").with_image("a/b.jpg"));
     let pair = one(r#"[{"chosen": "Yes", "reject": "No", "question": "What?", "image_id": 2398}]"#);
     assert_eq!(pair.images, ["2398.jpg".into()]);
@@ -52,7 +53,8 @@ fn seva_reads_its_own_keys() {
 
 #[test]
 fn trl_reads_texts_messages_and_shared_prompts() {
-    let plain = r#"{"prompt": "<image>\nWhat?", "chosen": "Yes", "rejected": "No", "images": ["a.jpg"], "id": 7}"#;
+    let plain =
+        r#"{"prompt": "<image>\nWhat?", "chosen": "Yes", "rejected": "No", "images": ["a.jpg"], "id": 7}"#;
     let wanted = Pair::new("7", "What?", "Yes", "No").with_image("a.jpg");
     assert_eq!(one(plain), wanted);
     let parts = r#"{"id": "7", "image": "a.jpg",
@@ -100,7 +102,9 @@ fn rlaif_v_rows_in_json_are_read_and_rlhf_v_texts_unpacked() {
         wanted
     );
     assert_eq!(
-        one(r#"{"idx": 3, "text": "{\"question\": \"What?\", \"chosen\": \"Yes\", \"rejected\": \"No\"}", "image_path": "a.jpg"}"#),
+        one(
+            r#"{"idx": 3, "text": "{\"question\": \"What?\", \"chosen\": \"Yes\", \"rejected\": \"No\"}", "image_path": "a.jpg"}"#
+        ),
         wanted
     );
 }
@@ -142,12 +146,10 @@ fn a_faulty_row_is_reported_with_its_number_and_the_next_is_read() {
         "{good}\n{{\"prompt\": \n{good}\n{{\"prompt\": \"a\", \"chosen\": 5, \"rejected\": \"c\"}}\n7\n{{\"chosen\": \"b\", \"rejected\": \"c\"}}\n{good}\n"
     );
     let found = faults(&content);
-    assert_eq!(found.iter().map(|(row, fault)| (*row, fault.kind())).collect::<Vec<_>>(), [
-        (2, "json"),
-        (4, "type"),
-        (5, "type"),
-        (6, "missing")
-    ]);
+    assert_eq!(
+        found.iter().map(|(row, fault)| (*row, fault.kind())).collect::<Vec<_>>(),
+        [(2, "json"), (4, "type"), (5, "type"), (6, "missing")]
+    );
 }
 
 #[test]
@@ -155,9 +157,13 @@ fn rows_that_name_their_fault() {
     let kind = |row: &str| faults(row).remove(0).1.kind();
     assert_eq!(kind(r#"{"prompt": "a", "chosen": " ", "rejected": "c"}"#), "empty");
     assert_eq!(kind(r#"{"prompt": "", "chosen": "b", "rejected": "c"}"#), "empty");
-    assert_eq!(kind(r#"{"prompt": "<image> <image>", "chosen": "b", "rejected": "c", "images": ["a"]}"#), "image-count");
+    assert_eq!(
+        kind(r#"{"prompt": "<image> <image>", "chosen": "b", "rejected": "c", "images": ["a"]}"#),
+        "image-count"
+    );
     assert_eq!(kind(r#"{"prompt": "<image>", "chosen": "b", "rejected": "c"}"#), "image-count");
-    for path in ["/etc/passwd", "../a.jpg", "a/../../b.jpg", "C:\\\\a.jpg", "http://x/a.jpg", "", "a\\u0000b"] {
+    for path in ["/etc/passwd", "../a.jpg", "a/../../b.jpg", "C:\\\\a.jpg", "http://x/a.jpg", "", "a\\u0000b"]
+    {
         let row = format!(r#"{{"prompt": "a", "chosen": "b", "rejected": "c", "images": ["{path}"]}}"#);
         assert_eq!(kind(&row), "image-path", "{path}");
     }

@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 
 use aspo_data::scenes::{
-    Background, Kind, PopeKind, Scene, Split, Verdict, describe, judge, load, plant_mistakes, pope, questions, render,
-    scene, write,
+    Background, Kind, PopeKind, Scene, Split, Verdict, describe, judge, load, plant_mistakes, pope,
+    questions, render, scene, write,
 };
 
 fn sample(split: Split, count: usize) -> Vec<Scene> {
@@ -28,7 +28,8 @@ fn the_same_seed_draws_the_same_scene_and_another_seed_another() {
 #[test]
 fn splits_never_share_a_scene() {
     let splits = [Split::Train, Split::Pairs, Split::Validation, Split::Test];
-    let seen: Vec<HashSet<String>> = splits.map(|split| sample(split, 1500).iter().map(said).collect()).into();
+    let seen: Vec<HashSet<String>> =
+        splits.map(|split| sample(split, 1500).iter().map(said).collect()).into();
     for (index, a) in seen.iter().enumerate() {
         for b in &seen[index + 1..] {
             assert_eq!(a.intersection(b).count(), 0);
@@ -128,7 +129,8 @@ fn yes_and_no_questions_have_true_answers_and_both_kinds() {
         for question in questions(scene, index as u64) {
             assert!(question.question.ends_with('?') && !question.answer.is_empty());
             if question.question.starts_with("Is there") {
-                let present = Kind::all().any(|k| question.question.contains(&k.words()) && scene.find(k).is_some());
+                let present =
+                    Kind::all().any(|k| question.question.contains(&k.words()) && scene.find(k).is_some());
                 assert_eq!(question.answer, if present { "Yes" } else { "No" });
                 *(if present { &mut yes } else { &mut no }) += 1;
             }
@@ -145,7 +147,9 @@ fn a_picture_shows_each_object_at_its_place_in_its_colour() {
         let of_object = |centre: [f32; 2]| {
             (0..24).flat_map(|dy| (0..24).map(move |dx| (dx, dy))).any(|(dx, dy)| {
                 let (x, y) = (centre[0] as i32 - 12 + dx, centre[1] as i32 - 12 + dy);
-                (0..72).contains(&x) && (0..72).contains(&y) && picture.get_pixel(x as u32, y as u32).0 != background
+                (0..72).contains(&x)
+                    && (0..72).contains(&y)
+                    && picture.get_pixel(x as u32, y as u32).0 != background
             })
         };
         assert!(scene.objects.iter().all(|object| of_object(object.centre)));

@@ -5,16 +5,19 @@ use std::path::PathBuf;
 use aspo_data::{SpecialTokens, Tokenizer};
 use serde_json::{Value, json};
 
-/// A folder of the oracle: from `ASPO_ORACLE`, else beside the workspace, else `None` with a printed line.
+/// A folder of the oracle: from `ASPO_ORACLE`; unset, the copy committed with the crate, else the one beside the
+/// workspace, else `None` with a printed line.
 pub fn oracle(folder: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("ASPO_ORACLE")
-        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/oracle")), PathBuf::from);
-    let folder = root.join(folder);
-    if folder.is_dir() {
-        return Some(folder);
+    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let roots = match std::env::var_os("ASPO_ORACLE") {
+        Some(root) => vec![PathBuf::from(root)],
+        None => vec![here.join("tests/fixtures"), here.join("../../../shared/oracle")],
+    };
+    let found = roots.iter().map(|root| root.join(folder)).find(|folder| folder.is_dir());
+    if found.is_none() {
+        println!("skipped: no {folder} in {roots:?}");
     }
-    println!("skipped: no oracle at {}", folder.display());
-    None
+    found
 }
 
 /// A LLaMA-style `tokenizer.json` in miniature: BPE with byte fallback, `▁` prepended and replaced, `<s>` in front.
@@ -74,4 +77,17 @@ pub fn tiny_tokenizer_json() -> Value {
 pub fn tiny_tokenizer() -> Tokenizer {
     let json = serde_json::to_vec(&tiny_tokenizer_json()).unwrap();
     Tokenizer::from_bytes(&json, "tiny", SpecialTokens::default()).unwrap()
+}
+
+/// A PNG of one colour.
+pub fn png(width: u32, height: u32, colour: [u8; 3]) -> Vec<u8> {
+    let image = image::RgbImage::from_pixel(width, height, image::Rgb(colour));
+    encode(image::DynamicImage::ImageRgb8(image), image::ImageFormat::Png)
+}
+
+/// An encoded picture.
+pub fn encode(image: image::DynamicImage, format: image::ImageFormat) -> Vec<u8> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    image.write_to(&mut bytes, format).unwrap();
+    bytes.into_inner()
 }

@@ -37,7 +37,8 @@ fn oracle_ids_offsets_and_response_start_equal_for_every_line() {
             .map(|pair| (pair[0].as_u64().unwrap() as usize, pair[1].as_u64().unwrap() as usize))
             .collect();
         let bytes: Vec<usize> = whole.char_indices().map(|(at, _)| at).chain([whole.len()]).collect();
-        let offsets: Vec<(usize, usize)> = offsets.iter().map(|(start, end)| (bytes[*start], bytes[*end])).collect();
+        let offsets: Vec<(usize, usize)> =
+            offsets.iter().map(|(start, end)| (bytes[*start], bytes[*end])).collect();
         assert_eq!(tokens.offsets, offsets, "{question}: {answer}");
         assert_eq!(response_start(&tokens, prompt.len()), expected_start);
 
@@ -48,8 +49,10 @@ fn oracle_ids_offsets_and_response_start_equal_for_every_line() {
         assert_eq!(rendered.prompt, prompt);
         let encoded = encoder.encode(&pair).unwrap();
         let image = tokenizer.image().unwrap();
-        let expanded: Vec<u32> =
-            prompt_ids.iter().flat_map(|id| std::iter::repeat_n(*id, if *id == image { image_tokens } else { 1 })).collect();
+        let expanded: Vec<u32> = prompt_ids
+            .iter()
+            .flat_map(|id| std::iter::repeat_n(*id, if *id == image { image_tokens } else { 1 }))
+            .collect();
         assert_eq!(encoded.prompt_ids, expanded);
         assert_eq!(encoded.chosen.ids, ids[expected_start..]);
         assert_eq!(encoded.prompt_ids, encoder.encode_prompt(&pair).unwrap());

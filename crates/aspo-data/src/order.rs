@@ -1,0 +1,148 @@
+//! The order in which pairs are visited: batches of like length, shuffled from a seed, with a cursor to store.
+
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+
+/// A place in the order, for checkpoints. It names the data that it belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cursor {
+    /// Epoch, from 0.
+    pub epoch: u64,
+    /// Next batch within the epoch, from 0.
+    pub batch: usize,
+    /// Hash of lengths, batch size, bucket and seed: a cursor fits only the order it was taken from.
+    pub fingerprint: String,
+}
+
+/// Batches of pair indices, epoch after epoch, without end.
+///
+/// Each epoch is a permutation of all pairs that follows from `(seed, epoch)` alone. The permutation is cut into stretches
+/// of `bucket` batches; within one, pairs are sorted by length, so that rows of a batch need little padding; then the
+/// batches are shuffled. `bucket` 1 does not sort at all. The last batch of an epoch may be smaller; none is dropped.
+///
+/// ```
+/// use aspo_data::order::Order;
+///
+/// let mut order = Order::new(&[5, 9, 4, 8, 5], 2, 8, 42)?;
+/// let first = order.next_batch();
+/// let cursor = order.cursor();
+/// let second = order.next_batch();
+/// order.seek(&cursor)?;
+/// assert_eq!(order.next_batch(), second);
+/// # Ok::<(), aspo_data::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Order {
+    lengths: Vec<usize>,
+    batch: usize,
+    bucket: usize,
+    seed: u64,
+    fingerprint: String,
+    epoch: u64,
+    next: usize,
+    batches: Vec<Vec<usize>>,
+}
+
+impl Order {
+    /// An order over pairs of the given lengths ([`EncodedPair::length`](crate::EncodedPair::length)).
+    ///
+    /// # Errors
+    /// [`Error::Option`] for no pairs, a batch of 0 or a bucket of 0.
+    pub fn new(lengths: &[usize], batch: usize, bucket: usize, seed: u64) -> Result<Self> {
+        for (name, value) in
+            [("pairs", lengths.len()), ("per_device_train_batch_size", batch), ("bucket", bucket)]
+        {
+            if value == 0 {
+                return Err(Error::Option { name, found: "0".to_owned(), remedy: "use 1 or more" });
+            }
+        }
+        let mut hash = Sha256::new();
+        for number in [lengths.len(), batch, bucket].iter().chain(lengths) {
+            hash.update((*number as u64).to_le_bytes());
+        }
+        hash.update(seed.to_le_bytes());
+        let fingerprint = crate::pair::hex(&hash.finalize()[..16]);
+        let mut order = Self {
+            lengths: lengths.to_vec(),
+            batch,
+            bucket,
+            seed,
+            fingerprint,
+            epoch: 0,
+            next: 0,
+            batches: Vec::new(),
+        };
+        order.batches = order.epoch_batches(0);
+        Ok(order)
+    }
+
+    /// Batches of one epoch.
+    pub fn batches_per_epoch(&self) -> usize {
+        self.batches.len()
+    }
+
+    /// The epoch that the next batch belongs to.
+    pub fn epoch(&self) -> u64 {
+        self.cursor().epoch
+    }
+
+    /// Indices of the next batch's pairs.
+    pub fn next_batch(&mut self) -> Vec<usize> {
+        if self.next == self.batches.len() {
+            self.epoch += 1;
+            self.next = 0;
+            self.batches = self.epoch_batches(self.epoch);
+        }
+        self.next += 1;
+        self.batches[self.next - 1].clone()
+    }
+
+    /// Where the next batch lies.
+    pub fn cursor(&self) -> Cursor {
+        let over = self.next == self.batches.len();
+        Cursor {
+            epoch: self.epoch + u64::from(over),
+            batch: if over { 0 } else { self.next },
+            fingerprint: self.fingerprint.clone(),
+        }
+    }
+
+    /// Goes on at a stored cursor.
+    ///
+    /// # Errors
+    /// [`Error::Option`] when it was taken from other data, another batch size, bucket or seed.
+    pub fn seek(&mut self, cursor: &Cursor) -> Result<()> {
+        if cursor.fingerprint != self.fingerprint || cursor.batch >= self.batches.len() {
+            let found =
+                format!("epoch {}, batch {}, order {}", cursor.epoch, cursor.batch, cursor.fingerprint);
+            let remedy =
+                "resume with the same data, max_length, batch size, bucket and seed as the stored run";
+            return Err(Error::Option { name: "cursor", found, remedy });
+        }
+        self.batches = self.epoch_batches(cursor.epoch);
+        (self.epoch, self.next) = (cursor.epoch, cursor.batch);
+        Ok(())
+    }
+
+    fn epoch_batches(&self, epoch: u64) -> Vec<Vec<usize>> {
+        let mut key = Sha256::new();
+        key.update(self.seed.to_le_bytes());
+        key.update(epoch.to_le_bytes());
+        let mut random = ChaCha8Rng::from_seed(key.finalize().into());
+        let mut indices: Vec<usize> = (0..self.lengths.len()).collect();
+        indices.shuffle(&mut random);
+        if self.bucket > 1 {
+            for stretch in indices.chunks_mut(self.bucket.saturating_mul(self.batch)) {
+                stretch.sort_by_key(|index| self.lengths[*index]);
+            }
+        }
+        let mut batches: Vec<Vec<usize>> = indices.chunks(self.batch).map(<[usize]>::to_vec).collect();
+        batches.shuffle(&mut random);
+        batches
+    }
+}

@@ -1,0 +1,178 @@
+//! Rows of a parquet table, row group by row group.
+//!
+//! The columns `image` and `images` become image sources (bytes where there are any, else the path); the others become
+//! JSON values, so that the formats read tables and JSON alike.
+
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::reader::RowIter;
+use parquet::record::{Field, Row as Record};
+use serde_json::{Map, Number, Value};
+
+use super::{MAX_IMAGES, MAX_ROW_BYTES, Row};
+use crate::error::{Error, FileFault, Result, RowFault};
+use crate::image::MAX_FILE_BYTES;
+use crate::pair::ImageSource;
+
+/// Rows decoded at a time: pictures are large.
+const BATCH: usize = 16;
+
+pub(super) struct ParquetRows {
+    path: PathBuf,
+    rows: Option<RowIter<'static>>,
+    number: usize,
+    total: usize,
+}
+
+impl ParquetRows {
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let fail = |why: String| Error::file(path, FileFault::Parquet(why));
+        let file = File::open(path).map_err(|source| Error::io(path, source))?;
+        let reader = guarded(|| SerializedFileReader::new(file)).map_err(&fail)?;
+        let total = reader.metadata().file_metadata().num_rows();
+        let total = usize::try_from(total).map_err(|_| fail(format!("it says it has {total} rows")))?;
+        let rows =
+            guarded(|| Ok(RowIter::from_file_into(Box::new(reader)).with_batch_size(BATCH))).map_err(fail)?;
+        Ok(Self { path: path.to_owned(), rows: Some(rows), number: 0, total })
+    }
+}
+
+/// The reader was written for sound files: on some damaged ones it panics, which is an error of the file, not of ours.
+fn guarded<T>(work: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err("the table is damaged".to_owned()),
+    }
+}
+
+impl Iterator for ParquetRows {
+    type Item = Result<Row>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let rows = self.rows.as_mut()?;
+        self.number += 1;
+        let fault = match guarded(|| rows.next().transpose()) {
+            Ok(Some(record)) => match row(self.number, record) {
+                Ok(row) => return Some(Ok(row)),
+                Err(fault) => return Some(Err(Error::row(&self.path, self.number, fault))),
+            },
+            Ok(None) if self.number > self.total => {
+                self.rows = None;
+                return None;
+            }
+            Ok(None) => RowFault::Cut,
+            Err(why) => RowFault::Parquet(why),
+        };
+        // Columns are out of step after an error: nothing after it can be trusted.
+        self.rows = None;
+        Some(Err(Error::row(&self.path, self.number, fault)))
+    }
+}
+
+fn row(number: usize, record: Record) -> Result<Row, RowFault> {
+    let mut row = Row { number, keys: Map::new(), images: Vec::new() };
+    let mut text_bytes = 0;
+    for (name, field) in record.into_columns() {
+        match name.as_str() {
+            "image" | "images" => {
+                images(&name, field, &mut row.images)?;
+                // The key tells the format.
+                row.keys.insert(name, Value::Null);
+            }
+            _ => {
+                let value = value(&name, field, &mut text_bytes)?;
+                row.keys.insert(name, value);
+            }
+        }
+    }
+    Ok(row)
+}
+
+fn images(key: &str, field: Field, images: &mut Vec<ImageSource>) -> Result<(), RowFault> {
+    let wrong = |found: &Field| RowFault::Type {
+        key: key.to_owned(),
+        expected: "image bytes, a path, or a list of them",
+        found: format!("{found:.40}"),
+    };
+    match field {
+        Field::Null => {}
+        Field::Str(path) => images.push(ImageSource::Path(path)),
+        Field::Bytes(bytes) => {
+            if bytes.len() as u64 > MAX_FILE_BYTES {
+                return Err(RowFault::TooLong { limit: MAX_FILE_BYTES as usize });
+            }
+            images.push(ImageSource::Bytes(bytes.data().into()));
+        }
+        Field::Group(group) => {
+            let mut path = None;
+            for (name, field) in group.into_columns() {
+                match (name.as_str(), field) {
+                    ("bytes", Field::Bytes(bytes)) => return self::images(key, Field::Bytes(bytes), images),
+                    ("path", Field::Str(text)) => path = Some(text),
+                    _ => {}
+                }
+            }
+            match path {
+                Some(path) => images.push(ImageSource::Path(path)),
+                None => return Err(wrong(&Field::Str("an object without bytes and path".to_owned()))),
+            }
+        }
+        Field::ListInternal(list) => {
+            if list.len() > MAX_IMAGES {
+                return Err(wrong(&Field::Str(format!("{} images", list.len()))));
+            }
+            for element in list.elements() {
+                self::images(key, element.clone(), images)?;
+            }
+        }
+        other => return Err(wrong(&other)),
+    }
+    Ok(())
+}
+
+fn value(key: &str, field: Field, text_bytes: &mut usize) -> Result<Value, RowFault> {
+    let mut text = |text: String| {
+        *text_bytes += text.len();
+        match *text_bytes > MAX_ROW_BYTES {
+            true => Err(RowFault::TooLong { limit: MAX_ROW_BYTES }),
+            false => Ok(Value::String(text)),
+        }
+    };
+    Ok(match field {
+        Field::Null => Value::Null,
+        Field::Bool(value) => Value::Bool(value),
+        Field::Byte(value) => value.into(),
+        Field::Short(value) => value.into(),
+        Field::Int(value) => value.into(),
+        Field::Long(value) => value.into(),
+        Field::UByte(value) => value.into(),
+        Field::UShort(value) => value.into(),
+        Field::UInt(value) => value.into(),
+        Field::ULong(value) => value.into(),
+        Field::Float(value) => Number::from_f64(value.into()).map_or(Value::Null, Value::Number),
+        Field::Double(value) => Number::from_f64(value).map_or(Value::Null, Value::Number),
+        Field::Str(value) => text(value)?,
+        // Texts written without the UTF-8 mark.
+        Field::Bytes(bytes) => match String::from_utf8(bytes.data().to_vec()) {
+            Ok(value) => text(value)?,
+            Err(error) => return Err(RowFault::NotUtf8 { at: error.utf8_error().valid_up_to() }),
+        },
+        Field::Group(group) => Value::Object(
+            group
+                .into_columns()
+                .into_iter()
+                .map(|(name, field)| Ok((name, value(key, field, text_bytes)?)))
+                .collect::<Result<_, RowFault>>()?,
+        ),
+        Field::ListInternal(list) => Value::Array(
+            list.elements()
+                .iter()
+                .map(|element| value(key, element.clone(), text_bytes))
+                .collect::<Result<_, RowFault>>()?,
+        ),
+        other => Value::String(other.to_string()),
+    })
+}

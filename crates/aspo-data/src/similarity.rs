@@ -1,0 +1,292 @@
+//! How well each sentence of an answer fits the image: CLIP's cosine, METHOD's `S_i` before min-max.
+//!
+//! CLIP's text tower ends at 77 tokens. A longer sentence is cut into as few windows as possible of nearly equal length,
+//! each closed by the tower's own start and end tokens, and scored by the mean of their cosines (C); such sentences are
+//! counted, never silently cut. Scores are cached by the content of image and sentence and the name of the model.
+
+use std::collections::HashMap;
+
+use sha2::{Digest, Sha256};
+
+use crate::encode::EncodedPair;
+use crate::error::{Error, Result};
+use crate::image::ImageLoader;
+use crate::pair::ImageSource;
+use crate::store::{Key, Store};
+use crate::tokenizer::Tokenizer;
+
+/// Positions of CLIP's text tower.
+pub const CLIP_WINDOW: usize = 77;
+
+/// What scoring needs beside the pairs and the two embeddings.
+#[derive(Debug)]
+pub struct Scorer<'a> {
+    /// Loads images for CLIP: its own processor, not the trained model's.
+    pub images: &'a ImageLoader,
+    /// CLIP's tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// Name and version of the CLIP checkpoint: scores of another are not taken from the cache.
+    pub model: String,
+    /// Longest input of the text tower, start and end tokens included. [`CLIP_WINDOW`].
+    pub window: usize,
+    /// Images, or windows, embedded at a time.
+    pub batch: usize,
+    /// Score rejected answers too (ASPO weights chosen sentences only).
+    pub rejected: bool,
+}
+
+/// What scoring did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub struct SimilarityReport {
+    /// Sentences scored.
+    pub sentences: usize,
+    /// Of these, taken from the cache (or the same sentence about the same image).
+    pub cached: usize,
+    /// Sentences longer than one window.
+    pub windowed: usize,
+    /// Images embedded.
+    pub images: usize,
+}
+
+/// Embeds a batch: one vector for each input.
+pub type Embed<'f, T> = dyn FnMut(&[T]) -> std::result::Result<Vec<Vec<f32>>, String> + 'f;
+
+/// A sentence of a pair that waits for its score.
+struct Slot {
+    pair: usize,
+    rejected: bool,
+    sentence: usize,
+    image: usize,
+    key: Key,
+}
+
+impl Scorer<'_> {
+    /// Fills `similarity` of the answers of every pair that has an image; of several images the first counts.
+    ///
+    /// `embed_images` gets preprocessed pixels, `embed_texts` token ids with start and end token; their vectors need not
+    /// be normalised. Images are embedded only where a score is missing.
+    ///
+    /// # Errors
+    /// [`Error::Image`] for an image that cannot be loaded; [`Error::Callback`] when an embedding fails, has the wrong
+    /// number or length of vectors, or is not finite; [`Error::Option`] for a window without room.
+    pub fn score(
+        &self,
+        pairs: &mut [EncodedPair],
+        mut cache: Option<&mut Store>,
+        embed_images: &mut Embed<'_, Vec<f32>>,
+        embed_texts: &mut Embed<'_, Vec<u32>>,
+    ) -> Result<SimilarityReport> {
+        if self.batch == 0 {
+            return Err(Error::Option { name: "batch", found: "0".to_owned(), remedy: "use 1 or more" });
+        }
+        let mut report = SimilarityReport::default();
+        // A few hundred pairs at a time: memory does not grow with the data.
+        for chunk in pairs.chunks_mut(4 * self.batch) {
+            self.score_chunk(chunk, cache.as_deref_mut(), embed_images, embed_texts, &mut report)?;
+            if let Some(cache) = cache.as_deref_mut() {
+                cache.sync()?;
+            }
+        }
+        Ok(report)
+    }
+
+    fn score_chunk(
+        &self,
+        pairs: &mut [EncodedPair],
+        mut cache: Option<&mut Store>,
+        embed_images: &mut Embed<'_, Vec<f32>>,
+        embed_texts: &mut Embed<'_, Vec<u32>>,
+        report: &mut SimilarityReport,
+    ) -> Result<()> {
+        let (slots, images) = self.slots(pairs)?;
+        report.sentences += slots.len();
+        let mut scores: HashMap<Key, f32> = HashMap::new();
+        let mut missing: Vec<&Slot> = Vec::new();
+        for slot in &slots {
+            if scores.contains_key(&slot.key) {
+                report.cached += 1;
+                continue;
+            }
+            let stored = cache.as_deref_mut().map(|cache| cache.get(&slot.key)).transpose()?.flatten();
+            match stored.and_then(|value| value.try_into().ok().map(f32::from_le_bytes)) {
+                Some(score) => {
+                    scores.insert(slot.key, score);
+                    report.cached += 1;
+                }
+                None => {
+                    // NaN marks a score that is on its way: the sentence may come twice.
+                    scores.insert(slot.key, f32::NAN);
+                    missing.push(slot);
+                }
+            }
+        }
+        let image_vectors = self.embed_images(&images, &missing, embed_images, report)?;
+        let (windows, counts) = self.windows(pairs, &missing, report)?;
+        let mut text_vectors = Vec::with_capacity(windows.len());
+        for batch in windows.chunks(self.batch) {
+            text_vectors.extend(checked("text embedding", embed_texts(batch), batch.len())?);
+        }
+        let mut texts = text_vectors.iter();
+        for (slot, count) in missing.iter().zip(counts) {
+            let image = &image_vectors[&slot.image];
+            let sum = texts.by_ref().take(count).map(|text| cosine(text, image)).sum::<Result<f64>>()?;
+            let score = (sum / count as f64) as f32;
+            scores.insert(slot.key, score);
+            if let Some(cache) = cache.as_deref_mut() {
+                cache.put(&slot.key, &score.to_le_bytes())?;
+            }
+        }
+        for pair in pairs.iter_mut().filter(|pair| !pair.images.is_empty()) {
+            pair.chosen.similarity.clear();
+            pair.rejected.similarity.clear();
+        }
+        for slot in &slots {
+            let pair = &mut pairs[slot.pair];
+            let answer = if slot.rejected { &mut pair.rejected } else { &mut pair.chosen };
+            answer.similarity.push(scores[&slot.key]);
+        }
+        Ok(())
+    }
+
+    fn slots(&self, pairs: &[EncodedPair]) -> Result<(Vec<Slot>, Vec<ImageSource>)> {
+        let mut images: Vec<ImageSource> = Vec::new();
+        let mut hashes = Vec::new();
+        let mut known: HashMap<&ImageSource, usize> = HashMap::new();
+        let mut slots = Vec::new();
+        for (index, pair) in pairs.iter().enumerate() {
+            let Some(source) = pair.images.first() else { continue };
+            let image = match known.get(source) {
+                Some(image) => *image,
+                None => {
+                    // The same picture under two names is one.
+                    let hash = self.images.content_hash(source)?;
+                    let image = hashes.iter().position(|known| *known == hash).unwrap_or(images.len());
+                    if image == images.len() {
+                        hashes.push(hash);
+                        images.push(source.clone());
+                    }
+                    known.insert(source, image);
+                    image
+                }
+            };
+            for (rejected, answer) in [(false, &pair.chosen), (true, &pair.rejected)] {
+                if rejected && !self.rejected {
+                    continue;
+                }
+                for (sentence, text) in answer.sentence_texts().enumerate() {
+                    let key = self.key(&hashes[image], text.trim());
+                    slots.push(Slot { pair: index, rejected, sentence, image, key });
+                }
+            }
+        }
+        Ok((slots, images))
+    }
+
+    fn key(&self, image: &[u8; 32], sentence: &str) -> Key {
+        let processor = format!("{:?} {}", self.images.processor(), self.window);
+        Sha256::new()
+            .chain_update("aspo-data similarity 1")
+            .chain_update((self.model.len() as u64).to_le_bytes())
+            .chain_update(&self.model)
+            .chain_update(self.tokenizer.content_hash())
+            .chain_update((processor.len() as u64).to_le_bytes())
+            .chain_update(processor)
+            .chain_update(image)
+            .chain_update(sentence)
+            .finalize()
+            .into()
+    }
+
+    fn embed_images(
+        &self,
+        images: &[ImageSource],
+        missing: &[&Slot],
+        embed: &mut Embed<'_, Vec<f32>>,
+        report: &mut SimilarityReport,
+    ) -> Result<HashMap<usize, Vec<f32>>> {
+        let mut wanted: Vec<usize> = missing.iter().map(|slot| slot.image).collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        let mut vectors = HashMap::new();
+        for batch in wanted.chunks(self.batch) {
+            let sources: Vec<ImageSource> = batch.iter().map(|image| images[*image].clone()).collect();
+            let pixels = self.images.load_all(&sources).into_iter().collect::<Result<Vec<_>>>()?;
+            let embedded = checked("image embedding", embed(&pixels), batch.len())?;
+            vectors.extend(batch.iter().copied().zip(embedded));
+        }
+        report.images += wanted.len();
+        Ok(vectors)
+    }
+
+    /// The windows of all sentences one after another, and how many each has.
+    fn windows(
+        &self,
+        pairs: &[EncodedPair],
+        missing: &[&Slot],
+        report: &mut SimilarityReport,
+    ) -> Result<(Vec<Vec<u32>>, Vec<usize>)> {
+        let mut windows = Vec::new();
+        let mut counts = Vec::with_capacity(missing.len());
+        for slot in missing {
+            let pair = &pairs[slot.pair];
+            let answer = if slot.rejected { &pair.rejected } else { &pair.chosen };
+            let text = answer.text[answer.spans[slot.sentence].clone()].trim();
+            let found = text_windows(self.tokenizer, text, self.window)?;
+            report.windowed += usize::from(found.len() > 1);
+            counts.push(found.len());
+            windows.extend(found);
+        }
+        Ok((windows, counts))
+    }
+}
+
+/// The token windows of a text: one where it fits, else as few as possible, their lengths differing by at most one,
+/// each with the tokens that the tokenizer sets around a text.
+///
+/// # Errors
+/// [`Error::Option`] when `window` leaves no room for a token between those.
+pub fn text_windows(tokenizer: &Tokenizer, text: &str, window: usize) -> Result<Vec<Vec<u32>>> {
+    let whole = tokenizer.encode(text, true)?.ids;
+    if whole.len() <= window {
+        return Ok(vec![whole]);
+    }
+    let bare = tokenizer.encode(text, false)?.ids;
+    let start = whole.windows(bare.len().max(1)).position(|part| part == bare).unwrap_or(0);
+    let (before, after) = (&whole[..start], &whole[(start + bare.len()).min(whole.len())..]);
+    let Some(room) = window.checked_sub(before.len() + after.len()).filter(|room| *room > 0) else {
+        return Err(Error::Option { name: "window", found: window.to_string(), remedy: "use CLIP's 77" });
+    };
+    let count = bare.len().div_ceil(room);
+    Ok((0..count)
+        .map(|index| {
+            let part = &bare[index * bare.len() / count..(index + 1) * bare.len() / count];
+            [before, part, after].concat()
+        })
+        .collect())
+}
+
+fn checked(
+    what: &'static str,
+    vectors: std::result::Result<Vec<Vec<f32>>, String>,
+    count: usize,
+) -> Result<Vec<Vec<f32>>> {
+    let vectors = vectors.map_err(|why| Error::Callback { what, why })?;
+    if vectors.len() != count {
+        let why = format!("{} vectors for {count} inputs", vectors.len());
+        return Err(Error::Callback { what, why });
+    }
+    Ok(vectors)
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> Result<f64> {
+    let fail = |why: String| Err(Error::Callback { what: "embedding", why });
+    if a.len() != b.len() {
+        return fail(format!("a text vector of {} numbers, an image vector of {}", a.len(), b.len()));
+    }
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
+    let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
+    if !cosine.is_finite() {
+        return fail("a vector is zero or not finite".to_owned());
+    }
+    Ok(cosine.clamp(-1.0, 1.0))
+}

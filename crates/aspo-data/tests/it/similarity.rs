@@ -1,0 +1,159 @@
+//! Sentence-image cosines.
+
+use aspo_data::similarity::{CLIP_WINDOW, Scorer, text_windows};
+use aspo_data::{EncodedPair, Encoder, Error, ImageLoader, ImageProcessor, Pair, Store, Template, Tokenizer};
+
+use crate::support::{png, tiny_tokenizer};
+
+struct World {
+    folder: tempfile::TempDir,
+    loader: ImageLoader,
+    tokenizer: Tokenizer,
+    pairs: Vec<EncodedPair>,
+}
+
+fn world() -> World {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("a.png"), png(4, 4, [200, 10, 10])).unwrap();
+    std::fs::write(folder.path().join("b.png"), png(4, 4, [10, 200, 10])).unwrap();
+    // The same content under another name.
+    std::fs::write(folder.path().join("c.png"), png(4, 4, [200, 10, 10])).unwrap();
+    let encoder = Encoder::new(tiny_tokenizer(), Template::LlavaHf, 4);
+    let long = format!("The dog {}ends.", "runs the dog ".repeat(60));
+    let pairs = [
+        Pair::new("1", "q", format!("One dog. Two dogs. {long}"), "No.").with_image("a.png"),
+        Pair::new("2", "q", "One dog. Three.", "Never. Ever.").with_image("b.png"),
+        Pair::new("3", "q", "Two dogs.", "x").with_image("c.png"),
+        Pair::new("4", "q", "No image.", "x"),
+    ];
+    let pairs = pairs.iter().map(|pair| encoder.encode(pair).unwrap()).collect();
+    let loader = ImageLoader::new(folder.path(), ImageProcessor::clip(4)).unwrap();
+    World { folder, loader, tokenizer: tiny_tokenizer(), pairs }
+}
+
+impl World {
+    fn scorer(&self) -> Scorer<'_> {
+        Scorer {
+            images: &self.loader,
+            tokenizer: &self.tokenizer,
+            model: "toy".into(),
+            window: CLIP_WINDOW,
+            batch: 2,
+            rejected: false,
+        }
+    }
+}
+
+/// Red, green, blue of the first pixel, as a vector.
+fn image_vector(pixels: &Vec<f32>) -> Vec<f32> {
+    vec![pixels[0], pixels[16], pixels[32]]
+}
+
+fn text_vector(ids: &Vec<u32>) -> Vec<f32> {
+    vec![ids.len() as f32, ids.iter().sum::<u32>() as f32 / 100.0, 1.0]
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f32 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f32>();
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
+#[test]
+fn each_chosen_sentence_has_its_cosine_and_long_ones_the_mean_of_their_windows() {
+    let mut world = world();
+    let mut pairs = std::mem::take(&mut world.pairs);
+    let mut images = 0;
+    let report = world
+        .scorer()
+        .score(
+            &mut pairs,
+            None,
+            &mut |pixels: &[Vec<f32>]| {
+                images += pixels.len();
+                Ok(pixels.iter().map(image_vector).collect())
+            },
+            &mut |ids: &[Vec<u32>]| {
+                assert!(ids.len() <= 2 && ids.iter().all(|ids| ids.len() <= CLIP_WINDOW && ids[0] == 1));
+                Ok(ids.iter().map(text_vector).collect())
+            },
+        )
+        .unwrap();
+    assert_eq!((report.sentences, report.cached, report.windowed, report.images), (6, 1, 1, 2));
+    assert_eq!(images, 2, "the same content is embedded once");
+    assert_eq!(pairs.iter().map(|pair| pair.chosen.similarity.len()).collect::<Vec<_>>(), [3, 2, 1, 0]);
+    assert!(pairs.iter().all(|pair| pair.rejected.similarity.is_empty()));
+    assert_eq!(pairs[0].chosen.similarity[1], pairs[2].chosen.similarity[0]);
+    let red = image_vector(&world.loader.load(&"a.png".into()).unwrap());
+    for (sentence, score) in pairs[0].chosen.sentence_texts().zip(&pairs[0].chosen.similarity) {
+        let windows = text_windows(&world.tokenizer, sentence.trim(), CLIP_WINDOW).unwrap();
+        let mean =
+            windows.iter().map(|ids| cosine(&text_vector(ids), &red)).sum::<f32>() / windows.len() as f32;
+        // f32 sums of a handful of terms.
+        assert!((mean - score).abs() < 1e-5, "{mean} {score}");
+    }
+}
+
+#[test]
+fn windows_hold_every_token_once_and_differ_by_one_at_most() {
+    let tokenizer = tiny_tokenizer();
+    for repeats in [1, 20, 37, 38, 39, 100] {
+        let text = "the dog ".repeat(repeats);
+        let bare = tokenizer.encode(&text, false).unwrap().ids;
+        let windows = text_windows(&tokenizer, &text, 77).unwrap();
+        assert_eq!(windows.len(), bare.len().div_ceil(76));
+        assert!(windows.iter().all(|window| window[0] == 1 && window.len() <= 77));
+        let joined: Vec<u32> = windows.iter().flat_map(|window| window[1..].to_vec()).collect();
+        assert_eq!(joined, bare);
+        let lengths: Vec<usize> = windows.iter().map(Vec::len).collect();
+        assert!(lengths.iter().max().unwrap() - lengths.iter().min().unwrap() <= 1);
+    }
+    assert!(matches!(text_windows(&tokenizer, "the dog", 1), Err(Error::Option { .. })));
+}
+
+#[test]
+fn a_cache_saves_every_embedding_and_belongs_to_one_model() {
+    let mut world = world();
+    let mut pairs = std::mem::take(&mut world.pairs);
+    let mut store = Store::open(&world.folder.path().join("scores")).unwrap();
+    let mut calls = 0;
+    let mut run = |scorer: &Scorer<'_>, pairs: &mut [EncodedPair], store: &mut Store| {
+        calls = 0;
+        let report = scorer.score(
+            pairs,
+            Some(store),
+            &mut |pixels: &[Vec<f32>]| Ok(pixels.iter().map(image_vector).collect()),
+            &mut |ids: &[Vec<u32>]| {
+                calls += 1;
+                Ok(ids.iter().map(text_vector).collect())
+            },
+        );
+        (report.unwrap(), calls)
+    };
+    let mut scorer = world.scorer();
+    scorer.rejected = true;
+    let (first, _) = run(&scorer, &mut pairs, &mut store);
+    assert_eq!(first.sentences, 6 + 4);
+    let scored = pairs.clone();
+    assert_eq!(scored[1].rejected.similarity.len(), 2);
+    let (second, calls) = run(&scorer, &mut pairs, &mut store);
+    assert_eq!((second.cached, second.images, calls), (10, 0, 0));
+    assert_eq!(pairs, scored);
+    scorer.model = "another".into();
+    assert_eq!(run(&scorer, &mut pairs, &mut store).0.images, 2);
+}
+
+#[test]
+fn a_wrong_embedding_is_named() {
+    let fails = |images: &mut dyn FnMut(&[Vec<f32>]) -> Result<Vec<Vec<f32>>, String>| {
+        let mut world = world();
+        let mut pairs = std::mem::take(&mut world.pairs);
+        let error = world.scorer().score(&mut pairs, None, images, &mut |ids: &[Vec<u32>]| {
+            Ok(ids.iter().map(text_vector).collect())
+        });
+        error.unwrap_err().to_string()
+    };
+    assert!(fails(&mut |_| Err("out of memory".into())).contains("out of memory"));
+    assert!(fails(&mut |_| Ok(vec![])).contains("0 vectors for"));
+    assert!(fails(&mut |images| Ok(vec![vec![0.0; 3]; images.len()])).contains("zero or not finite"));
+    assert!(fails(&mut |images| Ok(vec![vec![1.0; 2]; images.len()])).contains("an image vector of 2"));
+}

@@ -1,0 +1,67 @@
+//! The account of a file.
+
+use aspo_data::validate::{ValidateOptions, validate};
+use aspo_data::{Encoder, Error, Format, OnFault, Template};
+
+use crate::support::{png, tiny_tokenizer};
+
+const ROWS: &str = r#"{"prompt": "a", "chosen": "One. Two.", "rejected": "c", "image": "ok.png"}
+{"prompt": "a", "chosen": "One. Two.", "rejected": "c", "image": "ok.png"}
+{"prompt": "a", "chosen": "b", "rejected": "other", "image": "ok.png"}
+{"prompt": "a", "chosen": "same", "rejected": "same"}
+{"prompt": "a", "chosen": "b", "rejected": "c", "image": "none.png"}
+{"prompt": "a", "chosen": "b", "rejected": "c", "image": "../up.png"}
+{"prompt": "a", "chosen": "b", "rejected": "c", "image": "bad.png"}
+{"prompt": "a", "chosen":
+{"prompt": "a", "chosen": "an </s> end", "rejected": "c"}
+{"prompt": "no picture", "chosen": "b", "rejected": "c"}
+"#;
+
+#[test]
+fn faults_are_counted_by_kind_and_the_rest_described() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("data.jsonl");
+    std::fs::write(&path, ROWS).unwrap();
+    std::fs::write(folder.path().join("ok.png"), png(3, 3, [1; 3])).unwrap();
+    std::fs::write(folder.path().join("bad.png"), "not a picture").unwrap();
+    let encoder = Encoder::new(tiny_tokenizer(), Template::LlavaHf, 4);
+    let mut options = ValidateOptions {
+        image_root: Some(folder.path().to_owned()),
+        decode_images: true,
+        encoder: Some(&encoder),
+        on_fault: OnFault::Skip,
+        ..Default::default()
+    };
+    let report = validate(&path, &options).unwrap();
+    assert_eq!((report.rows, report.sound, report.faulty()), (10, 4, 6));
+    let count = |kind: &str| report.faults.get(kind).map_or(0, |fault| fault.count);
+    assert_eq!(
+        ["equal", "image", "image-path", "json", "special-token"].map(count),
+        [1, 2, 1, 1, 1],
+        "{:?}",
+        report.faults
+    );
+    assert_eq!((report.duplicates, report.repeated_questions), (1, 1));
+    assert_eq!((report.images, report.without_image), (1, 1));
+    assert_eq!((report.chosen_sentences.max, report.chosen_sentences.min), (2, 1));
+    assert_eq!((report.chosen_chars.max, report.prompt_chars.median), (9, 1));
+    assert!(report.tokens.unwrap().min > 4);
+    let text = report.to_string();
+    assert!(text.contains("row 8") && text.contains("none.png") && text.contains("trl, 10 rows"), "{text}");
+    options.on_fault = OnFault::Stop;
+    assert!(matches!(validate(&path, &options), Err(Error::Row { row: 4, .. })));
+    options.format = Some(Format::Seva);
+    assert!(matches!(validate(&path, &options), Err(Error::Row { row: 1, .. })));
+}
+
+#[test]
+fn a_million_rows_are_read_one_by_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("data.jsonl");
+    let rows: String = (0..1_000_000)
+        .map(|i| format!("{{\"prompt\":\"{i}\",\"chosen\":\"b\",\"rejected\":\"c\"}}\n"))
+        .collect();
+    std::fs::write(&path, rows).unwrap();
+    let pairs = aspo_data::read_pairs(&path).unwrap();
+    assert_eq!(pairs.filter(|pair| pair.is_ok()).count(), 1_000_000);
+}
