@@ -36,8 +36,8 @@ impl<B: Backend> LlamaAttention<B> {
     pub(crate) fn project(&self, x: Tensor<B, 3>, rope: &Rope<B>) -> [Tensor<B, 4>; 3] {
         let q = rope.apply(split_heads(self.q_proj.forward(x.clone()), self.heads));
         let k = rope.apply(split_heads(self.k_proj.forward(x.clone()), self.groups));
-        let v = split_heads(self.v_proj.forward(x), self.groups);
-        [q, k, v].map(|t| t.swap_dims(1, 2))
+        let v = split_heads(self.v_proj.forward(x), self.groups).swap_dims(1, 2);
+        [q, k, v]
     }
 
     fn forward(&self, x: Tensor<B, 3>, context: &Context<B>, cache: Option<&mut KvCache<B>>) -> Tensor<B, 3> {

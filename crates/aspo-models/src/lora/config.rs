@@ -54,9 +54,9 @@ pub struct LoraConfig {
     /// Fields we keep but do not read, except to refuse what they switch on.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
-    /// The file this was read from, to be written back as it was while nothing has changed.
+    /// The bytes of the file this was read from, written back as they were while no option has changed.
     #[serde(skip)]
-    source: Source,
+    pub source: Option<Vec<u8>>,
 }
 
 /// One index or several.
@@ -67,16 +67,6 @@ pub enum Indices {
     One(usize),
     /// These layers.
     Many(Vec<usize>),
-}
-
-/// A file's bytes; two configs are equal whatever they were read from.
-#[derive(Debug, Clone, Default)]
-struct Source(Option<Vec<u8>>);
-
-impl PartialEq for Source {
-    fn eq(&self, _: &Self) -> bool {
-        true
-    }
 }
 
 impl Default for LoraConfig {
@@ -103,7 +93,7 @@ impl Default for LoraConfig {
                 ("modules_to_save".to_owned(), Value::Null),
                 ("use_dora".to_owned(), Value::Bool(false)),
             ]),
-            source: Source(None),
+            source: None,
         }
     }
 }
@@ -121,7 +111,7 @@ impl LoraConfig {
     pub fn load(folder: impl AsRef<Path>) -> Result<Self> {
         let path = folder.as_ref().join("adapter_config.json");
         let mut config: Self = read_json(&path, "a PEFT adapter config")?;
-        config.source = Source(Some(std::fs::read(&path).map_err(Error::io(&path))?));
+        config.source = Some(std::fs::read(&path).map_err(Error::io(&path))?);
         config.check()?;
         Ok(config)
     }
@@ -133,8 +123,9 @@ impl LoraConfig {
     /// The folder cannot be written.
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
         let path = folder.as_ref().join("adapter_config.json");
-        if let Some(source) = &self.source.0 {
-            if serde_json::from_slice::<Self>(source).is_ok_and(|read| read == *self) {
+        if let Some(source) = &self.source {
+            let read = serde_json::from_slice::<Self>(source);
+            if read.is_ok_and(|read| Self { source: self.source.clone(), ..read } == *self) {
                 return write_file(&path, source);
             }
         }

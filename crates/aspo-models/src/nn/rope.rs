@@ -1,14 +1,16 @@
 //! Rotary position embedding, rotate-half as in LLaMA (Su et al. 2021; GPT-NeoX's channel order).
 
-use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
+use burn::tensor::{Int, Tensor, TensorData, backend::Backend, s};
 
 use super::norm::{cast, f32};
 
 /// Cosines and sines of one batch of positions, `f32`, made once a forward pass.
 #[derive(Debug, Clone)]
 pub struct Rope<B: Backend> {
-    cos: Tensor<B, 4>,
-    sin: Tensor<B, 4>,
+    /// `[1, batch · tokens · head_dim]`, each half of a head alike.
+    cos: Tensor<B, 2>,
+    /// As `cos`, the first half of a head negated.
+    sin: Tensor<B, 2>,
 }
 
 impl<B: Backend> Rope<B> {
@@ -20,28 +22,35 @@ impl<B: Backend> Rope<B> {
         let half = head_dim / 2;
         let inverse: Vec<f32> =
             (0..half).map(|i| (1.0 / theta.powf(2.0 * i as f64 / head_dim as f64) / factor) as f32).collect();
-        let inverse = Tensor::<B, 4>::from_data(TensorData::new(inverse, [1, 1, 1, half]), &device);
+        let inverse = Tensor::<B, 2>::from_data(TensorData::new(inverse, [1, half]), &device);
         let [batch, tokens] = positions.dims();
-        let angle = f32(positions.float()).reshape([batch, tokens, 1, 1]) * inverse;
-        Self { cos: angle.clone().cos(), sin: angle.sin() }
+        let angle = f32(positions.float()).reshape([batch * tokens, 1]) * inverse;
+        let (cos, sin) = (angle.clone().cos(), angle.sin());
+        let row = |left, right| Tensor::cat(vec![left, right], 1).reshape([1, batch * tokens * head_dim]);
+        Self { cos: row(cos.clone(), cos), sin: row(sin.clone().neg(), sin) }
     }
 
-    /// Rotate `[batch, tokens, heads, head_dim]`.
+    /// Rotate `[batch, tokens, heads, head_dim]` and put heads first: `[batch, heads, tokens, head_dim]`.
+    ///
+    /// `x cos + (halves of x swapped) sin`, with all tokens of a head in one row, so that the tables are rows
+    /// which all heads share.
     pub fn apply(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
+        let [batch, tokens, heads, dim] = x.dims();
         let dtype = x.dtype();
-        let mut halves = f32(x).chunk(2, 3);
-        let (Some(b), Some(a)) = (halves.pop(), halves.pop()) else { unreachable!("head_dim is even") };
-        let left = a.clone() * self.cos.clone() - b.clone() * self.sin.clone();
-        let right = b * self.cos.clone() + a * self.sin.clone();
-        cast(Tensor::cat(vec![left, right], 3), dtype)
+        let rows = batch * tokens;
+        let x = f32(x).reshape([rows, heads, dim]).swap_dims(0, 1).reshape([heads * rows, dim]);
+        let (left, right) = (x.clone().slice(s![.., 0..dim / 2]), x.clone().slice(s![.., dim / 2..]));
+        let swapped = Tensor::cat(vec![right, left], 1).reshape([heads, rows * dim]);
+        let out = x.reshape([heads, rows * dim]) * self.cos.clone() + swapped * self.sin.clone();
+        cast(out.reshape([heads, batch, tokens, dim]).swap_dims(0, 1), dtype)
     }
 
-    /// The tables of the inner backend as those of an autodiff backend, and the reverse, go through these parts.
-    pub(crate) fn parts(&self) -> (Tensor<B, 4>, Tensor<B, 4>) {
+    /// The tables, to carry them to the inner backend.
+    pub(crate) fn parts(&self) -> (Tensor<B, 2>, Tensor<B, 2>) {
         (self.cos.clone(), self.sin.clone())
     }
 
-    pub(crate) fn from_parts(cos: Tensor<B, 4>, sin: Tensor<B, 4>) -> Self {
+    pub(crate) fn from_parts(cos: Tensor<B, 2>, sin: Tensor<B, 2>) -> Self {
         Self { cos, sin }
     }
 }

@@ -5,9 +5,14 @@ use std::path::PathBuf;
 use aspo_models::lora::{
     LoraConfig, Names, attach, load_adapter, merge, save_adapter, unmerge, without_adapters,
 };
-use aspo_models::{EachLinear, LanguageModel, Llava, LoadOptions, ModelInput, Pretrained, SaveOptions};
-use burn::tensor::Tensor;
+use aspo_models::{
+    EachLinear, LanguageModel, Llava, LoadOptions, ModelInput, Precision, Pretrained, SaveOptions,
+    recompute_backward,
+};
+use burn::module::AutodiffModule;
 use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor};
+use burn_flex::Flex;
 
 use crate::support::{on_backends, oracle, values};
 
@@ -99,7 +104,7 @@ fn merged_equals_factored_and_unmerging_returns<B: Backend>() {
 }
 
 fn adapted(config: &LoraConfig) -> Vec<(String, Vec<usize>, f64)> {
-    let mut model = attach(llava::<burn_flex::Flex>(), config, 0).unwrap();
+    let mut model = attach(llava::<Flex>(), config, 0).unwrap();
     let mut found = Vec::new();
     model.each_linear("", &mut |path, linear| {
         if let Some(lora) = &linear.lora {
@@ -127,8 +132,8 @@ fn names_match_whole_parts_of_a_path() {
 fn a_pattern_must_match_the_whole_path() {
     let of = |p: &str| LoraConfig::new(2, 4.0, Names::Pattern(p.into()));
     assert_eq!(adapted(&of(r".*language_model.*\.(q|v)_proj")).len(), 6);
-    assert!(attach(llava::<burn_flex::Flex>(), &of(r"language_model.*q_proj"), 0).is_err());
-    assert!(attach(llava::<burn_flex::Flex>(), &of("("), 0).is_err());
+    assert!(attach(llava::<Flex>(), &of(r"language_model.*q_proj"), 0).is_err());
+    assert!(attach(llava::<Flex>(), &of("("), 0).is_err());
 }
 
 #[test]
@@ -190,7 +195,7 @@ fn a_changed_config_is_written_in_pefts_form() {
 #[test]
 fn seeds_decide_the_start() {
     let start = |seed| {
-        let mut model = attach(llava::<burn_flex::Flex>(), &config(), seed).unwrap();
+        let mut model = attach(llava::<Flex>(), &config(), seed).unwrap();
         let mut all: Vec<f64> = Vec::new();
         model.each_linear("", &mut |_, l| {
             if let Some(lora) = &l.lora {
@@ -201,4 +206,34 @@ fn seeds_decide_the_start() {
     };
     assert_eq!(start(1), start(1));
     assert_ne!(start(1), start(2));
+}
+
+#[test]
+fn single_precision_factors_train_over_a_half_precision_base() {
+    type B = burn::backend::Autodiff<Flex>;
+    let options = LoadOptions { precision: Precision::Bf16, ..Default::default() };
+    let base =
+        Llava::<B>::from_pretrained(oracle().join("models/llava"), &options, &Default::default()).unwrap().0;
+    let model = attach(base, &config(), 1).unwrap();
+    let plain = values(model.valid().logits(&text()).unwrap());
+    let out = recompute_backward(&model, &text(), |hidden| Ok((hidden.cast(DType::F32).square().mean(), ())))
+        .unwrap();
+    let mut model = model;
+    let mut seen = 0;
+    model.each_linear("", &mut |path, linear| {
+        assert_eq!(linear.weight.val().dtype(), DType::BF16, "{path}");
+        let Some(lora) = &linear.lora else { return };
+        if !path.contains("vision_tower") {
+            let grad =
+                out.grads.get::<Flex, 2>(lora.lora_b.id).unwrap_or_else(|| panic!("{path} has no gradient"));
+            assert_eq!((grad.dtype(), lora.lora_b.val().dtype()), (DType::F32, DType::F32));
+            assert!(values(grad).iter().any(|g| *g != 0.0), "{path}");
+            seen += 1;
+        }
+    });
+    assert_eq!(seen, 3 * 3);
+    let single = logits(&llava::<Flex>());
+    let scale = single.iter().fold(0f64, |m, v| m.max(v.abs()));
+    // Eight bits of mantissa through three layers of random weights.
+    assert!(worst(&plain, &single) < 0.1 * scale);
 }

@@ -1,7 +1,5 @@
 //! Files that lie: errors by name, never a panic, never more memory than the file promises plus a constant.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::path::Path;
 
 use aspo_models::lora::load_adapter;
@@ -10,52 +8,7 @@ use burn_flex::Flex;
 use proptest::prelude::*;
 use serde_json::Value;
 
-/// Counts what the current thread holds and has held at most.
-struct Counting;
-
-thread_local! {
-    static HELD: Cell<isize> = const { Cell::new(0) };
-    static PEAK: Cell<isize> = const { Cell::new(0) };
-}
-
-fn count(bytes: isize) {
-    // A thread that is ending has no counters any more.
-    let _ = HELD.try_with(|held| {
-        held.set(held.get() + bytes);
-        let _ = PEAK.try_with(|peak| peak.set(peak.get().max(held.get())));
-    });
-}
-
-// SAFETY: every call is handed to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        unsafe { System.alloc_zeroed(layout) }
-    }
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        count(-(layout.size() as isize));
-        unsafe { System.dealloc(ptr, layout) }
-    }
-    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(size as isize - layout.size() as isize);
-        unsafe { System.realloc(ptr, layout, size) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
-
-/// Most bytes held at once while `f` ran, beyond what was held before.
-fn peak<T>(f: impl FnOnce() -> T) -> (T, usize) {
-    let before = HELD.with(Cell::get);
-    PEAK.with(|peak| peak.set(before));
-    let out = f();
-    (out, (PEAK.with(Cell::get) - before).max(0) as usize)
-}
+use crate::memory::peak;
 
 /// The promise: four times the folder's files (a tensor decoded, in transit and in place, and its list of names),
 /// and 64 MB for a tree of at most 1024 layers a tower whose parameters are never allocated.

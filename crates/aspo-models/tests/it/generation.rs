@@ -245,3 +245,29 @@ fn options_without_meaning_are_refused_by_name() {
     let outside = generate(&model, &input(&[vec![1, 5000]]), &endless(2), |_, _| ()).unwrap_err();
     assert!(outside.to_string().contains("5000"));
 }
+
+#[test]
+fn beams_end_as_in_transformers() {
+    // Made with transformers 5.23 on the fixture model: beams, end tokens and length penalties.
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/generation/beams.json");
+    let cases: Vec<serde_json::Value> = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/models/llama_gqa_tied");
+    let model =
+        Llama::<Flex>::from_pretrained(folder, &LoadOptions::default(), &Default::default()).unwrap().0;
+    let ids = |v: &serde_json::Value| serde_json::from_value::<Vec<u32>>(v.clone()).unwrap();
+    let mut wrong = Vec::new();
+    for case in &cases {
+        let config = GenerateConfig {
+            num_beams: case["num_beams"].as_u64().unwrap() as usize,
+            length_penalty: case["length_penalty"].as_f64().unwrap(),
+            eos_token_id: Some(ids(&case["eos_token_id"])),
+            max_new_tokens: 10,
+            ..Default::default()
+        };
+        let found = generate(&model, &input(&[ids(&case["prompt"])]), &config, |_, _| ()).unwrap();
+        if found[0] != ids(&case["tokens"]) {
+            wrong.push(format!("{case} but found {:?}", found[0]));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+}

@@ -4,6 +4,7 @@ mod adapters;
 mod checkpoints;
 mod corrupt;
 mod generation;
+mod memory;
 mod oracle;
 mod recompute;
 mod support;

@@ -3,13 +3,17 @@
 use std::collections::BTreeMap;
 
 use aspo_models::lora::{LoraConfig, Names, attach};
-use aspo_models::{LanguageModel, Llama, Llava, LoadOptions, ModelInput, Pretrained, recompute_backward};
+use aspo_models::{
+    LanguageModel, Llama, LlamaConfig, Llava, LoadOptions, ModelConfig, ModelInput, Pretrained,
+    recompute_backward,
+};
 use burn::backend::Autodiff;
 use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
 
+use crate::memory::peak;
 use crate::support::{on_backends, oracle, values};
 
 on_backends!(every_gradient_of_llava_is_the_same, packed_rows_with_grouped_queries_are_the_same);
@@ -34,7 +38,10 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for Collect<'_> {
     }
 }
 
-fn by_path<B: AutodiffBackend, M: Module<B>>(model: &M, grads: &GradientsParams) -> BTreeMap<String, Vec<f64>> {
+fn by_path<B: AutodiffBackend, M: Module<B>>(
+    model: &M,
+    grads: &GradientsParams,
+) -> BTreeMap<String, Vec<f64>> {
     let mut collect = Collect { grads, path: Vec::new(), out: BTreeMap::new() };
     model.visit(&mut collect);
     collect.out
@@ -44,7 +51,9 @@ fn by_path<B: AutodiffBackend, M: Module<B>>(model: &M, grads: &GradientsParams)
 fn loss<B: AutodiffBackend, M: LanguageModel<B>>(model: &M, hidden: Tensor<B, 3>) -> Tensor<B, 1> {
     let [batch, tokens, width] = hidden.dims();
     let logits = hidden.reshape([batch * tokens, width]).matmul(model.head().transpose());
-    let places = Tensor::<B, 1, Int>::arange(0..(batch * tokens) as i64, &logits.device()).float().reshape([batch * tokens, 1]);
+    let places = Tensor::<B, 1, Int>::arange(0..(batch * tokens) as i64, &logits.device())
+        .float()
+        .reshape([batch * tokens, 1]);
     (logits * (places + 1.0).sin()).sin().sum()
 }
 
@@ -75,11 +84,17 @@ fn every_gradient_of_llava_is_the_same<B: Backend>() {
     let device = Default::default();
     let case = oracle().join("models/llava");
     let (model, _) = Llava::<Autodiff<B>>::from_pretrained(&case, &LoadOptions::default(), &device).unwrap();
-    let rows = [[vec![1u32], vec![128; 4], vec![7, 9, 30]].concat(), [vec![1], vec![128; 4], vec![77]].concat()];
-    let features = Tensor::<Autodiff<B>, 1, Int>::arange(0..2 * 4 * 32, &device).float().sin().reshape([2, 4, 32]);
+    let rows =
+        [[vec![1u32], vec![128; 4], vec![7, 9, 30]].concat(), [vec![1], vec![128; 4], vec![77]].concat()];
+    let features =
+        Tensor::<Autodiff<B>, 1, Int>::arange(0..2 * 4 * 32, &device).float().sin().reshape([2, 4, 32]);
     let input = ModelInput::from_rows(&rows, 0, &device).with_images(features);
     let grads = compare(&model, &input);
-    for path in ["lm_head.weight", "model.language_model.embed_tokens.weight", "model.multi_modal_projector.linear_1.weight"] {
+    for path in [
+        "lm_head.weight",
+        "model.language_model.embed_tokens.weight",
+        "model.multi_modal_projector.linear_1.weight",
+    ] {
         assert!(grads.contains_key(path), "{path} is trained");
     }
     assert!(!grads.keys().any(|path| path.contains("vision_tower")), "the tower is not in this graph");
@@ -90,7 +105,8 @@ fn every_gradient_of_llava_is_the_same<B: Backend>() {
     assert_eq!(grads.len(), 3 * 3 * 2);
     let dropping = LoraConfig { lora_dropout: 0.1, ..config };
     let dropping = attach(adapted, &dropping, 3).unwrap();
-    let refused = recompute_backward(&dropping, &input, |hidden| Ok((loss(&dropping, hidden), ()))).err().unwrap();
+    let refused =
+        recompute_backward(&dropping, &input, |hidden| Ok((loss(&dropping, hidden), ()))).err().unwrap();
     assert!(refused.to_string().contains("lora_dropout"));
 }
 
@@ -98,11 +114,36 @@ fn packed_rows_with_grouped_queries_are_the_same<B: Backend>() {
     let device = Default::default();
     let case = oracle().join("models/llama_gqa_tied");
     let (model, _) = Llama::<Autodiff<B>>::from_pretrained(&case, &LoadOptions::default(), &device).unwrap();
-    let int = |v: Vec<i64>| Tensor::<Autodiff<B>, 2, Int>::from_data(TensorData::new(v.clone(), [1, v.len()]), &device);
+    let int = |v: Vec<i64>| {
+        Tensor::<Autodiff<B>, 2, Int>::from_data(TensorData::new(v.clone(), [1, v.len()]), &device)
+    };
     let input = ModelInput {
         segment_ids: Some(int(vec![0, 0, 0, 1, 1, 2, 2, 2])),
         position_ids: Some(int(vec![0, 1, 2, 3, 4, 3, 4, 5])),
         ..ModelInput::new(int(vec![1, 8, 77, 30, 31, 5, 6, 7]), int(vec![1; 8]))
     };
     compare(&model, &input);
+}
+
+#[test]
+fn recomputation_holds_a_fraction_of_the_memory() {
+    type B = Autodiff<burn_flex::Flex>;
+    let config = LlamaConfig::from_json(serde_json::json!({
+        "model_type": "llama", "vocab_size": 64, "hidden_size": 64, "intermediate_size": 128,
+        "num_hidden_layers": 12, "num_attention_heads": 4,
+    }))
+    .unwrap();
+    let model = config.init_seeded::<B>(0, &Default::default());
+    let model = attach(model, &LoraConfig::new(4, 8.0, Names::Pattern("all-linear".into())), 0).unwrap();
+    let input = ModelInput::from_rows(&[vec![5; 256], vec![7; 256]], 0, &Default::default());
+    let plain =
+        || GradientsParams::from_grads(loss(&model, model.hidden(&input).unwrap()).backward(), &model);
+    let recomputed =
+        || recompute_backward(&model, &input, |hidden| Ok((loss(&model, hidden), ()))).unwrap().grads;
+    // Once before, so that lazily made parameters and pools do not count.
+    drop((plain(), recomputed()));
+    let (plain, recomputed) = (peak(plain).1, peak(recomputed).1);
+    println!("{plain} bytes plain, {recomputed} bytes recomputed");
+    // One block of twelve, its input and those of the others: a quarter leaves room.
+    assert!(recomputed * 4 < plain, "{recomputed} of {plain}");
 }
