@@ -102,7 +102,11 @@ pub fn load<B: Backend, M: Module<B>>(
     let fits = (options.allow_missing || report.missing.is_empty())
         && (options.allow_unused || report.unused.is_empty())
         && (options.allow_mis_shaped || report.mis_shaped.is_empty());
-    if fits { Ok((module, report)) } else { Err(Error::Mismatch { path: checkpoint.path().into(), report }) }
+    if fits {
+        Ok((module, report))
+    } else {
+        Err(Error::Mismatch { path: checkpoint.path().into(), report: Box::new(report) })
+    }
 }
 
 struct Loader<'a> {
@@ -143,13 +147,13 @@ impl<B: Backend> ModuleMapper<B> for Loader<'_> {
         let device = param.lazy_device();
         let refuse =
             |reason| Error::Tensor { path: self.checkpoint.file_of(name).into(), name: name.into(), reason };
-        if let Some(dtype) = self.checkpoint.dtype(name).map(|d| self.precision.of(d)) {
-            if !B::supports_dtype(&device, dtype) {
-                let reason =
-                    format!("the backend {} has no {dtype:?}; load in single precision", B::name(&device));
-                self.error = Some(refuse(reason));
-                return param;
-            }
+        if let Some(dtype) = self.checkpoint.dtype(name).map(|d| self.precision.of(d))
+            && !B::supports_dtype(&device, dtype)
+        {
+            let reason =
+                format!("the backend {} has no {dtype:?}; load in single precision", B::name(&device));
+            self.error = Some(refuse(reason));
+            return param;
         }
         match self.checkpoint.read(name, self.precision) {
             Ok(data) => {

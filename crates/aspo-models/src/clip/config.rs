@@ -179,12 +179,11 @@ impl ModelConfig for ClipConfig {
     /// Configs of 2021 repeat the towers as `text_config_dict` and `vision_config_dict`, which win.
     fn normalize(json: &mut Map<String, Value>) {
         for (old, new) in [("text_config_dict", "text_config"), ("vision_config_dict", "vision_config")] {
-            if let Some(Value::Object(over)) = json.remove(old) {
-                if let Value::Object(into) =
+            if let Some(Value::Object(over)) = json.remove(old)
+                && let Value::Object(into) =
                     json.entry(new.to_owned()).or_insert_with(|| Value::Object(Map::new()))
-                {
-                    into.extend(over);
-                }
+            {
+                into.extend(over);
             }
         }
     }

@@ -79,11 +79,11 @@ impl ModelConfig for LlavaConfig {
             json.entry("image_token_index").or_insert(id);
         }
         // A list of one layer is that layer; longer lists are refused by the type.
-        if let Some(Value::Array(layers)) = json.get("vision_feature_layer") {
-            if let [only] = layers.as_slice() {
-                let only = only.clone();
-                json.insert("vision_feature_layer".into(), only);
-            }
+        if let Some(Value::Array(layers)) = json.get("vision_feature_layer")
+            && let [only] = layers.as_slice()
+        {
+            let only = only.clone();
+            json.insert("vision_feature_layer".into(), only);
         }
     }
 

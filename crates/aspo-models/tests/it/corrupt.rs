@@ -93,7 +93,7 @@ fn lie() -> impl Strategy<Value = Value> {
 
 /// Replace the value at a place among all values of the file.
 fn tell(path: &Path, at: f64, lie: Value) {
-    fn walk<'a>(value: &'a mut Value, out: &mut Vec<*mut Value>) {
+    fn walk(value: &mut Value, out: &mut Vec<*mut Value>) {
         out.push(value);
         match value {
             Value::Object(map) => map.values_mut().for_each(|v| walk(v, out)),
@@ -174,7 +174,8 @@ proptest! {
 
 #[test]
 fn each_lie_about_a_header_is_named() {
-    let cases: Vec<(&str, fn(&mut Vec<u8>))> = vec![
+    type Lie = fn(&mut Vec<u8>);
+    let cases: Vec<(&str, Lie)> = vec![
         ("empty", |b| b.clear()),
         ("header", |b| b.truncate(5)),
         ("header", |b| b.truncate(100)),

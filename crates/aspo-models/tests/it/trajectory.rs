@@ -128,9 +128,9 @@ fn objective<B: Backend>(
 ) -> (Tensor<B, 1>, Vec<f64>) {
     let pairs = p.counts.len();
     let whole = ((policy.clone() - reference.clone()) * p.select(|_, _| true)).sum_dim(1);
-    let rejected = whole.clone().slice([pairs..2 * pairs]);
+    let rejected = whole.clone().slice(pairs..2 * pairs);
     let chosen = if name == "dpo" {
-        whole.slice([0..pairs])
+        whole.slice(0..pairs)
     } else {
         let most = p.counts.iter().copied().max().unwrap();
         let per: Vec<Tensor<B, 2>> = (0..most).map(|k| p.select(move |_, s| s == k as i64)).collect();
@@ -162,7 +162,7 @@ fn objective<B: Backend>(
         for (k, mask) in per.into_iter().enumerate() {
             let column: Vec<f32> = weights.iter().map(|row| row[k]).collect();
             let column = Tensor::from_data(TensorData::new(column, [pairs, 1]), &Default::default());
-            chosen = chosen + (d.clone() * mask).sum_dim(1).slice([0..pairs]) * column;
+            chosen = chosen + (d.clone() * mask).sum_dim(1).slice(0..pairs) * column;
         }
         chosen
     };
