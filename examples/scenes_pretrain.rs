@@ -73,9 +73,9 @@ fn main() -> Result<(), Failure> {
         return Err("--llava-steps takes three numbers".into());
     };
     let stages = [
-        Stage { name: "text", steps: text, batch: 32, rate: 3e-3, pictures: false, decoder: true },
-        Stage { name: "projector", steps: projector, batch: 32, rate: 3e-3, pictures: true, decoder: false },
-        Stage { name: "both", steps: both, batch: 32, rate: 2e-3, pictures: true, decoder: true },
+        Stage { name: "text", steps: text, batch: 16, rate: 3e-3, pictures: false, decoder: true },
+        Stage { name: "projector", steps: projector, batch: 16, rate: 3e-3, pictures: true, decoder: false },
+        Stage { name: "both", steps: both, batch: 14, rate: 1.5e-3, pictures: true, decoder: true },
     ];
     for (index, stage) in stages.iter().enumerate() {
         let mut progress = Progress::new(stage.name, stage.steps);

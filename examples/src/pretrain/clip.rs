@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use aspo_data::scenes::{SIDE, Verdict, judge, plant_mistakes};
+use aspo_data::scenes::{Background, Colour, Place, SIDE, Shape, Size, Verdict, judge};
 use aspo_models::clip::{Clip, ClipConfig, ClipTextConfig, ClipVisionConfig};
 use aspo_train::{Schedule, clip_grad_norm};
 use burn::backend::Autodiff;
@@ -71,8 +71,8 @@ pub fn tokens<B: Backend>(
     Ok((input.input_ids, input.attention_mask))
 }
 
-/// Trains the towers. Each step sees `batch` pictures with one true sentence each and, as further negatives, one
-/// sentence each that is wrong in one thing. A sentence that happens to be true of another picture of the batch is
+/// Trains the towers. Each step sees `batch` pictures with one true sentence each and, as further negatives, three
+/// variants of it that are wrong in one thing. A sentence that happens to be true of another picture of the batch is
 /// not counted against that picture. `report(step, loss, share of pictures whose own sentence scores highest)`.
 pub fn train<B: Backend>(
     tokenizer: &Tokenizer,
@@ -95,7 +95,8 @@ pub fn train<B: Backend>(
         let images = Tensor::from_data(TensorData::new(images, [n, 3, side, side]), device);
         let (ids, mask) = tokens(tokenizer, &texts, device)?;
         let logits = model.logits_per_image(model.image_embeds(images)?, model.text_embeds(ids, mask)?);
-        let excluded = Tensor::<_, 2, Bool>::from_data(TensorData::new(excluded, [n, 2 * n]), device);
+        let excluded =
+            Tensor::<_, 2, Bool>::from_data(TensorData::new(excluded, [n, (1 + VARIANTS) * n]), device);
         let logits = logits.mask_fill(excluded, -1e4);
         let own = Tensor::<_, 2, Int>::from_data(TensorData::new((0..n as i64).collect(), [n, 1]), device);
         let entropy =
@@ -113,20 +114,71 @@ pub fn train<B: Backend>(
     Ok(burn::module::AutodiffModule::valid(&model))
 }
 
-/// One true sentence for each scene, then one mistaken sentence for each.
+/// Mistaken variants of each true sentence.
+const VARIANTS: usize = 3;
+
+/// One true sentence for each scene, then [`VARIANTS`] copies of each with one word or phrase exchanged.
 fn texts(batch: &[usize], lessons: &[Lesson], rng: &mut ChaCha8Rng) -> Vec<String> {
-    let mut texts = Vec::with_capacity(2 * batch.len());
+    let mut texts = Vec::with_capacity((1 + VARIANTS) * batch.len());
     for &index in batch {
         let description = lessons[index].descriptions.choose(rng).map_or("", String::as_str);
-        let sentences: Vec<&str> = description.split_inclusive(". ").collect();
-        texts.push(sentences.choose(rng).map_or("", |sentence| sentence.trim()).to_owned());
+        let sentences: Vec<&str> = description.split_inclusive(". ").map(str::trim).collect();
+        // Mostly sentences about one object: they tie a shape to a colour and a place.
+        let objects = 1..=lessons[index].scene.objects.len();
+        let place = if rng.random_bool(0.8) {
+            rng.random_range(objects)
+        } else {
+            rng.random_range(0..sentences.len())
+        };
+        texts.push(sentences[place.min(sentences.len() - 1)].to_owned());
     }
-    for &index in batch {
-        let planted = plant_mistakes(&lessons[index].scene, 1, rng.random());
-        let sentences: Vec<&str> = planted.text.split_inclusive(". ").collect();
-        texts.push(planted.mistaken.first().map_or("", |&place| sentences[place].trim()).to_owned());
+    for _ in 0..VARIANTS {
+        for (row, &index) in batch.iter().enumerate() {
+            let mut spoiled = spoil(&texts[row], rng);
+            // An exchange may happen to be true as well ("above", "to the left of"): try again, then leave it be.
+            for _ in 0..4 {
+                if judge(&lessons[index].scene, &spoiled).hallucinated() > 0 {
+                    break;
+                }
+                spoiled = spoil(&texts[row], rng);
+            }
+            texts.push(spoiled);
+        }
     }
     texts
+}
+
+/// The sentence with one word or phrase exchanged for another of its kind; half of the time the shape, if it has one.
+fn spoil(sentence: &str, rng: &mut ChaCha8Rng) -> String {
+    fn words<T: Copy>(all: &[T], word: fn(T) -> &'static str) -> Vec<&'static str> {
+        all.iter().map(|&value| word(value)).collect()
+    }
+    let lower = sentence.to_lowercase();
+    let lists = [
+        words(Shape::ALL, Shape::word),
+        words(Colour::ALL, Colour::word),
+        words(Place::ALL, Place::word),
+        words(Size::ALL, Size::word),
+        words(Background::ALL, Background::word),
+        vec!["one", "two", "three", "four"],
+        vec!["above", "below", "to the left of", "to the right of"],
+    ];
+    let said: Vec<(&str, &Vec<&str>)> = lists
+        .iter()
+        .filter_map(|list| {
+            let found = list.iter().filter(|word| lower.contains(**word));
+            Some((*found.max_by_key(|word| word.len())?, list))
+        })
+        .collect();
+    let first = if rng.random_bool(0.5) { said.first() } else { said.choose(rng) };
+    let Some((word, list)) = first else { return sentence.to_owned() };
+    let other = loop {
+        match list.choose(rng) {
+            Some(other) if other != word => break other,
+            _ => {}
+        }
+    };
+    lower.replacen(word, other, 1)
 }
 
 /// Row by row, whether a text is true of a picture without being its own.

@@ -48,13 +48,10 @@ fn covers(object: &Object, x: f32, y: f32) -> bool {
     // Coordinates in units of the radius, y upwards.
     let u = (x - object.centre[0]) / object.radius;
     let v = (object.centre[1] - y) / object.radius;
-    let distance = u.hypot(v);
     match object.kind.shape {
-        Shape::Circle => distance <= 1.0,
+        Shape::Circle => u.hypot(v) <= 1.0,
         Shape::Square => u.abs() <= 0.88 && v.abs() <= 0.88,
         Shape::Triangle => (-0.85..=1.0).contains(&v) && u.abs() <= (1.0 - v) * 0.57,
-        Shape::Diamond => u.abs() * 1.35 + v.abs() <= 1.05,
         Shape::Cross => u.abs().max(v.abs()) <= 1.0 && u.abs().min(v.abs()) <= 0.32,
-        Shape::Ring => (0.58..=1.0).contains(&distance),
     }
 }

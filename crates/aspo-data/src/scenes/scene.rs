@@ -25,7 +25,7 @@ macro_rules! words {
 
 words!(
     /// The kind of outline.
-    Shape { Circle = "circle", Square = "square", Triangle = "triangle", Diamond = "diamond", Cross = "cross", Ring = "ring" }
+    Shape { Circle = "circle", Square = "square", Triangle = "triangle", Cross = "cross" }
 );
 words!(
     /// The fill of an object.
@@ -66,7 +66,7 @@ impl Place {
     }
 }
 
-/// Colour and shape together: what POPE's questions call an object. There are 36.
+/// Colour and shape together: what POPE's questions call an object. There are 24.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Kind {
     /// The fill.
@@ -85,7 +85,7 @@ impl Kind {
     pub fn frequency(self) -> f64 {
         // A fixed shuffle of the ranks, so that no colour or shape is common as a whole.
         let index = self.colour as usize * Shape::ALL.len() + self.shape as usize;
-        let rank = index * 7 % 36;
+        let rank = index * 7 % 24;
         1.0 / (1.0 + rank as f64 / 4.0)
     }
 
@@ -219,10 +219,10 @@ fn draw(rng: &mut ChaCha8Rng) -> Scene {
         .map(|(kind, place)| {
             let size = Size::ALL[rng.random_range(0..Size::ALL.len())];
             let radius = match size {
-                Size::Small => rng.random_range(5.0..6.5),
-                Size::Large => rng.random_range(9.0..10.5),
+                Size::Small => rng.random_range(6.0..7.0),
+                Size::Large => rng.random_range(9.5..10.5),
             };
-            let mut along = |cell: usize| cell as f32 * 24.0 + 12.0 + rng.random_range(-1.5..1.5);
+            let mut along = |cell: usize| cell as f32 * 24.0 + 12.0 + rng.random_range(-1.0..1.0);
             let centre = [along(place.column()), along(place.row())];
             Object { kind, size, place, centre, radius }
         })
