@@ -45,11 +45,11 @@ impl World {
 }
 
 /// Red, green, blue of the first pixel, as a vector.
-fn image_vector(pixels: &Vec<f32>) -> Vec<f32> {
+fn image_vector(pixels: &[f32]) -> Vec<f32> {
     vec![pixels[0], pixels[16], pixels[32]]
 }
 
-fn text_vector(ids: &Vec<u32>) -> Vec<f32> {
+fn text_vector(ids: &[u32]) -> Vec<f32> {
     vec![ids.len() as f32, ids.iter().sum::<u32>() as f32 / 100.0, 1.0]
 }
 
@@ -70,11 +70,11 @@ fn each_chosen_sentence_has_its_cosine_and_long_ones_the_mean_of_their_windows()
             None,
             &mut |pixels: &[Vec<f32>]| {
                 images += pixels.len();
-                Ok(pixels.iter().map(image_vector).collect())
+                Ok(pixels.iter().map(|pixels| image_vector(pixels)).collect())
             },
             &mut |ids: &[Vec<u32>]| {
                 assert!(ids.len() <= 2 && ids.iter().all(|ids| ids.len() <= CLIP_WINDOW && ids[0] == 1));
-                Ok(ids.iter().map(text_vector).collect())
+                Ok(ids.iter().map(|ids| text_vector(ids)).collect())
             },
         )
         .unwrap();
@@ -121,10 +121,10 @@ fn a_cache_saves_every_embedding_and_belongs_to_one_model() {
         let report = scorer.score(
             pairs,
             Some(store),
-            &mut |pixels: &[Vec<f32>]| Ok(pixels.iter().map(image_vector).collect()),
+            &mut |pixels: &[Vec<f32>]| Ok(pixels.iter().map(|pixels| image_vector(pixels)).collect()),
             &mut |ids: &[Vec<u32>]| {
                 calls += 1;
-                Ok(ids.iter().map(text_vector).collect())
+                Ok(ids.iter().map(|ids| text_vector(ids)).collect())
             },
         );
         (report.unwrap(), calls)
@@ -148,7 +148,7 @@ fn a_wrong_embedding_is_named() {
         let mut world = world();
         let mut pairs = std::mem::take(&mut world.pairs);
         let error = world.scorer().score(&mut pairs, None, images, &mut |ids: &[Vec<u32>]| {
-            Ok(ids.iter().map(text_vector).collect())
+            Ok(ids.iter().map(|ids| text_vector(ids)).collect())
         });
         error.unwrap_err().to_string()
     };
