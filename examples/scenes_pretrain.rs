@@ -25,10 +25,10 @@ struct Args {
     #[arg(long, default_value_t = 6000)]
     scenes: usize,
     /// Steps of CLIP's training; 0 takes the CLIP that lies in `out` already.
-    #[arg(long, default_value_t = 1500)]
+    #[arg(long, default_value_t = 700)]
     clip_steps: usize,
     /// Steps of the decoder's training on text, of the projector's, and of both together.
-    #[arg(long, value_delimiter = ',', default_values_t = [200, 100, 3000])]
+    #[arg(long, value_delimiter = ',', default_values_t = [100, 50, 1900])]
     llava_steps: Vec<usize>,
 }
 
