@@ -19,8 +19,9 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use crate::error::Result;
 use crate::log_prob::TokenStats;
+use crate::map::PairMap;
 use crate::math;
-use crate::record::{PairMap, PolicyScores, PreferenceBatch, ReferenceScores, Similarity};
+use crate::record::{PolicyScores, PreferenceBatch, ReferenceScores, Similarity};
 
 /// One response as plain numbers; every vector but `sentences` and `similarity` has one value per response token.
 #[derive(Debug, Clone, PartialEq)]

@@ -6,8 +6,8 @@
 use burn::prelude::*;
 use burn::tensor::IndexingUpdateOp;
 
+use crate::map::SentenceMap;
 use crate::math;
-use crate::record::SentenceMap;
 
 /// The exponent of a perplexity is capped here so that it stays finite (C).
 pub const MAX_PERPLEXITY_EXPONENT: f64 = 80.0;

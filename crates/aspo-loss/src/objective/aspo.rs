@@ -7,8 +7,9 @@ use burn::prelude::*;
 
 use super::{LossOutput, LossType, Objective, Sequences, Term};
 use crate::error::{Error, Result};
+use crate::map::SentenceMap;
 use crate::math;
-use crate::record::{PreferenceBatch, SentenceMap, Similarity};
+use crate::record::{PreferenceBatch, Similarity};
 use crate::sentence::{host_sentence_sums, perplexity, sentence_sums};
 use crate::weight::{RewardScaling, Weigh, misfit_weights, sentence_weights};
 

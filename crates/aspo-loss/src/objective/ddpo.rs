@@ -4,8 +4,9 @@
 use burn::prelude::*;
 
 use super::{Objective, Term};
+use crate::map::SentenceMap;
 use crate::math::{self, log_sigmoid};
-use crate::record::{PreferenceBatch, SentenceMap};
+use crate::record::PreferenceBatch;
 use crate::sentence::response_sums;
 
 pub(super) fn term<B: Backend>(batch: &PreferenceBatch<B>, objective: &Objective) -> Term<B> {

@@ -3,8 +3,8 @@
 
 use burn::prelude::*;
 
+use crate::map::{PairMap, SentenceMap};
 use crate::math;
-use crate::record::{PairMap, SentenceMap};
 
 /// One factor per token, chosen and rejected side: 1 up to the shorter length of the pair, `alpha` beyond.
 pub(super) fn factors<B: Backend>(map: &PairMap, alpha: f64, device: &B::Device) -> [Tensor<B, 1>; 2] {

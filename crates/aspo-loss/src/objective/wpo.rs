@@ -6,8 +6,9 @@ use burn::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::log_prob::TokenStats;
+use crate::map::SentenceMap;
 use crate::math;
-use crate::record::{PreferenceBatch, SentenceMap};
+use crate::record::PreferenceBatch;
 
 /// `w(y_c) w(y_r)`, [B].
 pub(super) fn weights<B: Backend>(batch: &PreferenceBatch<B>) -> Result<Tensor<B, 1>> {

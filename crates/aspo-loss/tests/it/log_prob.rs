@@ -158,7 +158,10 @@ fn chunked_works_under_balanced_checkpointing<B: Backend>() {
     });
 }
 
-fn small<B: Backend>() -> (Tensor<Autodiff<B>, 2>, Tensor<Autodiff<B>, 2>, Tensor<Autodiff<B>, 1, Int>) {
+/// Hidden states, head and targets.
+type Small<B> = (Tensor<B, 2>, Tensor<B, 2>, Tensor<B, 1, Int>);
+
+fn small<B: Backend>() -> Small<Autodiff<B>> {
     let hidden = tensor(&[0.5, -1.0, 2.0, 0.25], [2, 2]);
     (hidden, tensor(&[1.0, 0.5, -0.5, 0.25, 2.0, -1.0], [3, 2]), ints(&[2, 0], [2]))
 }
