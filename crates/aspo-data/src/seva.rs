@@ -88,6 +88,9 @@ pub struct Request<'a> {
     pub pixels: Vec<Vec<f32>>,
 }
 
+/// Answers a batch: one text for each request.
+pub type Answer<'f> = dyn FnMut(&[Request<'_>]) -> std::result::Result<Vec<String>, String> + 'f;
+
 /// How far the work is; also the account at its end.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Progress {
@@ -143,7 +146,7 @@ pub fn generate(
     images: &ImageLoader,
     provenance: &Provenance,
     options: &GenerateOptions,
-    answer: &mut dyn FnMut(&[Request<'_>]) -> std::result::Result<Vec<String>, String>,
+    answer: &mut Answer<'_>,
     progress: &mut dyn FnMut(&Progress),
 ) -> Result<Progress> {
     schedule(provenance.noise_step)?;
@@ -193,7 +196,7 @@ fn answer_batch(
     images: &ImageLoader,
     provenance: &Provenance,
     on_fault: OnFault,
-    answer: &mut dyn FnMut(&[Request<'_>]) -> std::result::Result<Vec<String>, String>,
+    answer: &mut Answer<'_>,
 ) -> Result<Vec<Line>> {
     let sources: Vec<ImageSource> =
         batch.iter().flat_map(|index| questions[*index].images.iter().cloned()).collect();

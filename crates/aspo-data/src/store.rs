@@ -20,13 +20,16 @@ pub const MAX_VALUE_BYTES: usize = 64 << 20;
 /// Key of a stored value: a SHA-256 of everything that it depends on.
 pub type Key = [u8; 32];
 
+/// Where a record starts, and the length of its value.
+type Index = HashMap<Key, (u64, u32)>;
+
 /// Values on disk by content hash. One process at a time may have it open.
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
     reader: File,
     writer: BufWriter<File>,
-    index: HashMap<Key, (u64, u32)>,
+    index: Index,
     end: u64,
     dirty: bool,
 }
@@ -144,7 +147,7 @@ fn checksum(key: &Key, value: &[u8]) -> [u8; 8] {
 }
 
 /// Where each whole record lies, and where the last one ends.
-fn scan(path: &Path, file: &File) -> Result<(HashMap<Key, (u64, u32)>, u64)> {
+fn scan(path: &Path, file: &File) -> Result<(Index, u64)> {
     let fail = |source| Error::io(path, source);
     let mut index = HashMap::new();
     let mut reader = BufReader::new(file);

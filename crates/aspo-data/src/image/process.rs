@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 /// CLIP's channel means (of values in 0..1).
 pub const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 /// CLIP's channel deviations.
-pub const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+pub const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
 /// How a picture that is not square becomes so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

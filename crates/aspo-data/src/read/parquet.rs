@@ -83,7 +83,7 @@ fn row(number: usize, record: Record) -> Result<Row, RowFault> {
                 row.keys.insert(name, Value::Null);
             }
             _ => {
-                let value = value(&name, field, &mut text_bytes)?;
+                let value = value(field, &mut text_bytes)?;
                 row.keys.insert(name, value);
             }
         }
@@ -133,7 +133,7 @@ fn images(key: &str, field: Field, images: &mut Vec<ImageSource>) -> Result<(), 
     Ok(())
 }
 
-fn value(key: &str, field: Field, text_bytes: &mut usize) -> Result<Value, RowFault> {
+fn value(field: Field, text_bytes: &mut usize) -> Result<Value, RowFault> {
     let mut text = |text: String| {
         *text_bytes += text.len();
         match *text_bytes > MAX_ROW_BYTES {
@@ -164,13 +164,13 @@ fn value(key: &str, field: Field, text_bytes: &mut usize) -> Result<Value, RowFa
             group
                 .into_columns()
                 .into_iter()
-                .map(|(name, field)| Ok((name, value(key, field, text_bytes)?)))
+                .map(|(name, field)| Ok((name, value(field, text_bytes)?)))
                 .collect::<Result<_, RowFault>>()?,
         ),
         Field::ListInternal(list) => Value::Array(
             list.elements()
                 .iter()
-                .map(|element| value(key, element.clone(), text_bytes))
+                .map(|element| value(element.clone(), text_bytes))
                 .collect::<Result<_, RowFault>>()?,
         ),
         other => Value::String(other.to_string()),

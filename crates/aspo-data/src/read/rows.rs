@@ -20,6 +20,9 @@ pub(crate) struct JsonRows<R> {
     done: bool,
 }
 
+/// The bytes of a row or why there are none, and whether a line end followed.
+type Line = (Result<Vec<u8>, RowFault>, bool);
+
 impl JsonRows<BufReader<File>> {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|source| Error::io(path, source))?;
@@ -63,7 +66,7 @@ impl<R: BufRead> JsonRows<R> {
     }
 
     /// The bytes of the next line that is not blank, and whether a line end followed.
-    fn next_line(&mut self) -> std::io::Result<Option<(Result<Vec<u8>, RowFault>, bool)>> {
+    fn next_line(&mut self) -> std::io::Result<Option<Line>> {
         loop {
             let mut line = Vec::new();
             let (mut any, mut ended, mut too_long) = (false, false, false);
@@ -122,12 +125,10 @@ impl<R: BufRead> JsonRows<R> {
             Some(b']') => {
                 self.reader.consume(1);
                 self.done = true;
-                return Ok(match skip_space(&mut self.reader)? {
-                    None => None,
-                    Some(_) => {
-                        Some(Err(RowFault::Json("there is more after the end of the list".to_owned())))
-                    }
-                });
+                let more = skip_space(&mut self.reader)?;
+                return Ok(
+                    more.map(|_| Err(RowFault::Json("there is more after the end of the list".to_owned())))
+                );
             }
             None => {
                 self.done = true;

@@ -52,7 +52,7 @@ fn instructblip_sets_images_before_the_start_token() {
     encoder.template = Template::InstructBlip;
     encoder.instruction = Some(tiny_tokenizer());
     let encoded = encoder.encode(&pair()).unwrap();
-    assert_eq!(encoded.image_spans, [0..5]);
+    assert_eq!((encoded.image_spans.len(), encoded.image_spans[0].clone()), (1, 0..5));
     assert_eq!(encoded.prompt_ids[5], 1);
     assert_eq!(tiny_tokenizer().decode(&encoded.prompt_ids, true).unwrap().trim(), "What runs?");
     assert_eq!(encoded.instruction_ids, tiny_tokenizer().encode("What runs?", true).unwrap().ids);

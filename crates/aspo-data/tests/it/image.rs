@@ -225,7 +225,10 @@ fn every_kind_of_picture_decodes_as_in_pillow() {
         let wanted = std::fs::read(path.with_file_name(format!("{name}.rgb"))).unwrap();
         let worst = image.pixels.iter().zip(&wanted).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
         // Lossy WebP leaves the rounding of colours to the decoder: a step or two. All else is exact.
-        assert!(worst <= if name == "lossy.webp" || name == "animated.webp" { 2 } else { 0 }, "{name}: {worst}");
+        assert!(
+            worst <= if name == "lossy.webp" || name == "animated.webp" { 2 } else { 0 },
+            "{name}: {worst}"
+        );
         kinds += 1;
     }
     assert_eq!(kinds, 14);

@@ -244,7 +244,7 @@ fn conversations_round_trip_and_ask_their_questions() {
     let text = std::fs::read_to_string(&path).unwrap();
     assert!(text.contains(r#""value":"<image>\nWhat?""#), "{text}");
     let read: Vec<Conversation> = read_conversations(&path).unwrap().collect::<Result<_, _>>().unwrap();
-    assert_eq!(read, [conversation.clone()]);
+    assert_eq!(read, std::slice::from_ref(&conversation));
     let second = conversation.question(1).unwrap();
     assert_eq!((second.prompt.as_str(), second.history.len()), ("Where?", 1));
     assert!(conversation.question(2).is_none());

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use aspo_data::seva::{GenerateOptions, Newlines, Progress, Provenance, Request, generate};
+use aspo_data::seva::{Answer, GenerateOptions, Newlines, Progress, Provenance, Request, generate};
 use aspo_data::{Error, ImageLoader, ImageProcessor, OnFault, Pair, Template, read_pairs};
 
 use crate::support::png;
@@ -62,7 +62,7 @@ impl World {
         &self,
         provenance: &Provenance,
         batch: usize,
-        answer: &mut dyn FnMut(&[Request<'_>]) -> Result<Vec<String>, String>,
+        answer: &mut Answer<'_>,
     ) -> aspo_data::Result<Progress> {
         let options = GenerateOptions { batch, ..Default::default() };
         generate(&self.questions, &self.output(), &self.loader, provenance, &options, answer, &mut |_| {})

@@ -1,6 +1,6 @@
 //! Sentence-image cosines.
 
-use aspo_data::similarity::{CLIP_WINDOW, Scorer, text_windows};
+use aspo_data::similarity::{CLIP_WINDOW, Embed, Scorer, text_windows};
 use aspo_data::{EncodedPair, Encoder, Error, ImageLoader, ImageProcessor, Pair, Store, Template, Tokenizer};
 
 use crate::support::{png, tiny_tokenizer};
@@ -144,7 +144,7 @@ fn a_cache_saves_every_embedding_and_belongs_to_one_model() {
 
 #[test]
 fn a_wrong_embedding_is_named() {
-    let fails = |images: &mut dyn FnMut(&[Vec<f32>]) -> Result<Vec<Vec<f32>>, String>| {
+    let fails = |images: &mut Embed<'_, Vec<f32>>| {
         let mut world = world();
         let mut pairs = std::mem::take(&mut world.pairs);
         let error = world.scorer().score(&mut pairs, None, images, &mut |ids: &[Vec<u32>]| {
