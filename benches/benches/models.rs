@@ -100,7 +100,9 @@ fn speed(c: &mut Criterion) {
         group.bench_function("prefill", |b| b.iter(|| black_box(plain.hidden(&input).expect("valid input"))));
         let input = rows::<Tracked>(batch, tokens);
         group.bench_function("train_step", |b| b.iter(|| black_box(plain_step(&model, &input))));
-        group.bench_function("train_step_recomputed", |b| b.iter(|| black_box(recomputed_step(&model, &input))));
+        group.bench_function("train_step_recomputed", |b| {
+            b.iter(|| black_box(recomputed_step(&model, &input)))
+        });
 
         let (batch, new) = (64, 60);
         group.throughput(Throughput::Elements((batch * new) as u64));

@@ -65,7 +65,8 @@ where
     std::fs::rename(&scratch, &target).map_err(|source| Error::io(&target, source))?;
     sync(folder)?;
     if limit > 0 {
-        let kept = list(folder)?;
+        // Later ones are damaged, or the run would have gone on from them: they must not push out this one.
+        let kept: Vec<_> = list(folder)?.into_iter().filter(|(step, _)| *step <= state.step).collect();
         for (_, old) in kept.iter().rev().skip(limit) {
             remove(old)?;
         }
@@ -153,6 +154,15 @@ pub fn optimizer<B: Backend, O: Record<B>>(checkpoint: &Path, device: &B::Device
 
 fn recorder() -> BinFileRecorder<FullPrecisionSettings> {
     BinFileRecorder::new()
+}
+
+/// Takes away what processes that were killed while they wrote a checkpoint have left.
+///
+/// # Errors
+/// A folder that cannot be written.
+pub(crate) fn sweep(folder: &Path) -> Result<()> {
+    let unfinished = |path: &PathBuf| name(path).starts_with(".checkpoint-") && name(path).ends_with(".tmp");
+    entries(folder)?.iter().filter(|path| unfinished(path)).try_for_each(|path| remove(path))
 }
 
 /// Checkpoints by step, oldest first.

@@ -85,6 +85,9 @@ pub struct TrainConfig {
 
     /// Steps between two lines of metrics. Default 10.
     pub logging_steps: usize,
+    /// Steps between two looks at what the model answers to the first three prompts (`samples.jsonl`); 0 is never.
+    /// Default 0.
+    pub eval_steps: usize,
     /// Steps between two checkpoints; 0 is none but the last. Default 500.
     pub save_steps: usize,
     /// Checkpoints kept; 0 keeps all. Default 2.
@@ -173,6 +176,7 @@ impl Default for TrainConfig {
             pair_packing: true,
             bf16: false,
             logging_steps: 10,
+            eval_steps: 0,
             save_steps: 500,
             save_total_limit: 2,
             on_non_finite: OnNonFinite::Stop,

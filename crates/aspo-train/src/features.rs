@@ -27,6 +27,15 @@ impl VisionFeatures {
         Self { loader, kept: HashMap::new(), bytes: 0 }
     }
 
+    /// Keeps the features of the picture with this [key](aspo_data::ImageSource::key), while there is room.
+    pub fn keep(&mut self, key: &str, values: Vec<f32>) {
+        let size = 4 * values.len();
+        if self.bytes + size <= BUDGET {
+            self.bytes += size;
+            self.kept.insert(key.to_owned(), values);
+        }
+    }
+
     /// The features of a batch's pictures, one entry for each run of image tokens: `[images, features, width]`.
     ///
     /// # Errors
@@ -61,13 +70,7 @@ impl VisionFeatures {
             values
                 .extend_from_slice(fresh.get(key).or_else(|| self.kept.get(key)).map_or(&[], Vec::as_slice));
         }
-        for (key, values) in fresh {
-            let size = 4 * values.len();
-            if self.bytes + size <= BUDGET {
-                self.bytes += size;
-                self.kept.insert(key.to_owned(), values);
-            }
-        }
+        fresh.into_iter().for_each(|(key, values)| self.keep(key, values));
         let images = batch.image_index.len();
         let patches = model.tokens_per_image();
         let width = if shape[2] > 0 { shape[2] } else { values.len() / (images * patches) };

@@ -1,4 +1,59 @@
 //! One preference-training run: plan, reference, steps, checkpoints, metrics and report.
+//!
+//! A [`TrainConfig`] says everything, by TRL's and PEFT's names, and is refused before anything is read if it cannot be
+//! honoured. [`read`] brings the pairs, encoded; [`score`] the similarity of each sentence with its picture. [`Plan`] tells
+//! what the run will take before a weight is read. [`train`] then does the run:
+//!
+//! - The adapter is attached to a frozen model; with its adapter off, that model is the reference.
+//! - Each optimiser step [`accumulate`]s the gradients of its [`MicroBatch`]es, clips them by their global norm
+//!   ([`clip_grad_norm`]) and hands them to [`adamw`] at the rate of the [`Schedule`].
+//! - Every `save_steps` a checkpoint appears whole or not at all. A run that goes on from one is, to the bit, the run
+//!   that was never stopped.
+//! - Metrics go to `metrics.jsonl` ([`MetricFile`]) and TensorBoard ([`EventFile`]), answers of the learning model to
+//!   `samples.jsonl` ([`Sample`]).
+//!
+//! What is left is a PEFT adapter and, if it is written, a [`Report`].
+//!
+//! ```no_run
+//! use aspo_models::{Llava, LlavaConfig, LoadOptions, ModelConfig, Pretrained};
+//! use aspo_train::{Plan, TrainConfig, check_paths, read, score, train};
+//! use burn::backend::Autodiff;
+//! use burn_flex::Flex;
+//!
+//! # fn main() -> aspo_train::Result<()> {
+//! let config = TrainConfig::from_toml("llava_1_5_7b_aspo.toml".as_ref())?;
+//! config.validate()?;
+//! check_paths(&config)?;
+//! let device = Default::default();
+//!
+//! let shape = LlavaConfig::load(&config.model)?;
+//! let mut data = read(&config, shape.tokens_per_image())?;
+//! let plan = Plan::new::<Autodiff<Flex>, Llava<Autodiff<Flex>>>(
+//!     &config, &shape, &shape.text_config, &data.pairs, &device,
+//! )?;
+//! println!("{plan}");
+//! if config.objective()?.needs_similarity() {
+//!     score::<Flex>(&config, &mut data, false, &device)?;
+//! }
+//!
+//! let options = LoadOptions::default();
+//! let (model, _) = Llava::<Autodiff<Flex>>::from_pretrained(&config.model, &options, &device)?;
+//! let watch = |step: &aspo_train::StepReport| println!("{}: {}", step.step, step.values.values["loss"]);
+//! let done = train::<Flex, _>(&config, model, &data, false, &device, watch, |fault| eprintln!("{fault}"))?;
+//! println!("{} steps, adapter in {}", done.steps, done.adapter.display());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Choices
+//! - A micro-batch holds one row a pair, `prompt ‖ chosen ‖ rejected`, unless `pair_packing` is off: picture and prompt
+//!   are computed once, and loss and gradients are those of two rows (C).
+//! - The loss of an optimiser step is the mean over its pairs, however they are cut into micro-batches (C).
+//! - Rates are those of transformers' schedulers, counted from 1: theirs give the first step a rate of 0, which
+//!   wastes it (C).
+//! - A loss that is not finite never reaches the weights: the run stops, or leaves the step out and counts it (C).
+//! - A checkpoint holds adapter, moments and counters. Order of pairs, rate and the random state of dropout follow
+//!   from seed and counters and are not stored (C).
 
 mod checkpoint;
 mod clip;
@@ -6,14 +61,17 @@ mod config;
 mod error;
 mod features;
 mod metric;
+mod optimize;
 mod plan;
 mod policy;
 mod prepare;
 mod reference;
 mod report;
 mod run;
+mod sample;
 mod schedule;
 mod step;
+mod tensorboard;
 mod weigh;
 
 pub use checkpoint::TrainerState;
@@ -22,14 +80,17 @@ pub use config::{LoraOptions, OnNonFinite, TrainConfig};
 pub use error::{Error, Result};
 pub use features::VisionFeatures;
 pub use metric::{MetricFile, MetricLine, Window};
+pub use optimize::{StepGradients, accumulate, adamw};
 pub use plan::{Plan, human, peak_memory};
 pub use policy::Policy;
 pub use prepare::{Data, check_paths, processor, read, score};
 pub use reference::{ReferenceCache, ReferenceKey};
 pub use report::{MarkedSentence, Picture, Report};
 pub use run::{Finished, StepReport, train};
+pub use sample::Sample;
 pub use schedule::{Schedule, warmup_steps};
 pub use step::{MicroBatch, ReferenceRow, StepOutput};
+pub use tensorboard::EventFile;
 pub use weigh::{WeighedSentence, weigh};
 
 /// Lower-case hexadecimal.

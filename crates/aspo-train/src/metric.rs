@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -57,18 +58,7 @@ impl MetricFile {
     /// A folder that cannot be written.
     pub fn open(folder: &Path, step: usize) -> Result<Self> {
         let path = folder.join("metrics.jsonl");
-        let kept: Vec<String> = match std::fs::read_to_string(&path) {
-            Ok(text) => text
-                .lines()
-                .filter(|line| serde_json::from_str::<MetricLine>(line).is_ok_and(|line| line.step <= step))
-                .map(str::to_owned)
-                .collect(),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(source) => return Err(Error::io(path, source)),
-        };
-        aspo_data::files::write_atomic(&path, |file| {
-            kept.iter().try_for_each(|line| writeln!(file, "{line}")).map_err(|source| io(&path, source))
-        })?;
+        keep_lines(&path, step)?;
         Ok(Self { path })
     }
 
@@ -77,15 +67,12 @@ impl MetricFile {
     /// # Errors
     /// A disk that is full or gone.
     pub fn append(&self, line: &MetricLine) -> Result<()> {
-        let fail = |source| Error::io(&self.path, source);
         let mut object = Map::new();
         object.insert("step".into(), line.step.into());
-        object.extend(line.values.iter().map(|(name, value)| (name.clone(), Value::from(*value))));
-        let mut text = Value::Object(object).to_string();
-        text.push('\n');
-        let mut file =
-            std::fs::OpenOptions::new().append(true).create(true).open(&self.path).map_err(fail)?;
-        file.write_all(text.as_bytes()).map_err(fail)
+        // JSON has no name for what is not finite: such a value is left out of its line.
+        let finite = line.values.iter().filter(|(_, value)| value.is_finite());
+        object.extend(finite.map(|(name, value)| (name.clone(), Value::from(*value))));
+        append_line(&self.path, Value::Object(object).to_string())
     }
 
     /// All lines, oldest first.
@@ -93,17 +80,42 @@ impl MetricFile {
     /// # Errors
     /// A file that is not there or holds something else.
     pub fn read(folder: &Path) -> Result<Vec<MetricLine>> {
-        let path = folder.join("metrics.jsonl");
-        let text = std::fs::read_to_string(&path).map_err(|source| Error::io(&path, source))?;
-        let parse = |(index, line): (usize, &str)| {
-            serde_json::from_str(line).map_err(|error| {
-                Error::stored(&path, format!("line {}: {error}; delete the line", index + 1))
-            })
-        };
-        text.lines().enumerate().map(parse).collect()
+        read_lines(&folder.join("metrics.jsonl"))
     }
 }
 
-fn io(path: &Path, source: std::io::Error) -> aspo_data::Error {
-    aspo_data::Error::Io { path: path.into(), source }
+/// Takes out what an interrupted process wrote of steps after `step`, and a line that it left torn.
+pub(crate) fn keep_lines(path: &Path, step: usize) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Line {
+        step: usize,
+    }
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(source) => return Err(Error::io(path, source)),
+    };
+    let kept = |line: &&str| serde_json::from_str::<Line>(line).is_ok_and(|line| line.step <= step);
+    Ok(aspo_data::files::write_atomic(path, |file| {
+        let mut lines = text.lines().filter(kept);
+        lines
+            .try_for_each(|line| writeln!(file, "{line}"))
+            .map_err(|source| aspo_data::Error::Io { path: path.into(), source })
+    })?)
+}
+
+pub(crate) fn append_line(path: &Path, mut line: String) -> Result<()> {
+    line.push('\n');
+    let fail = |source| Error::io(path, source);
+    let mut file = std::fs::OpenOptions::new().append(true).create(true).open(path).map_err(fail)?;
+    file.write_all(line.as_bytes()).map_err(fail)
+}
+
+pub(crate) fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
+    let text = std::fs::read_to_string(path).map_err(|source| Error::io(path, source))?;
+    let parse = |(index, line): (usize, &str)| {
+        serde_json::from_str(line)
+            .map_err(|error| Error::stored(path, format!("line {}: {error}; delete the line", index + 1)))
+    };
+    text.lines().enumerate().map(parse).collect()
 }

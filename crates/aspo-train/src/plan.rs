@@ -83,6 +83,9 @@ impl Plan {
         // width), of the gated product (5 of the inner width), and two copies of the attention scores.
         let layer = 4 * (tokens * (18 * width + 5 * inner) + 2 * scores);
         let bytes = if config.bf16 { 2 } else { 4 };
+        let answers =
+            pairs.iter().map(|pair| pair.chosen.ids.len() + pair.rejected.ids.len()).max().unwrap_or(0);
+        let logits = 4 * config.per_device_train_batch_size * answers * decoder.vocab_size;
         let per_row_pass = if config.pair_packing { 1.0 } else { 2.0 };
         let step_tokens = config.global_batch() as f64 * per_row_pass * mean_row;
         let block_parameters = (layers * (4 * width * width + 3 * width * inner)) as f64;
@@ -103,7 +106,7 @@ impl Plan {
             optimizer_bytes: 8 * trainable,
             activation_bytes: layers * layer,
             recomputed_activation_bytes: layer + 4 * layers * tokens * width,
-            logit_bytes: 2 * aspo_loss::ChunkOptions::default().byte_budget,
+            logit_bytes: 2 * logits.min(aspo_loss::ChunkOptions::default().byte_budget),
             step_flops,
             recompute: config.gradient_checkpointing,
         })

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use aspo_data::similarity::{CLIP_WINDOW, Scorer, SimilarityReport};
 use aspo_data::{
-    EncodedPair, Encoder, Fit, ImageLoader, ImageProcessor, PairFault, SpecialTokens, Tokenizer,
+    EncodedPair, Encoder, Fit, ImageLoader, ImageProcessor, PairFault, SpecialTokens, Template, Tokenizer,
 };
 use aspo_models::{Clip, LoadOptions, Pretrained};
 use burn::tensor::backend::Backend;
@@ -41,6 +41,13 @@ pub fn check_paths(config: &TrainConfig) -> Result<()> {
     file("model", &config.model, "give the folder of a Hugging Face checkpoint")?;
     file("model", &config.model.join("config.json"), "the folder holds no Hugging Face checkpoint")?;
     file("tokenizer", &tokenizer_path(config), "give the model's tokenizer.json with `tokenizer`")?;
+    if config.template == Template::InstructBlip {
+        file(
+            "template",
+            &qformer_tokenizer_path(config),
+            "put the Q-Former's tokenizer there, or give another template",
+        )?;
+    }
     file("data", &config.data, "give a file of preference pairs")?;
     file("images", &config.images, "give the folder that image paths are relative to")?;
     if let Some(clip) = &config.clip {
@@ -52,6 +59,17 @@ pub fn check_paths(config: &TrainConfig) -> Result<()> {
 
 fn tokenizer_path(config: &TrainConfig) -> PathBuf {
     config.tokenizer.clone().unwrap_or_else(|| config.model.join("tokenizer.json"))
+}
+
+/// Where Hugging Face's InstructBLIP has the tokenizer of its Q-Former.
+fn qformer_tokenizer_path(config: &TrainConfig) -> PathBuf {
+    config.model.join("qformer_tokenizer").join("tokenizer.json")
+}
+
+fn bert_tokenizer(path: &Path) -> Result<Tokenizer> {
+    let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
+    let names = SpecialTokens { eos: "[SEP]".into(), pad: "[PAD]".into(), ..SpecialTokens::default() };
+    Ok(Tokenizer::from_bytes(&bytes, &path.display().to_string(), names)?)
 }
 
 /// The image processor of a checkpoint folder: its `preprocessor_config.json`, or CLIP's own for `size` pixels.
@@ -77,6 +95,9 @@ pub fn read(config: &TrainConfig, image_tokens: usize) -> Result<Data> {
     let tokenizer = Tokenizer::from_file(&tokenizer_path(config))?;
     let mut encoder = Encoder::new(tokenizer, config.template, image_tokens);
     encoder.max_length = Some(config.max_length);
+    if config.template == Template::InstructBlip {
+        encoder.instruction = Some(bert_tokenizer(&qformer_tokenizer_path(config))?);
+    }
     let (mut pairs, mut dropped) = (Vec::new(), 0);
     for pair in aspo_data::read_pairs(&config.data)? {
         let pair = pair?;
@@ -176,6 +197,7 @@ fn hash(pairs: &[EncodedPair]) -> String {
     let mut hash = Sha256::new();
     for pair in pairs {
         hash.update((pair.prompt_ids.len() as u64).to_le_bytes());
+        pair.instruction_ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
         for side in [&pair.chosen, &pair.rejected] {
             hash.update((side.ids.len() as u64).to_le_bytes());
             pair.prompt_ids

@@ -1,13 +1,16 @@
 //! Cached reference log-probabilities: a file keyed by everything they depend on, made resumably.
 
+use std::collections::HashSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use aspo_data::ImageSource;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
+use crate::prepare::Data;
 use crate::step::ReferenceRow;
 
 /// What the values depend on; the first line of the file.
@@ -17,30 +20,52 @@ pub struct ReferenceKey {
     pub model: String,
     /// Hash of the encoded pairs: tokens, images by name, template.
     pub data: String,
+    /// Hash of what is in the pictures' files.
+    pub images: String,
     /// Precision of the weights.
     pub bf16: bool,
 }
 
 impl ReferenceKey {
-    /// The key of a model folder and encoded pairs.
+    /// The key of a run: reads all of the model's files and all pictures once.
     ///
     /// # Errors
-    /// A folder that cannot be read.
-    pub fn new(model: &Path, data: &str, config: &TrainConfig) -> Result<Self> {
-        let mut files: Vec<PathBuf> = std::fs::read_dir(model)
-            .map_err(|source| Error::io(model, source))?
+    /// A folder or picture that cannot be read.
+    pub fn new(config: &TrainConfig, data: &Data) -> Result<Self> {
+        let folder = config.model.as_path();
+        let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
+            .map_err(|source| Error::io(folder, source))?
             .filter_map(|entry| Some(entry.ok()?.path()))
             .filter(|path| path.extension().is_some_and(|kind| kind == "safetensors" || kind == "json"))
             .collect();
         files.sort();
-        let mut hash = Sha256::new();
+        let mut model = Sha256::new();
         for path in files {
-            let mut file = std::fs::File::open(&path).map_err(|source| Error::io(&path, source))?;
-            hash.update(path.file_name().unwrap_or_default().as_encoded_bytes());
-            std::io::copy(&mut file, &mut hash).map_err(|source| Error::io(&path, source))?;
+            model.update(path.file_name().unwrap_or_default().as_encoded_bytes());
+            update(&mut model, &path)?;
         }
-        Ok(Self { model: crate::hex(&hash.finalize()), data: data.to_owned(), bf16: config.bf16 })
+        let (mut images, mut seen) = (Sha256::new(), HashSet::new());
+        for image in data.pairs.iter().flat_map(|pair| &pair.images) {
+            // The key of a picture that is not a file is the hash of its bytes.
+            let key = image.key();
+            images.update(&key);
+            if let (ImageSource::Path(path), true) = (image, seen.insert(key)) {
+                update(&mut images, &aspo_data::files::resolve(&config.images, path)?)?;
+            }
+        }
+        Ok(Self {
+            model: crate::hex(&model.finalize()),
+            data: data.hash.clone(),
+            images: crate::hex(&images.finalize()),
+            bf16: config.bf16,
+        })
     }
+}
+
+fn update(hash: &mut Sha256, path: &Path) -> Result<()> {
+    let mut file = std::fs::File::open(path).map_err(|source| Error::io(path, source))?;
+    std::io::copy(&mut file, hash).map_err(|source| Error::io(path, source))?;
+    Ok(())
 }
 
 /// One line a pair, in the order of the data; floats as bits, so that nothing is lost.
@@ -72,7 +97,7 @@ impl ReferenceCache {
         let mut lines = text.split_inclusive('\n');
         let found = lines.next().unwrap_or_default();
         if found.trim_end() != head {
-            let why = "holds log-probabilities of another model, template or data; delete it, or give another output_dir";
+            let why = "holds log-probabilities of another model, template, data or pictures; delete it, or give another output_dir";
             return Err(Error::stored(path, why));
         }
         let (mut rows, mut kept) = (Vec::new(), found.to_owned());

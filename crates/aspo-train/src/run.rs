@@ -5,24 +5,29 @@ use std::time::Instant;
 
 use aspo_data::order::Order;
 use aspo_data::{EncodedPair, ImageLoader};
-use aspo_loss::{ChunkOptions, Metrics, Objective};
+use aspo_loss::{ChunkOptions, Objective};
 use aspo_models::lora::{attach, load_adapter, save_adapter, without_adapters};
-use aspo_models::{Adapter, Precision, stable_ids};
+use aspo_models::{Adapter, stable_ids};
 use burn::backend::Autodiff;
-use burn::optim::{AdamWConfig, GradientsAccumulator, Optimizer};
+use burn::optim::Optimizer;
 use burn::tensor::backend::Backend;
 
 use crate::checkpoint::{self, TrainerState};
-use crate::clip::clip_grad_norm;
 use crate::config::{OnNonFinite, TrainConfig};
 use crate::error::{Error, Result};
 use crate::features::VisionFeatures;
-use crate::metric::{MetricFile, MetricLine, Window};
+use crate::metric::{MetricFile, MetricLine, Window, keep_lines};
+use crate::optimize::{StepGradients, accumulate, adamw};
 use crate::policy::Policy;
 use crate::prepare::{Data, processor};
 use crate::reference::{ReferenceCache, ReferenceKey};
+use crate::sample::Sample;
 use crate::schedule::warmup_steps;
 use crate::step::{MicroBatch, ReferenceRow};
+use crate::tensorboard::EventFile;
+
+/// Prompts that are answered every `eval_steps`.
+const SAMPLES: usize = 3;
 
 /// What a step did, for whoever watches.
 #[derive(Clone, Debug)]
@@ -83,7 +88,6 @@ pub fn train<B: Backend, M: Policy<B>>(
         let record = checkpoint::optimizer::<Autodiff<B>, _>(checkpoint, device)?;
         optimizer = optimizer.load_record(record);
     }
-    let metrics = MetricFile::open(folder, start.state.step)?;
     let lengths: Vec<usize> = data.pairs.iter().map(EncodedPair::length).collect();
     let mut order = Order::new(&lengths, config.global_batch(), 1, config.seed)?;
     (0..start.state.step + start.state.skipped_steps).for_each(|_| drop(order.next_batch()));
@@ -102,6 +106,11 @@ pub fn train<B: Backend, M: Policy<B>>(
     if config.precompute_ref_log_probs {
         work.precompute::<M>(&start.model)?;
     }
+    let metrics = MetricFile::open(folder, start.state.step)?;
+    if config.eval_steps > 0 {
+        keep_lines(&folder.join("samples.jsonl"), start.state.step)?;
+    }
+    let mut events = EventFile::create(folder, start.state.step)?;
 
     let begin = Instant::now();
     let first = start.state.step;
@@ -142,7 +151,15 @@ pub fn train<B: Backend, M: Policy<B>>(
         if start.state.step % config.logging_steps == 0 || start.state.step == total {
             let mut line = start.state.window.take();
             line.extend(also.clone());
-            metrics.append(&MetricLine { step: start.state.step, values: line })?;
+            let line = MetricLine { step: start.state.step, values: line };
+            metrics.append(&line)?;
+            events.append(&line)?;
+        }
+        if config.eval_steps > 0 && start.state.step % config.eval_steps == 0 {
+            let shown = &data.pairs[..data.pairs.len().min(SAMPLES)];
+            let (plain, features) = (start.model.valid(), &mut work.features);
+            let samples = Sample::of(&plain, &data.encoder, shown, start.state.step, features, device)?;
+            samples.iter().try_for_each(|sample| sample.append(folder))?;
         }
         let due = config.save_steps > 0 && start.state.step % config.save_steps == 0;
         if due || start.state.step == total {
@@ -180,14 +197,6 @@ pub fn train<B: Backend, M: Policy<B>>(
     })
 }
 
-fn adamw(config: &TrainConfig) -> AdamWConfig {
-    AdamWConfig::new()
-        .with_beta_1(config.adam_beta1 as f32)
-        .with_beta_2(config.adam_beta2 as f32)
-        .with_epsilon(config.adam_epsilon as f32)
-        .with_weight_decay(config.weight_decay as f32)
-}
-
 /// Where a run begins: fresh, or at a checkpoint.
 struct Start<M> {
     model: M,
@@ -210,14 +219,14 @@ impl<M> Start<M> {
         let folder = config.output_dir.as_path();
         let base = base.no_grad();
         if !resume {
-            if !checkpoint::list(folder)?.is_empty() {
+            if folder.join("adapter").exists() || !checkpoint::list(folder)?.is_empty() {
                 let remedy = "give `--resume` to go on, or another output folder";
                 return Err(Error::option("output_dir", format!("{} holds a run", folder.display()), remedy));
             }
             std::fs::create_dir_all(folder).map_err(|source| Error::io(folder, source))?;
             let lora = config.lora_config();
             let model = stable_ids(attach(base, &lora, config.seed)?);
-            let adapter = Adapter { config: lora, layout: Default::default(), precision: Precision::F32 };
+            let adapter = Adapter::from(lora);
             let state = TrainerState {
                 step: 0,
                 skipped_steps: 0,
@@ -231,6 +240,7 @@ impl<M> Start<M> {
         let (path, state, faults) = checkpoint::newest(folder)?;
         faults.iter().for_each(|fault| warn(&fault.to_string()));
         fits(config, data, &path, &state)?;
+        checkpoint::sweep(folder)?;
         let (model, adapter) = load_adapter(base, &path)?;
         let model = stable_ids(model);
         Ok(Start { model, adapter, state, checkpoint: Some(path) })
@@ -242,17 +252,23 @@ fn fits(config: &TrainConfig, data: &Data, path: &Path, state: &TrainerState) ->
     // What may change from one process to the next.
     let same = |config: &TrainConfig| TrainConfig {
         output_dir: PathBuf::new(),
+        eval_steps: 0,
         save_steps: 0,
         save_total_limit: 0,
         on_non_finite: OnNonFinite::Stop,
         ..config.clone()
     };
-    let table =
-        |config: &TrainConfig| toml::Value::try_from(same(config)).ok().and_then(|v| v.as_table().cloned());
-    let (old, new) = (table(&state.config).unwrap_or_default(), table(config).unwrap_or_default());
+    let options = |config: &TrainConfig| match serde_json::to_value(same(config)) {
+        Ok(serde_json::Value::Object(options)) => options,
+        _ => Default::default(),
+    };
+    let (old, new) = (options(&state.config), options(config));
     let changed = old.keys().chain(new.keys()).find(|key| old.get(*key) != new.get(*key));
     if let Some(key) = changed {
-        let show = |table: &toml::Table| table.get(key).map_or("not set".to_owned(), toml::Value::to_string);
+        let show = |options: &serde_json::Map<String, serde_json::Value>| match options.get(key) {
+            None | Some(serde_json::Value::Null) => "not set".to_owned(),
+            Some(value) => value.to_string(),
+        };
         let why = format!("was made with `{key}` = {}, now {}; resume with the same", show(&old), show(&new));
         return Err(Error::stored(path, why));
     }
@@ -273,13 +289,6 @@ struct Work<'a, B: Backend> {
     device: B::Device,
 }
 
-struct Done {
-    gradients: burn::optim::GradientsParams,
-    metrics: Metrics,
-    norm: f64,
-    tokens: usize,
-}
-
 impl<B: Backend> Work<'_, B> {
     fn micro<P: aspo_models::VisionLanguageModel<B>>(
         &mut self,
@@ -291,44 +300,27 @@ impl<B: Backend> Work<'_, B> {
         MicroBatch::new(&rows, self.config.pair_packing, pad, &mut self.features, model, &self.device)
     }
 
-    /// All micro-batches of one optimiser step; gradients are summed, clipped, not yet applied.
+    /// Gradients of one optimiser step, clipped, not yet applied.
     fn step<M: Policy<B>>(
         &mut self,
         policy: &M,
         pairs: &[usize],
         step: usize,
         checkpoint: &str,
-    ) -> Result<Done> {
+    ) -> Result<StepGradients> {
         let plain = policy.valid();
         let reference = without_adapters(&plain);
-        let names: Vec<String> = pairs.iter().map(|&index| self.data.pairs[index].id.clone()).collect();
-        let mut sum = GradientsAccumulator::<M>::new();
-        let (mut metrics, mut tokens) = (Metrics::default(), 0);
-        for part in pairs.chunks(self.config.per_device_train_batch_size) {
+        let (config, objective) = (self.config, self.objective.clone());
+        if config.lora.lora_dropout > 0.0 {
+            // A backend does not tell its random state: that of each step follows from seed and step instead.
+            B::seed(&self.device, config.seed.rotate_left(32) ^ step as u64);
+        }
+        let batches = pairs.chunks(config.per_device_train_batch_size).map(|part| {
             let batch = self.micro(&plain, part)?;
             let rows = self.reference_rows(&reference, &batch, part)?;
-            let recompute = self.config.gradient_checkpointing;
-            let output =
-                batch.step(policy, &self.objective, rows.as_deref(), pairs.len(), recompute, &self.chunk)?;
-            output.check(step, &names, checkpoint)?;
-            metrics.merge(&output.metrics);
-            tokens += output.tokens;
-            sum.accumulate(policy, output.gradients);
-        }
-        let mut gradients = sum.grads();
-        let limit = (self.config.max_grad_norm > 0.0).then_some(self.config.max_grad_norm);
-        let norm = clip_grad_norm::<Autodiff<B>, M>(policy, &mut gradients, limit);
-        if !norm.is_finite() {
-            let checkpoint = checkpoint.to_owned();
-            return Err(Error::NotFinite {
-                step,
-                what: "gradient norm",
-                found: norm,
-                pairs: names,
-                checkpoint,
-            });
-        }
-        Ok(Done { gradients, metrics, norm, tokens })
+            Ok((batch, rows))
+        });
+        accumulate(policy, batches, pairs.len(), config, &objective, step, checkpoint)
     }
 
     fn reference_rows<P: aspo_models::VisionLanguageModel<B>>(
@@ -348,7 +340,7 @@ impl<B: Backend> Work<'_, B> {
 
     fn precompute<M: Policy<B>>(&mut self, policy: &M) -> Result<()> {
         let reference = without_adapters(&policy.valid());
-        let key = ReferenceKey::new(&self.config.model, &self.data.hash, self.config)?;
+        let key = ReferenceKey::new(self.config, self.data)?;
         let path = self.config.output_dir.join("reference_log_probs.jsonl");
         let mut cache = ReferenceCache::open(&path, &key)?;
         let missing: Vec<usize> = (cache.len()..self.data.pairs.len()).collect();

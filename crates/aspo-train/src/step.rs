@@ -11,7 +11,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::features::VisionFeatures;
 use crate::policy::Policy;
 
@@ -65,8 +65,11 @@ impl<B: Backend> MicroBatch<B> {
         input.image_features = features;
         let [pairs, length] = [self.host.pairs(), self.host.instruction_length];
         if length > 0 {
+            // A row each time a picture is shown: twice a pair where answers have rows of their own.
+            let times = self.host.rows / pairs;
             let grid = |values: Vec<i32>| {
-                Tensor::<T, 2, Int>::from_data(TensorData::new(values, [pairs, length]), &self.device)
+                let data = TensorData::new(values.repeat(times), [times * pairs, length]);
+                Tensor::<T, 2, Int>::from_data(data, &self.device)
             };
             let mask = self.host.instruction_mask.iter().map(|&real| i32::from(real)).collect();
             input.qformer_input_ids = Some(grid(self.host.instruction_ids.clone()));
@@ -221,15 +224,4 @@ pub struct StepOutput {
     pub metrics: Metrics,
     /// Answer tokens of both sides.
     pub tokens: usize,
-}
-
-impl StepOutput {
-    /// The mean loss, or the error that names the pairs.
-    pub(crate) fn check(&self, step: usize, pairs: &[String], checkpoint: &str) -> Result<()> {
-        if self.loss.is_finite() {
-            return Ok(());
-        }
-        let checkpoint = checkpoint.to_owned();
-        Err(Error::NotFinite { step, what: "loss", found: self.loss, pairs: pairs.to_vec(), checkpoint })
-    }
 }

@@ -1,1 +1,10 @@
 //! The crate's promises, one module each.
+
+mod bad_input;
+mod config;
+mod equal;
+mod numbers;
+mod oracle;
+mod resume;
+mod support;
+mod tensorboard;

@@ -1,0 +1,82 @@
+//! One optimiser step: the gradients of its micro-batches summed and clipped, and AdamW with every constant given.
+
+use aspo_loss::{ChunkOptions, Metrics, Objective};
+use burn::backend::Autodiff;
+use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams};
+use burn::tensor::backend::Backend;
+
+use crate::clip::clip_grad_norm;
+use crate::config::TrainConfig;
+use crate::error::{Error, Result};
+use crate::policy::Policy;
+use crate::step::{MicroBatch, ReferenceRow};
+
+/// AdamW with the constants of the config, which are torch's where it gives none.
+pub fn adamw(config: &TrainConfig) -> AdamWConfig {
+    AdamWConfig::new()
+        .with_beta_1(config.adam_beta1 as f32)
+        .with_beta_2(config.adam_beta2 as f32)
+        .with_epsilon(config.adam_epsilon as f32)
+        .with_weight_decay(config.weight_decay as f32)
+}
+
+/// What the micro-batches of one optimiser step add up to.
+pub struct StepGradients {
+    /// Of the adapter's factors, clipped.
+    pub gradients: GradientsParams,
+    /// Means over the pairs of the step, by TRL's names.
+    pub metrics: Metrics,
+    /// Global norm before clipping.
+    pub norm: f64,
+    /// Answer tokens of both sides.
+    pub tokens: usize,
+}
+
+/// Gradients of the mean loss over `pairs` pairs, which `batches` brings in parts of any size: eight of one give what one
+/// of eight gives. Batches are made one at a time. `step` (from 1) and `checkpoint` are for the message if something is
+/// not finite.
+///
+/// # Errors
+/// [`Error::NotFinite`] names the pairs of the micro-batch whose loss, or of the step whose gradient is no number; else
+/// what pictures, model or loss refuse.
+pub fn accumulate<B: Backend, M: Policy<B>>(
+    policy: &M,
+    batches: impl IntoIterator<Item = Result<(MicroBatch<B>, Option<Vec<ReferenceRow>>)>>,
+    pairs: usize,
+    config: &TrainConfig,
+    objective: &Objective,
+    step: usize,
+    checkpoint: &str,
+) -> Result<StepGradients> {
+    let not_finite = |what, found, pairs: &[String]| {
+        Err(Error::NotFinite { step, what, found, pairs: pairs.to_vec(), checkpoint: checkpoint.to_owned() })
+    };
+    let chunk = ChunkOptions::default();
+    let mut sum = GradientsAccumulator::<M>::new();
+    let (mut metrics, mut tokens, mut ids) = (Metrics::default(), 0, Vec::new());
+    for batch in batches {
+        let (batch, reference) = batch?;
+        let recompute = config.gradient_checkpointing;
+        let output = match batch.step(policy, objective, reference.as_deref(), pairs, recompute, &chunk) {
+            // The loss refuses what is no number; told here with step, pairs and checkpoint.
+            Err(Error::Loss(aspo_loss::Error::NotFinite { found, .. })) => {
+                return not_finite("loss", found, &batch.host.ids);
+            }
+            output => output?,
+        };
+        if !output.loss.is_finite() {
+            return not_finite("loss", output.loss, &batch.host.ids);
+        }
+        metrics.merge(&output.metrics);
+        tokens += output.tokens;
+        ids.extend(batch.host.ids);
+        sum.accumulate(policy, output.gradients);
+    }
+    let mut gradients = sum.grads();
+    let limit = (config.max_grad_norm > 0.0).then_some(config.max_grad_norm);
+    let norm = clip_grad_norm::<Autodiff<B>, M>(policy, &mut gradients, limit);
+    if !norm.is_finite() {
+        return not_finite("gradient norm", norm, &ids);
+    }
+    Ok(StepGradients { gradients, metrics, norm, tokens })
+}

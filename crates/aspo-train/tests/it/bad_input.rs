@@ -1,0 +1,225 @@
+//! What is wrong is told in one line with its place and the remedy, and nothing is left half-written.
+
+use std::path::Path;
+
+use aspo_train::{OnNonFinite, Result, TrainConfig};
+use burn_flex::Flex;
+
+use crate::support::{World, listing, spoiled_model, whole_run};
+
+/// Runs what must fail and gives its message.
+fn refused(config: &TrainConfig) -> String {
+    told(whole_run::<Flex>(config, false, |_| (), |_| ()))
+}
+
+fn told<T>(result: Result<T>) -> String {
+    let message = result.err().expect("this must be refused").to_string();
+    assert!(!message.contains('\n'), "more than one line: {message}");
+    message
+}
+
+#[track_caller]
+fn assert_tells(message: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(message.contains(part), "no {part:?} in: {message}");
+    }
+}
+
+fn from_toml(text: &str) -> Result<TrainConfig> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.toml");
+    std::fs::write(&path, text).unwrap();
+    TrainConfig::from_toml(&path)
+}
+
+#[test]
+fn a_key_that_does_not_exist_is_named_with_its_line() {
+    let message = told(from_toml("beta = 0.1\nlerning_rate = 1e-5\n"));
+    assert_tells(&message, &["run.toml", "line 2", "lerning_rate", "learning_rate"]);
+    let message = told(from_toml("beta = 0.1\n\n[lora]\nrank = 8\n"));
+    assert_tells(&message, &["run.toml", "line 4", "rank", "lora_alpha"]);
+}
+
+#[test]
+fn a_value_of_another_type_is_named_with_its_line() {
+    assert_tells(&told(from_toml("seed = 1\nbeta = \"much\"\n")), &["run.toml", "line 2", "f64"]);
+    assert_tells(
+        &told(from_toml("lr_scheduler_type = \"polynomial\"\n")),
+        &["line 1", "polynomial", "cosine"],
+    );
+    assert_tells(&told(from_toml("max_length = -1\n")), &["line 1", "-1"]);
+    assert_tells(&told(from_toml("beta = = 1\n")), &["run.toml", "line 1"]);
+    let absent = TrainConfig::from_toml(Path::new("/nowhere/run.toml"));
+    assert_tells(&told(absent), &["/nowhere/run.toml", "No such file"]);
+}
+
+#[test]
+fn options_that_cannot_be_honoured_are_refused_before_anything_is_read() {
+    let world = World::new();
+    let base = TrainConfig { model: "/nowhere".into(), ..world.config.clone() };
+    let cases: [(&[&str], TrainConfig); 14] = [
+        (&["`clip`", "similarity", "`alpha = 0`"], TrainConfig { alpha: 0.5, ..base.clone() }),
+        (&["alpha", "1.5"], TrainConfig { alpha: 1.5, ..base.clone() }),
+        (&["beta", "-0.1"], TrainConfig { beta: -0.1, ..base.clone() }),
+        (&["dpoo", "sigmoid"], TrainConfig { loss_type: vec!["dpoo".into()], ..base.clone() }),
+        (
+            &["loss_weights", "2 weights for 1"],
+            TrainConfig { loss_weights: Some(vec![1.0; 2]), ..base.clone() },
+        ),
+        (
+            &["half_weight", "total_weight"],
+            TrainConfig { reward_scaling: "half_weight".into(), ..base.clone() },
+        ),
+        (&["`learning_rate`", "NaN"], TrainConfig { learning_rate: f64::NAN, ..base.clone() }),
+        (&["`warmup_ratio`", "3", "0 to 1"], TrainConfig { warmup_ratio: 3.0, ..base.clone() }),
+        (&["`per_device_train_batch_size`"], TrainConfig { per_device_train_batch_size: 0, ..base.clone() }),
+        (&["`gradient_accumulation_steps`"], TrainConfig { gradient_accumulation_steps: 0, ..base.clone() }),
+        (&["`max_grad_norm`", "-1"], TrainConfig { max_grad_norm: -1.0, ..base.clone() }),
+        (&["`num_train_epochs`"], TrainConfig { num_train_epochs: 0.0, ..base.clone() }),
+        (
+            &["`gradient_checkpointing`", "lora_dropout"],
+            TrainConfig {
+                gradient_checkpointing: true,
+                lora: aspo_train::LoraOptions { lora_dropout: 0.1, ..base.lora.clone() },
+                ..base.clone()
+            },
+        ),
+        (
+            &["`precompute_ref_log_probs`", "no reference"],
+            TrainConfig { precompute_ref_log_probs: true, loss_type: vec!["sft".into()], ..base.clone() },
+        ),
+    ];
+    for (parts, config) in cases {
+        assert_tells(&refused(&config), parts);
+    }
+    assert!(!world.config.output_dir.exists(), "nothing was begun");
+}
+
+#[test]
+fn a_folder_that_is_not_there_is_named_with_its_option() {
+    let world = World::new();
+    let gone = world.folder.join("gone");
+    let base = &world.config;
+    let cases = [
+        ("model", TrainConfig { model: gone.clone(), ..base.clone() }),
+        ("tokenizer", TrainConfig { tokenizer: None, ..base.clone() }),
+        ("data", TrainConfig { data: gone.clone(), ..base.clone() }),
+        ("images", TrainConfig { images: gone.clone(), ..base.clone() }),
+        ("clip", TrainConfig { clip: Some(gone.clone()), ..base.clone() }),
+    ];
+    for (option, config) in cases {
+        assert_tells(&refused(&config), &[&format!("`{option}`"), "is not there", "; "]);
+    }
+    assert!(!base.output_dir.exists());
+}
+
+#[test]
+fn a_row_that_cannot_be_used_is_named_with_its_file() {
+    let world = World::new();
+    world.write_pairs(&[("A dot.", "Two dots."), ("A box.", "  ")]);
+    assert_tells(&refused(&world.config), &["pairs.json", "rejected", "empty"]);
+    world.write_pairs(&[("A dot.", "Two </s> dots.")]);
+    assert_tells(&refused(&world.config), &["pairs.json", "</s>"]);
+    std::fs::write(&world.config.data, "[{\"question\": \"a\", \"chosen\": \"b\"").unwrap();
+    assert_tells(&refused(&world.config), &["pairs.json"]);
+    std::fs::write(&world.config.data, "[]").unwrap();
+    assert_tells(&refused(&world.config), &["pairs.json"]);
+    world.write_pairs(&[("A dot.", "Two dots.")]);
+    let short = TrainConfig { max_length: 10, ..world.config.clone() };
+    assert_tells(&refused(&short), &["no pair that can be used (1 leave no room)", "max_length"]);
+    assert!(!world.config.output_dir.exists(), "nothing was begun");
+}
+
+#[test]
+fn an_absent_picture_is_named_before_the_model_is_read() {
+    let world = World::new();
+    std::fs::remove_file(world.config.images.join("3.png")).unwrap();
+    assert_tells(&refused(&world.config), &["`images`", "pairs.json", "3.png", "images` folder"]);
+    assert!(!world.config.output_dir.exists(), "nothing was begun");
+}
+
+#[test]
+fn a_picture_that_vanishes_or_breaks_mid_run_is_named_and_the_checkpoint_is_whole() {
+    for bytes in [None, Some("no picture")] {
+        let world = World::new();
+        // One pair a step and no features kept yet: the pictures of later pairs are still to be read.
+        let config = TrainConfig {
+            per_device_train_batch_size: 1,
+            gradient_accumulation_steps: 1,
+            ..world.config.clone()
+        };
+        let spoil = || {
+            for picture in std::fs::read_dir(&config.images).unwrap() {
+                let path = picture.unwrap().path();
+                match bytes {
+                    None => std::fs::remove_file(path).unwrap(),
+                    Some(text) => std::fs::write(path, text).unwrap(),
+                }
+            }
+        };
+        let mut last = 0;
+        let watch = |step: &aspo_train::StepReport| {
+            if step.step == 2 {
+                spoil();
+            }
+            last = step.step;
+        };
+        let message = told(whole_run::<Flex>(&config, false, watch, |_| ()));
+        assert_tells(&message, &[".png"]);
+        assert!(last >= 2);
+        assert!(config.output_dir.join(format!("checkpoint-{last:06}/manifest.json")).exists());
+        World::make(&world.folder);
+        let mut steps = Vec::new();
+        whole_run::<Flex>(&config, true, |step| steps.push(step.step), |fault| panic!("{fault}")).unwrap();
+        assert_eq!(steps.first(), Some(&(last + 1)));
+    }
+}
+
+/// A world in which one pair's loss is not a number.
+fn spoiled() -> World {
+    let mut world = World::new();
+    world.config.model = world.folder.join("model");
+    spoiled_model(&world.config.model);
+    world.add_spoiled_pair();
+    world
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_the_run_and_names_step_pairs_and_checkpoint() {
+    let world = spoiled();
+    let mut last = 0;
+    let message = told(whole_run::<Flex>(&world.config, false, |step| last = step.step, |_| ()));
+    let checkpoint = if last == 0 { "none yet".into() } else { format!("checkpoint-{last:06}") };
+    let step = format!("step {}:", last + 1);
+    assert_tells(&message, &[&step, "the loss is NaN", "(pairs ", &checkpoint, "learning_rate"]);
+    // The pair is the eleventh of its file, and a micro-batch has two.
+    let named = message.split("(pairs ").nth(1).unwrap().split(')').next().unwrap();
+    let ids: Vec<&str> = named.split(", ").collect();
+    let spoiled = world.data().pairs.last().unwrap().id.clone();
+    assert!(ids.contains(&spoiled.as_str()) && ids.len() <= 2, "{named}");
+    assert!(listing(&world.config.output_dir).iter().all(|name| !name.contains(".tmp")));
+}
+
+#[test]
+fn a_step_that_is_skipped_is_counted() {
+    let world = spoiled();
+    let config = TrainConfig { on_non_finite: OnNonFinite::Skip, logging_steps: 1, ..world.config.clone() };
+    let finished = whole_run::<Flex>(&config, false, |_| (), |_| ()).unwrap();
+    assert!(finished.skipped_steps > 0);
+    let lines = aspo_train::MetricFile::read(&config.output_dir).unwrap();
+    assert_eq!(lines.last().unwrap().values["aspo/skipped_steps"], finished.skipped_steps as f64);
+    assert!(lines.iter().all(|line| line.values["loss"].is_finite()));
+    // Where nothing but the spoiled pair is left, the run does not go on for ever.
+    world.write_pairs(&[("A ~ here.", "Odd.")]);
+    let only = TrainConfig { output_dir: world.folder.join("only"), ..config };
+    assert_tells(&refused(&only), &["the loss is NaN"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn an_output_folder_that_cannot_be_made_is_named() {
+    let world = World::new();
+    std::fs::write(world.folder.join("file"), "").unwrap();
+    let config = TrainConfig { output_dir: world.folder.join("file/out"), ..world.config.clone() };
+    assert_tells(&refused(&config), &["file/out"]);
+}

@@ -1,0 +1,133 @@
+//! How a step is computed does not change what it computes.
+
+use aspo_data::EncodedPair;
+use aspo_models::lora::without_adapters;
+use aspo_train::{MicroBatch, ReferenceRow, TrainConfig, accumulate};
+use burn::backend::Autodiff;
+use burn::module::AutodiffModule;
+use burn::tensor::backend::Backend;
+
+use crate::support::{World, apart, flat, listing, on_backends, trained_policy, whole_run};
+
+on_backends!(
+    packed_pairs_give_the_loss_and_gradients_of_rows_apart,
+    recomputation_gives_the_gradients_of_the_plain_pass,
+    one_batch_of_eight_is_eight_of_one_is_four_of_two,
+    clipping_leaves_at_most_the_limit,
+    cached_reference_rows_train_as_live_ones_do,
+    a_cache_is_finished_where_it_was_left_and_refused_when_the_model_changes,
+);
+
+/// Loss, norm and gradients of eight pairs in parts.
+fn step<B: Backend>(config: &TrainConfig, part: usize) -> (f64, f64, Vec<f64>) {
+    let world = World::new();
+    let mut data = world.data();
+    for pair in &mut data.pairs {
+        // Scores as a CLIP might give them, unlike from sentence to sentence.
+        let count = pair.chosen.sentence_count();
+        pair.chosen.similarity = (0..count).map(|sentence| 0.2 + 0.03 * (sentence * 7 % 5) as f32).collect();
+    }
+    let config = TrainConfig { alpha: 0.5, clip: Some("not read".into()), ..config.clone() };
+    let objective = config.objective().unwrap();
+    let policy = trained_policy::<B>();
+    let plain = policy.valid();
+    let reference = without_adapters(&plain);
+    let mut features = world.features();
+    let pairs: Vec<&EncodedPair> = data.pairs.iter().take(8).collect();
+    let pad = data.encoder.tokenizer.pad();
+    let device = B::Device::default();
+    let batches = pairs.chunks(part).map(|rows| {
+        let batch = MicroBatch::new(rows, config.pair_packing, pad, &mut features, &plain, &device)?;
+        let rows: Vec<ReferenceRow> = batch.reference(&reference, &Default::default())?;
+        Ok((batch, Some(rows)))
+    });
+    let done = accumulate(&policy, batches, pairs.len(), &config, &objective, 1, "none").unwrap();
+    let gradients = flat::<Autodiff<B>, _>(&policy, &done.gradients);
+    assert!(gradients.iter().any(|gradient| gradient.abs() > 1e-3), "gradients that could differ");
+    (done.metrics.get("loss").unwrap(), done.norm, gradients)
+}
+
+fn unclipped() -> TrainConfig {
+    TrainConfig { max_grad_norm: 0.0, ..TrainConfig::default() }
+}
+
+/// Sums in another order differ by rounding: a few units of 1e-7 on numbers of order one.
+const ROUNDING: f64 = 1e-5;
+
+fn assert_same(a: (f64, f64, Vec<f64>), b: (f64, f64, Vec<f64>)) {
+    assert!((a.0 - b.0).abs() < ROUNDING, "losses {} and {}", a.0, b.0);
+    let apart = apart(&a.2, &b.2);
+    assert!(apart < ROUNDING, "gradients are {apart:.1e} apart");
+}
+
+fn packed_pairs_give_the_loss_and_gradients_of_rows_apart<B: Backend>() {
+    let apart = TrainConfig { pair_packing: false, ..unclipped() };
+    assert_same(step::<B>(&unclipped(), 8), step::<B>(&apart, 8));
+}
+
+fn recomputation_gives_the_gradients_of_the_plain_pass<B: Backend>() {
+    let recompute = TrainConfig { gradient_checkpointing: true, ..unclipped() };
+    assert_same(step::<B>(&unclipped(), 4), step::<B>(&recompute, 4));
+}
+
+fn one_batch_of_eight_is_eight_of_one_is_four_of_two<B: Backend>() {
+    let whole = step::<B>(&unclipped(), 8);
+    for part in [1, 2, 3] {
+        assert_same(whole.clone(), step::<B>(&unclipped(), part));
+    }
+}
+
+fn clipping_leaves_at_most_the_limit<B: Backend>() {
+    let (_, norm, free) = step::<B>(&unclipped(), 8);
+    let limit = norm / 3.0;
+    let (_, told, held) = step::<B>(&TrainConfig { max_grad_norm: limit, ..unclipped() }, 8);
+    assert!((told - norm).abs() < 1e-6 * norm, "the norm told is that before clipping");
+    let scaled: Vec<f64> = free.iter().map(|gradient| gradient * limit / (norm + 1e-6)).collect();
+    assert!(apart(&scaled, &held) < 1e-6 * norm);
+}
+
+fn cached_reference_rows_train_as_live_ones_do<B: Backend>() {
+    let world = World::new();
+    let live = TrainConfig { max_steps: 4, ..world.config.clone() };
+    let cached = TrainConfig {
+        precompute_ref_log_probs: true,
+        output_dir: world.folder.join("cached"),
+        ..live.clone()
+    };
+    let mut losses = [Vec::new(), Vec::new()];
+    for (config, losses) in [&live, &cached].into_iter().zip(&mut losses) {
+        whole_run::<B>(config, false, |step| losses.push(step.values.values["loss"]), |_| ()).unwrap();
+    }
+    // Cached rows come from batches of other pairs: padding differs, so the last bits may.
+    assert!(apart(&losses[0], &losses[1]) < ROUNDING, "{losses:?}");
+}
+
+fn a_cache_is_finished_where_it_was_left_and_refused_when_the_model_changes<B: Backend>() {
+    let world = World::new();
+    let config = TrainConfig { precompute_ref_log_probs: true, max_steps: 1, ..world.config.clone() };
+    whole_run::<B>(&config, false, |_| (), |_| ()).unwrap();
+    let path = config.output_dir.join("reference_log_probs.jsonl");
+    let whole = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(whole.lines().count(), 1 + 10, "a key and one line a pair");
+
+    // As a process killed in the fourth line leaves it; batches of two begin again at the fourth.
+    let torn: String = whole.split_inclusive('\n').take(4).collect::<String>() + "{\"chosen\":[1,";
+    let again = TrainConfig { output_dir: world.folder.join("again"), ..config.clone() };
+    std::fs::create_dir_all(&again.output_dir).unwrap();
+    std::fs::write(again.output_dir.join("reference_log_probs.jsonl"), torn).unwrap();
+    whole_run::<B>(&again, false, |_| (), |_| ()).unwrap();
+    let mended = std::fs::read_to_string(again.output_dir.join("reference_log_probs.jsonl")).unwrap();
+    assert_eq!(mended.lines().take(4).collect::<Vec<_>>(), whole.lines().take(4).collect::<Vec<_>>());
+    assert_eq!(mended.lines().count(), 11);
+
+    // Another picture under the same name makes the rows another reference's.
+    let other = TrainConfig { output_dir: world.folder.join("other"), ..config.clone() };
+    std::fs::create_dir_all(&other.output_dir).unwrap();
+    std::fs::copy(&path, other.output_dir.join("reference_log_probs.jsonl")).unwrap();
+    std::fs::copy(config.images.join("1.png"), config.images.join("0.png")).unwrap();
+    let error = whole_run::<B>(&other, false, |_| (), |_| ()).unwrap_err().to_string();
+    assert!(error.contains("reference_log_probs.jsonl") && error.contains("delete it"), "{error}");
+    let kept = std::fs::read_to_string(other.output_dir.join("reference_log_probs.jsonl")).unwrap();
+    assert_eq!(kept, whole, "a cache that does not fit is not written over");
+    assert_eq!(listing(&other.output_dir), ["reference_log_probs.jsonl"]);
+}
