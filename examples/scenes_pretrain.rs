@@ -22,10 +22,10 @@ struct Args {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Scenes that are learned from.
-    #[arg(long, default_value_t = 6000)]
+    #[arg(long, default_value_t = 8000)]
     scenes: usize,
     /// Steps of CLIP's training; 0 takes the CLIP that lies in `out` already.
-    #[arg(long, default_value_t = 700)]
+    #[arg(long, default_value_t = 3000)]
     clip_steps: usize,
     /// Steps of the decoder's training on text, of the projector's, and of both together.
     #[arg(long, value_delimiter = ',', default_values_t = [100, 50, 1900])]
@@ -52,7 +52,7 @@ fn main() -> Result<(), Failure> {
         Clip::from_pretrained(&clip_folder, &Default::default(), &device)?.0
     } else {
         let tokenizer = tokenizer::clip(&texts)?;
-        let settings = clip::Settings { steps: args.clip_steps, batch: 96, rate: 1e-3, seed: args.seed };
+        let settings = clip::Settings { steps: args.clip_steps, batch: 64, rate: 1e-3, seed: args.seed };
         let mut progress = Progress::new("clip", args.clip_steps);
         let clip =
             clip::train::<Flex>(&tokenizer, &lessons, &pixels, &settings, &device, |step, loss, right| {
@@ -113,7 +113,7 @@ impl Progress {
     }
 
     fn show(&mut self, step: usize, what: &str) {
-        if step % 50 == 0 || step + 1 == self.steps {
+        if step.is_multiple_of(50) || step + 1 == self.steps {
             println!(
                 "{} {}/{}: {what}, {:.0} s",
                 self.name,

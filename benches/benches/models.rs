@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use aspo_models::lora::{LoraConfig, Names, attach};
 use aspo_models::{
-    GenerateConfig, LanguageModel, Llama, LlamaConfig, ModelConfig, ModelInput, generate, recompute_backward,
+    GenerateConfig, Llama, LlamaConfig, ModelConfig, ModelInput, generate, recompute_backward,
 };
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;

@@ -1,14 +1,14 @@
 //! Log-probabilities from hidden states and the head's weight, in chunks of tokens, with a backward of their own.
 //!
-//! The dense way makes logits [N, V], a softmax of the same size and their gradients. Here one tile of logits (some rows,
+//! The dense way makes logits `[N, V]`, a softmax of the same size and their gradients. Here one tile of logits (some rows,
 //! some columns of the vocabulary) is made at a time and forgotten; row sums are merged from tile to tile with a running
 //! maximum, as in online softmax (arXiv 1805.02867):
 //!
 //! - **The head is frozen** (adapters): a token's log-probability depends on its own hidden row alone,
 //!   `∂logp_t/∂h_t = W[y_t] - softmax(W h_t) W`. It is made in the forward while a tile's exponentials are at hand
-//!   and only scaled by the incoming gradient in the backward: two products in all, nothing is recomputed, and [N, D]
+//!   and only scaled by the incoming gradient in the backward: two products in all, nothing is recomputed, and `[N, D]`
 //!   is all that is kept.
-//! - **The head trains**: `log Σ exp` is kept, [N], and the backward makes each tile's logits again for
+//! - **The head trains**: `log Σ exp` is kept, `[N]`, and the backward makes each tile's logits again for
 //!   `∂logp_t/∂h_t` and `∂logp_t/∂W`: four products where the dense way has three.
 //! - **Nothing is tracked**: only the forward runs, and no graph is made.
 //!
@@ -67,7 +67,7 @@ impl ChunkOptions {
     }
 }
 
-/// Log-probabilities [N] of `targets` [N] from `hidden` [N, D] and the head's weight `head` [V, D] (Hugging Face's
+/// Log-probabilities `[N]` of `targets` `[N]` from `hidden` `[N, D]` and the head's weight `head` `[V, D]` (Hugging Face's
 /// layout of `lm_head.weight`), in f32, with the backward that the module's page describes.
 ///
 /// Give only response positions ([`SentenceMap::select_rows`](crate::SentenceMap::select_rows)).
@@ -127,7 +127,7 @@ fn check<B: Backend>(
     Ok(Tiles { tokens, vocab, rows, columns })
 }
 
-/// How [N, V] is cut.
+/// How `[N, V]` is cut.
 #[derive(Debug, Clone, Copy)]
 struct Tiles {
     tokens: usize,
@@ -159,7 +159,7 @@ impl Tiles {
 struct Forward<B: Backend> {
     log_probs: Tensor<B, 1>,
     log_sum_exp: Tensor<B, 1>,
-    /// `∂logp/∂h`, [N, D], if asked for.
+    /// `∂logp/∂h`, `[N, D]`, if asked for.
     slope: Option<Tensor<B, 2>>,
     stats: Vec<Tensor<B, 2>>,
 }
@@ -325,7 +325,7 @@ impl<B: Backend> Backward<B, 2> for RecomputeBackward {
 
 /// The gradients of hidden states (if wanted) and head. With `g` the incoming gradient,
 /// `∂L/∂z = g (onehot(y) - softmax z)`. The vocabulary is the outer loop: each tile of the head gets its gradient at
-/// once, and only [N, D] is added to over and over.
+/// once, and only `[N, D]` is added to over and over.
 fn recompute<B: Backend>(
     grad: Tensor<B, 1>,
     state: Recompute<B>,

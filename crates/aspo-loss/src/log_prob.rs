@@ -8,9 +8,9 @@ use burn::prelude::*;
 use crate::error::{Error, Result};
 use crate::math;
 
-/// Log-probabilities [N] of `targets` [N] under `logits` [N, V] (row i scores `targets[i]`: already shifted), in f32.
+/// Log-probabilities `[N]` of `targets` `[N]` under `logits` `[N, V]` (row i scores `targets[i]`: already shifted), in f32.
 ///
-/// Gradients flow through by Burn's own autodiff, which keeps [N, V] tensors; prefer
+/// Gradients flow through by Burn's own autodiff, which keeps `[N, V]` tensors; prefer
 /// [`chunked_log_probs`](crate::chunked_log_probs) where hidden states and the head's weight are at hand.
 ///
 /// # Errors

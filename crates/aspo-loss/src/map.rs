@@ -109,7 +109,7 @@ impl SentenceMap {
         self.rows.iter().map(|row| row.counts.len()).max().unwrap_or(0)
     }
 
-    /// The longest row of ids the map was made from: the least T of a padded [B, T] tensor it can address.
+    /// The longest row of ids the map was made from: the least T of a padded `[B, T]` tensor it can address.
     pub fn width(&self) -> usize {
         self.width
     }
@@ -129,7 +129,7 @@ impl SentenceMap {
         self.starts[row]..self.starts[row + 1]
     }
 
-    /// Flat indices into a row-major [B, T] tensor of each response token, in the order of the flat vector.
+    /// Flat indices into a row-major `[B, T]` tensor of each response token, in the order of the flat vector.
     pub fn flat_positions(&self, row_length: usize) -> Vec<usize> {
         let place = |(row, r): (usize, &Row)| {
             r.positions.iter().map(move |&p| row * row_length + p).collect::<Vec<_>>()
@@ -137,7 +137,7 @@ impl SentenceMap {
         self.rows.iter().enumerate().flat_map(place).collect()
     }
 
-    /// The response positions of hidden states or logits: [B, T, D] to [N, D], so that only they are projected.
+    /// The response positions of hidden states or logits: `[B, T, D]` to `[N, D]`, so that only they are projected.
     ///
     /// # Errors
     /// A tensor of another number of rows, or shorter than the map.
@@ -148,7 +148,7 @@ impl SentenceMap {
         Ok(states.reshape([batch * length, features]).select(0, index))
     }
 
-    /// The labels of the response positions: [B, T] to [N].
+    /// The labels of the response positions: `[B, T]` to `[N]`.
     ///
     /// # Errors
     /// As [`select_rows`](Self::select_rows).

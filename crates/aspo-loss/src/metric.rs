@@ -59,7 +59,7 @@ impl Metrics {
 }
 
 impl<B: Backend> LossOutput<B> {
-    /// The metrics of this batch. Reads [B]-sized tensors back once.
+    /// The metrics of this batch. Reads `[B]`-sized tensors back once.
     pub fn metrics(&self) -> Metrics {
         let columns = [
             &self.losses,

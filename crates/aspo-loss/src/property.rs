@@ -260,7 +260,7 @@ pub fn runner(cases: u32) -> TestRunner {
     TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha))
 }
 
-/// Holds a loss (a batch to one value per pair, [B]) against the properties of preference losses, `cases` batches each:
+/// Holds a loss (a batch to one value per pair, `[B]`) against the properties of preference losses, `cases` batches each:
 ///
 /// - one finite loss per pair and a finite gradient, for ordinary and for extreme log-probabilities;
 /// - padding changes nothing; the order of pairs only orders the losses;

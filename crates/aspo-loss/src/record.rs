@@ -11,7 +11,7 @@ use crate::log_prob::TokenStats;
 use crate::map::{PairMap, SentenceMap};
 use crate::math;
 
-/// One log-probability per response token of both sides, [N_chosen] and [N_rejected], in f32.
+/// One log-probability per response token of both sides, `[N_chosen]` and `[N_rejected]`, in f32.
 #[derive(Debug, Clone)]
 struct Scores<B: Backend> {
     chosen: Tensor<B, 1>,
@@ -106,7 +106,7 @@ macro_rules! scores {
         pub struct $name<B: Backend>(Scores<B>);
 
         impl<B: Backend> $name<B> {
-            /// From flat vectors [N_chosen] and [N_rejected], as [`chunked_log_probs`](crate::chunked_log_probs) makes
+            /// From flat vectors `[N_chosen]` and `[N_rejected]`, as [`chunked_log_probs`](crate::chunked_log_probs) makes
             /// them from selected positions.
             ///
             /// # Errors
@@ -124,7 +124,7 @@ macro_rules! scores {
                 Scores::joined($who, map, both).map(Self::finish)
             }
 
-            /// From padded tensors [B, T_chosen] and [B, T_rejected]; positions outside the responses are not read.
+            /// From padded tensors `[B, T_chosen]` and `[B, T_rejected]`; positions outside the responses are not read.
             ///
             /// # Errors
             /// Another number of rows than the map's, or rows shorter than its longest.
@@ -150,12 +150,12 @@ macro_rules! scores {
                 Self(Scores { chosen: finish(scores.chosen), rejected: finish(scores.rejected) })
             }
 
-            /// The chosen side, [N_chosen], f32.
+            /// The chosen side, `[N_chosen]`, f32.
             pub fn chosen(&self) -> &Tensor<B, 1> {
                 &self.0.chosen
             }
 
-            /// The rejected side, [N_rejected], f32.
+            /// The rejected side, `[N_rejected]`, f32.
             pub fn rejected(&self) -> &Tensor<B, 1> {
                 &self.0.rejected
             }
@@ -257,7 +257,7 @@ pub struct PreferenceBatch<B: Backend> {
     pub(crate) stats: Option<[TokenStats; 2]>,
 }
 
-/// Log-probabilities of the *chosen* tokens when the model sees a corrupted image (mDPO's conditional term), [N_chosen].
+/// Log-probabilities of the *chosen* tokens when the model sees a corrupted image (mDPO's conditional term), `[N_chosen]`.
 #[derive(Debug, Clone)]
 pub(crate) struct CorruptedScores<B: Backend> {
     pub(crate) policy: Tensor<B, 1>,
@@ -337,7 +337,7 @@ impl<B: Backend> PreferenceBatch<B> {
         Ok(self)
     }
 
-    /// With the log-probabilities, [N_chosen], of the chosen tokens given a corrupted image, under policy and
+    /// With the log-probabilities, `[N_chosen]`, of the chosen tokens given a corrupted image, under policy and
     /// reference, for `mdpo_conditional`.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use crate::math;
 /// The exponent of a perplexity is capped here so that it stays finite (C).
 pub const MAX_PERPLEXITY_EXPONENT: f64 = 80.0;
 
-/// Sums of a flat vector [N] over sentences: [B, K], zero where a row has fewer than K sentences.
+/// Sums of a flat vector `[N]` over sentences: `[B, K]`, zero where a row has fewer than K sentences.
 /// `Σ_i log π(s_i) = log π(y)` holds row by row, since every response token is in exactly one sentence.
 pub fn sentence_sums<B: Backend>(tokens: Tensor<B, 1>, map: &SentenceMap) -> Tensor<B, 2> {
     let (rows, width) = (map.batch_size(), map.max_sentences());
@@ -21,7 +21,7 @@ pub fn sentence_sums<B: Backend>(tokens: Tensor<B, 1>, map: &SentenceMap) -> Ten
     add_up(tokens, places, rows * width).reshape([rows, width])
 }
 
-/// Sums of a flat vector [N] over responses: [B].
+/// Sums of a flat vector `[N]` over responses: `[B]`.
 pub fn response_sums<B: Backend>(tokens: Tensor<B, 1>, map: &SentenceMap) -> Tensor<B, 1> {
     let place = |row: usize| core::iter::repeat_n(row as i32, map.row_tokens(row));
     let places: Vec<i32> = (0..map.batch_size()).flat_map(place).collect();

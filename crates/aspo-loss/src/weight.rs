@@ -58,7 +58,7 @@ pub fn weight_entropy(weights: &[f64]) -> f64 {
     -weights.iter().map(|w| w / sum).filter(|p| *p > 0.0).map(|p| p * p.ln()).sum::<f64>()
 }
 
-/// ρ, always detached: what keeps "long responses [from] benefit[ing] from an increased total weight" (F). Its exact
+/// ρ, always detached: what keeps "long responses \[from\] benefit\[ing\] from an increased total weight" (F). Its exact
 /// definition is not published; the four readings are ours (C).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]

@@ -3,6 +3,7 @@
 use std::error::Error;
 
 use aspo_data::scenes::{Background, Colour, Place, SIDE, Shape, Size, Verdict, judge};
+use aspo_models::ModelInput;
 use aspo_models::clip::{Clip, ClipConfig, ClipTextConfig, ClipVisionConfig};
 use aspo_train::{Schedule, clip_grad_norm};
 use burn::backend::Autodiff;
@@ -36,7 +37,7 @@ pub fn config(tokenizer: &Tokenizer) -> ClipConfig {
             vocab_size: tokenizer.get_vocab_size(true),
             hidden_size: 96,
             intermediate_size: 256,
-            num_hidden_layers: 3,
+            num_hidden_layers: 2,
             num_attention_heads: 4,
             max_position_embeddings: 77,
             eos_token_id: tokenizer.token_to_id("<|endoftext|>").unwrap_or_default(),
@@ -48,7 +49,7 @@ pub fn config(tokenizer: &Tokenizer) -> ClipConfig {
             num_hidden_layers: 4,
             num_attention_heads: 4,
             image_size: SIDE as usize,
-            patch_size: 12,
+            patch_size: 24,
             ..Default::default()
         },
         projection_dim: 96,
@@ -61,14 +62,13 @@ pub fn tokens<B: Backend>(
     tokenizer: &Tokenizer,
     texts: &[String],
     device: &B::Device,
-) -> Result<(Tensor<B, 2, Int>, Tensor<B, 2, Int>), Box<dyn Error + Send + Sync>> {
+) -> Result<ModelInput<B>, Box<dyn Error + Send + Sync>> {
     let rows = texts
         .iter()
         .map(|text| Ok(tokenizer.encode(text.as_str(), true)?.get_ids().to_vec()))
         .collect::<Result<Vec<_>, Box<dyn Error + Send + Sync>>>()?;
     let end = tokenizer.token_to_id("<|endoftext|>").unwrap_or_default();
-    let input = aspo_models::ModelInput::from_rows(&rows, end, device);
-    Ok((input.input_ids, input.attention_mask))
+    Ok(ModelInput::from_rows(&rows, end, device))
 }
 
 /// Trains the towers. Each step sees `batch` pictures with one true sentence each and, as further negatives, three
@@ -86,15 +86,17 @@ pub fn train<B: Backend>(
     let mut optimiser = AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(0.05).init();
     let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
     for step in 0..settings.steps {
-        let batch: Vec<usize> = (0..settings.batch).map(|_| rng.random_range(0..lessons.len())).collect();
+        let pool = pool(lessons, step as f64 / settings.steps as f64);
+        let batch: Vec<usize> = (0..settings.batch).map(|_| pool[rng.random_range(0..pool.len())]).collect();
         let texts = texts(&batch, lessons, &mut rng);
         let excluded = excluded(&batch, lessons, &texts);
         let n = batch.len();
         let images: Vec<f32> = batch.iter().flat_map(|&index| pixels[index].iter().copied()).collect();
         let side = SIDE as usize;
         let images = Tensor::from_data(TensorData::new(images, [n, 3, side, side]), device);
-        let (ids, mask) = tokens(tokenizer, &texts, device)?;
-        let logits = model.logits_per_image(model.image_embeds(images)?, model.text_embeds(ids, mask)?);
+        let read = tokens(tokenizer, &texts, device)?;
+        let texts = model.text_embeds(read.input_ids, read.attention_mask)?;
+        let logits = model.logits_per_image(model.image_embeds(images)?, texts);
         let excluded =
             Tensor::<_, 2, Bool>::from_data(TensorData::new(excluded, [n, (1 + VARIANTS) * n]), device);
         let logits = logits.mask_fill(excluded, -1e4);
@@ -112,6 +114,19 @@ pub fn train<B: Backend>(
         report(step, loss.into_scalar().elem(), right as f32 / n as f32);
     }
     Ok(burn::module::AutodiffModule::valid(&model))
+}
+
+/// The lessons of a moment of the training, 0 to 1: pictures of one object first, since what an object looks like is
+/// learned much sooner there; then of two; then all.
+fn pool(lessons: &[Lesson], moment: f64) -> Vec<usize> {
+    let most = match moment {
+        ..0.4 => 1,
+        ..0.6 => 2,
+        _ => usize::MAX,
+    };
+    let fits = |at: &usize| lessons[*at].scene.objects.len() <= most;
+    let pool: Vec<usize> = (0..lessons.len()).filter(fits).collect();
+    if pool.is_empty() { (0..lessons.len()).collect() } else { pool }
 }
 
 /// Mistaken variants of each true sentence.

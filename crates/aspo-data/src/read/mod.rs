@@ -1,7 +1,7 @@
 //! Files of preference pairs, read one row at a time.
 //!
 //! [`read_pairs`] looks at the first row to tell the format; [`read_pairs_as`] is told. Memory does not grow with the
-//! file. A faulty row is an [`Error::Row`](crate::Error::Row) and the next row follows, so that a caller may skip and
+//! file. A faulty row is an [`Error::Row`] and the next row follows, so that a caller may skip and
 //! count or stop at the first.
 //!
 //! | format | keys | container |

@@ -59,7 +59,7 @@ pub fn write(folder: &Path, seed: u64, split: Split, count: usize) -> Result<Vec
     Ok(written)
 }
 
-/// Reads a split that [`write`] wrote.
+/// Reads a split that [`write()`] wrote.
 ///
 /// # Errors
 /// A missing file; a line that is no scene, by number.

@@ -79,7 +79,7 @@ pub struct SideWeighting {
     pub scale: Vec<f64>,
 }
 
-/// The losses [B] and rewards of ASPO.
+/// The losses `[B]` and rewards of ASPO.
 pub(super) fn term<B: Backend>(
     batch: &PreferenceBatch<B>,
     sequences: &Sequences<B>,
@@ -109,7 +109,7 @@ pub(super) fn term<B: Backend>(
     Ok(Term { losses, chosen_rewards, rejected_rewards, weighting: Some(Weighting { chosen, rejected }) })
 }
 
-/// `ρ β Σ_i (1+w_i) d_i`, [B].
+/// `ρ β Σ_i (1+w_i) d_i`, `[B]`.
 fn reward<B: Backend>(
     ratios: Tensor<B, 1>,
     map: &SentenceMap,

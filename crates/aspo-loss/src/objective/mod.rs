@@ -333,19 +333,19 @@ impl FromStr for Objective {
 /// A loss and what was seen on the way.
 #[derive(Debug, Clone)]
 pub struct LossOutput<B: Backend> {
-    /// Mean of `losses`, [1].
+    /// Mean of `losses`, `[1]`.
     pub loss: Tensor<B, 1>,
-    /// The loss of each pair, [B], with gradients: sum these over micro-batches and divide by the pairs of the whole
+    /// The loss of each pair, `[B]`, with gradients: sum these over micro-batches and divide by the pairs of the whole
     /// batch to accumulate exactly.
     pub losses: Tensor<B, 1>,
-    /// Implicit rewards of the chosen responses, [B], detached: `β r_c`, weighed for ASPO; `β log π(y)/|y|` for losses
+    /// Implicit rewards of the chosen responses, `[B]`, detached: `β r_c`, weighed for ASPO; `β log π(y)/|y|` for losses
     /// without a reference. Of the first term, where there are several.
     pub chosen_rewards: Tensor<B, 1>,
-    /// The same of the rejected responses, [B], detached.
+    /// The same of the rejected responses, `[B]`, detached.
     pub rejected_rewards: Tensor<B, 1>,
-    /// `log π(y_c)`, [B], detached, with `ld_alpha` if that is set.
+    /// `log π(y_c)`, `[B]`, detached, with `ld_alpha` if that is set.
     pub chosen_logps: Tensor<B, 1>,
-    /// `log π(y_r)`, [B], detached, with `ld_alpha` if that is set.
+    /// `log π(y_r)`, `[B]`, detached, with `ld_alpha` if that is set.
     pub rejected_logps: Tensor<B, 1>,
     /// ASPO's weights, perplexities and scales.
     pub weighting: Option<Weighting>,
@@ -355,7 +355,7 @@ pub struct LossOutput<B: Backend> {
 }
 
 impl<B: Backend> LossOutput<B> {
-    /// `chosen_rewards - rejected_rewards`, [B], detached.
+    /// `chosen_rewards - rejected_rewards`, `[B]`, detached.
     pub fn margins(&self) -> Tensor<B, 1> {
         self.chosen_rewards.clone() - self.rejected_rewards.clone()
     }
@@ -378,7 +378,7 @@ struct Term<B: Backend> {
     weighting: Option<Weighting>,
 }
 
-/// Both responses of each pair as wholes, chosen first; [B] each. With `ld_alpha`, tokens beyond the shorter length
+/// Both responses of each pair as wholes, chosen first; `[B]` each. With `ld_alpha`, tokens beyond the shorter length
 /// count by that much.
 struct Sequences<B: Backend> {
     /// `log π(y)`.
@@ -387,7 +387,7 @@ struct Sequences<B: Backend> {
     lengths: [Tensor<B, 1>; 2],
     /// `log[π(y)/π_ref(y)]`.
     ratios: Option<[Tensor<B, 1>; 2]>,
-    /// The same of each token, [N].
+    /// The same of each token, `[N]`.
     token_ratios: Option<[Tensor<B, 1>; 2]>,
 }
 

@@ -7,7 +7,7 @@ use burn::tensor::activation::relu;
 use super::{LossType, Objective, Sequences, smoothed};
 use crate::math::{log_sigmoid, sigmoid};
 
-/// The losses [B] of one of the pairwise kinds.
+/// The losses `[B]` of one of the pairwise kinds.
 pub(super) fn losses<B: Backend>(
     loss: LossType,
     sequences: &Sequences<B>,

@@ -10,7 +10,7 @@ use crate::map::SentenceMap;
 use crate::math;
 use crate::record::PreferenceBatch;
 
-/// `w(y_c) w(y_r)`, [B].
+/// `w(y_c) w(y_r)`, `[B]`.
 pub(super) fn weights<B: Backend>(batch: &PreferenceBatch<B>) -> Result<Tensor<B, 1>> {
     let [chosen_stats, rejected_stats] =
         batch.stats.as_ref().expect("evaluated only where the statistics were given");
