@@ -1,9 +1,10 @@
-//! What the examples share: choosing a backend, asking a model, measuring on the scenes world, making its base models.
+//! What the examples share: choosing a backend, asking a model, measuring on the scenes world, making its base models, means over seeds.
 
 pub mod answer;
 pub mod backend;
 pub mod measure;
 pub mod pretrain;
+pub mod spread;
 
 /// Anything that can go wrong in an example.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;

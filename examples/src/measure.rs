@@ -6,14 +6,14 @@ use aspo_data::scenes::{PopeKind, Split, Verdict, judge, load, pope};
 use aspo_data::{Encoder, ImageLoader, ImageProcessor, ImageSource};
 use aspo_models::VisionLanguageModel;
 use burn::tensor::backend::Backend;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::Failure;
 use crate::answer::{Asked, answer};
 use crate::pretrain::corpus::{INSTRUCTIONS, SHORT};
 
 /// One split of POPE.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Pope {
     /// Share of right answers.
     pub accuracy: f64,
@@ -24,7 +24,7 @@ pub struct Pope {
 }
 
 /// What a model does on held-out scenes.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     /// Random, popular, adversarial.
     pub pope: [Pope; 3],

@@ -57,11 +57,12 @@ impl VisionFeatures {
         if !new.is_empty() {
             let sources: Vec<_> = new.iter().map(|&index| batch.images[index].clone()).collect();
             let pixels = self.loader.load_all(&sources).into_iter().collect::<Result<Vec<_>, _>>()?;
-            let features = model.vision_features(pixel_tensor(&pixels, model.image_size(), device)?)?;
-            shape = features.dims();
-            let values: Vec<f32> = features.into_data().iter::<f32>().collect();
-            for (&index, values) in new.iter().zip(values.chunks(shape[1] * shape[2])) {
-                fresh.insert(&keys[index], values.to_vec());
+            // One picture at a time: products round by the shape of their batch, and which pictures are new together
+            // is another matter after a resume.
+            for (&index, pixels) in new.iter().zip(pixels) {
+                let features = model.vision_features(pixel_tensor(&[pixels], model.image_size(), device)?)?;
+                shape = features.dims();
+                fresh.insert(&keys[index], features.into_data().iter::<f32>().collect());
             }
         }
         let mut values = Vec::new();

@@ -15,7 +15,7 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use tokenizers::Tokenizer;
 
-use super::corpus::Lesson;
+use super::corpus::{Lesson, most_objects};
 
 /// How long and how fast.
 #[derive(Clone, Debug)]
@@ -116,15 +116,9 @@ pub fn train<B: Backend>(
     Ok(burn::module::AutodiffModule::valid(&model))
 }
 
-/// The lessons of a moment of the training, 0 to 1: pictures of one object first, since what an object looks like is
-/// learned much sooner there; then of two; then all.
+/// The lessons of a moment of the training, 0 to 1.
 fn pool(lessons: &[Lesson], moment: f64) -> Vec<usize> {
-    let most = match moment {
-        ..0.4 => 1,
-        ..0.6 => 2,
-        _ => usize::MAX,
-    };
-    let fits = |at: &usize| lessons[*at].scene.objects.len() <= most;
+    let fits = |at: &usize| lessons[*at].scene.objects.len() <= most_objects(moment);
     let pool: Vec<usize> = (0..lessons.len()).filter(fits).collect();
     if pool.is_empty() { (0..lessons.len()).collect() } else { pool }
 }

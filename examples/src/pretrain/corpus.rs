@@ -41,6 +41,16 @@ pub fn lessons(seed: u64, count: usize) -> Vec<Lesson> {
         .collect()
 }
 
+/// How many objects a picture may have at a moment of a training, 0 to 1: one first, since what an object looks like is
+/// learned much sooner there; then two; then any number.
+pub fn most_objects(moment: f64) -> usize {
+    match moment {
+        ..0.4 => 1,
+        ..0.6 => 2,
+        _ => usize::MAX,
+    }
+}
+
 /// Every text that a tokenizer must know.
 pub fn texts(lessons: &[Lesson]) -> Vec<String> {
     let instructions = INSTRUCTIONS.iter().map(|text| prompt(text));

@@ -11,12 +11,12 @@ use aspo_models::{LanguageModel, ModelInput, VisionLanguageModel};
 use aspo_train::{Schedule, clip_grad_norm};
 use burn::backend::Autodiff;
 use burn::module::{AutodiffModule, Module, ModuleMapper, Param};
-use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
+use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams, Optimizer};
 use burn::prelude::*;
 use rand::{Rng, SeedableRng, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
 
-use super::corpus::{INSTRUCTIONS, Lesson, SHORT};
+use super::corpus::{INSTRUCTIONS, Lesson, SHORT, most_objects};
 
 /// Anything that can go wrong.
 pub type Failure = Box<dyn Error + Send + Sync>;
@@ -38,7 +38,7 @@ pub struct Stage {
     pub name: &'static str,
     /// Optimiser steps.
     pub steps: usize,
-    /// Descriptions in a batch; a batch of questions has twice as many rows.
+    /// Descriptions in a batch; a batch of short answers has twice as many rows, half of them yes or no.
     pub batch: usize,
     /// Peak learning rate.
     pub rate: f64,
@@ -98,10 +98,12 @@ pub fn features<B: Backend>(
     Ok(out)
 }
 
-/// All rows of the lessons: descriptions and short answers, apart so that a batch has rows of like length.
+/// All rows of the lessons by kind, those about fewer objects first: descriptions, whether something is there, and other
+/// short answers.
 struct Rows {
     descriptions: Vec<Row>,
-    answers: Vec<Row>,
+    presence: Vec<Row>,
+    others: Vec<Row>,
 }
 
 fn rows(
@@ -117,14 +119,21 @@ fn rows(
         let start = encoded.prompt_ids.len();
         Ok(Row { lesson, ids: [encoded.prompt_ids, encoded.chosen.ids].concat(), start })
     };
-    let mut rows = Rows { descriptions: Vec::new(), answers: Vec::new() };
-    for (index, lesson) in lessons.iter().enumerate() {
+    let mut rows = Rows { descriptions: Vec::new(), presence: Vec::new(), others: Vec::new() };
+    let mut simplest: Vec<usize> = (0..lessons.len()).collect();
+    simplest.sort_by_key(|&index| lessons[index].scene.objects.len());
+    for index in simplest {
+        let lesson = &lessons[index];
         for description in &lesson.descriptions {
             let instruction = INSTRUCTIONS.choose(rng).copied().unwrap_or_default();
             rows.descriptions.push(row(index, instruction, description)?);
         }
         for question in &lesson.questions {
-            rows.answers.push(row(index, &format!("{}{SHORT}", question.question), &question.answer)?);
+            let kind = match question.answer.as_str() {
+                "Yes" | "No" => &mut rows.presence,
+                _ => &mut rows.others,
+            };
+            kind.push(row(index, &format!("{}{SHORT}", question.question), &question.answer)?);
         }
     }
     Ok(rows)
@@ -148,28 +157,63 @@ pub fn train<B: Backend>(
 ) -> Result<Llava<B>, Failure> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let rows = rows(lessons, encoder, stage.pictures, &mut rng)?;
+    let mut model = learner(model, stage);
+    let mut optimiser =
+        AdamWConfig::new().with_beta_2(0.98).with_epsilon(1e-8).with_weight_decay(0.01).init();
+    for step in 0..stage.steps {
+        let most = most_objects(step as f64 / stage.steps as f64);
+        let mut draw = |pool: &'_ [Row], count: usize| -> Vec<usize> {
+            let simple = pool.partition_point(|row| lessons[row.lesson].scene.objects.len() <= most);
+            (0..count).map(|_| rng.random_range(0..if simple > 0 { simple } else { pool.len() })).collect()
+        };
+        let batch: Vec<&Row> = if step % 2 == 0 {
+            let drawn = draw(&rows.descriptions, stage.batch);
+            drawn.into_iter().map(|at| &rows.descriptions[at]).collect()
+        } else {
+            let drawn = draw(&rows.presence, stage.batch).into_iter().map(|at| &rows.presence[at]);
+            let others = draw(&rows.others, stage.batch).into_iter().map(|at| &rows.others[at]);
+            drawn.chain(others).collect()
+        };
+        let answers: usize = batch.iter().map(|row| row.ids.len() - row.start).sum();
+        // Two halves side by side, whatever the machine has, so that every machine adds in the same order.
+        let halves: Vec<Half> = std::thread::scope(|scope| {
+            let mut threads = Vec::new();
+            for rows in batch.chunks(batch.len().div_ceil(2)) {
+                // Leaves of its own: graphs that share leaves are walked as one.
+                let model = learner(model.valid(), stage);
+                threads.push(scope.spawn(move || -> Result<Half, Failure> {
+                    let loss = next_token_loss(&model, rows, features, encoder, stage.pictures, device)?
+                        .div_scalar(answers as f32);
+                    let gradients = GradientsParams::from_grads(loss.backward(), &model);
+                    Ok((gradients, loss.into_scalar().elem()))
+                }));
+            }
+            threads
+                .into_iter()
+                .map(|thread| thread.join().map_err(|_| "a thread panicked")?)
+                .collect::<Result<_, Failure>>()
+        })?;
+        let mut sum = GradientsAccumulator::new();
+        let loss = halves.iter().map(|(_, loss)| loss).sum();
+        halves.into_iter().for_each(|(gradients, _)| sum.accumulate(&model, gradients));
+        let mut gradients = sum.grads();
+        clip_grad_norm(&model, &mut gradients, Some(1.0));
+        let rate = Schedule::Cosine.rate(stage.rate, step + 1, 50, stage.steps + 1);
+        model = optimiser.step(rate, model, gradients);
+        report(step, loss);
+    }
+    Ok(model.valid())
+}
+
+/// The model with gradients wanted of what the stage trains.
+fn learner<B: Backend>(model: Llava<B>, stage: &Stage) -> Llava<Autodiff<B>> {
     let mut model: Llava<Autodiff<B>> = model.train::<Autodiff<B>>().map(&mut WithGradients);
     model.model.vision_tower = model.model.vision_tower.no_grad();
     if !stage.decoder {
         model.model.language_model = model.model.language_model.no_grad();
         model.lm_head = model.lm_head.map(Module::no_grad);
     }
-    let mut optimiser =
-        AdamWConfig::new().with_beta_2(0.98).with_epsilon(1e-8).with_weight_decay(0.01).init();
-    for step in 0..stage.steps {
-        let (pool, count) = match step % 2 {
-            0 => (&rows.descriptions, stage.batch),
-            _ => (&rows.answers, 2 * stage.batch),
-        };
-        let batch: Vec<&Row> = (0..count).map(|_| &pool[rng.random_range(0..pool.len())]).collect();
-        let loss = next_token_loss(&model, &batch, features, encoder, stage.pictures, device)?;
-        let mut gradients = GradientsParams::from_grads(loss.backward(), &model);
-        clip_grad_norm(&model, &mut gradients, Some(1.0));
-        let rate = Schedule::Cosine.rate(stage.rate, step + 1, 50, stage.steps + 1);
-        model = optimiser.step(rate, model, gradients);
-        report(step, loss.into_scalar().elem());
-    }
-    Ok(model.valid())
+    model
 }
 
 /// Parameters that come from the plain backend want no gradients until told to.
@@ -181,6 +225,10 @@ impl<B: Backend> ModuleMapper<B> for WithGradients {
     }
 }
 
+/// Gradients and loss of half a batch, each divided by the answer tokens of the whole.
+type Half = (GradientsParams, f32);
+
+/// Summed over the answer tokens of the rows.
 fn next_token_loss<B: Backend>(
     model: &Llava<Autodiff<B>>,
     batch: &[&Row],
@@ -210,5 +258,5 @@ fn next_token_loss<B: Backend>(
         Tensor::<Autodiff<B>, 1, Int>::from_data(TensorData::new(values, [count]), device)
     };
     let hidden = model.hidden_at(&input, ints(places))?;
-    Ok(chunked_log_probs(hidden, model.head(), ints(targets), &ChunkOptions::default())?.mean().neg())
+    Ok(chunked_log_probs(hidden, model.head(), ints(targets), &ChunkOptions::default())?.sum().neg())
 }

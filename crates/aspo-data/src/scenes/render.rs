@@ -10,6 +10,9 @@ pub const SIDE: u32 = 72;
 /// Samples per pixel and axis: edges are smooth.
 const SUPERSAMPLE: u32 = 4;
 
+/// Width of the outlines, in pixels, about.
+const OUTLINE: f32 = 1.8;
+
 /// Draws a scene as a [`SIDE`]×[`SIDE`] RGB picture.
 pub fn render(scene: &Scene) -> RgbImage {
     RgbImage::from_fn(SIDE, SIDE, |x, y| {
@@ -29,9 +32,14 @@ pub fn render(scene: &Scene) -> RgbImage {
 
 fn sample(scene: &Scene, x: f32, y: f32) -> [u8; 3] {
     let hit = scene.objects.iter().find(|object| covers(object, x, y));
+    // A dark outline stands out from every fill and background alike, so that a shape is a shape in any colour.
+    let inside = |object: &Object| covers(&Object { radius: object.radius - OUTLINE, ..*object }, x, y);
+    if hit.is_some_and(|object| !inside(object)) {
+        return [20, 20, 20];
+    }
     match hit.map(|object| object.kind.colour) {
         None => match scene.background {
-            Background::Black => [16, 16, 16],
+            Background::Pink => [250, 190, 205],
             Background::Gray => [128, 128, 128],
             Background::White => [240, 240, 240],
         },

@@ -37,7 +37,7 @@ words!(
 );
 words!(
     /// The fill behind the objects.
-    Background { Black = "black", Gray = "gray", White = "white" }
+    Background { Pink = "pink", Gray = "gray", White = "white" }
 );
 words!(
     /// A cell of the 3×3 grid, in reading order.

@@ -10,6 +10,7 @@ mod log_odds;
 mod loss_type;
 mod mdpo;
 mod pairwise;
+mod sequences;
 mod sft;
 mod simpo;
 mod wpo;
@@ -24,11 +25,13 @@ pub use ddpo::changed_tokens;
 pub use loss_type::LossType;
 pub use pairwise::RunningMean;
 
+use sequences::Sequences;
+
 use crate::error::{Error, Result};
 use crate::math;
 use crate::metric::Metrics;
 use crate::record::PreferenceBatch;
-use crate::sentence::{response_sums, sentence_sums};
+use crate::sentence::sentence_sums;
 use crate::weight::{RewardScaling, Weigh};
 
 /// A sum of losses with weights, and the options they share.
@@ -192,6 +195,13 @@ impl Objective {
         }
         if let Some(alpha) = self.ld_alpha.filter(|&alpha| !unit(alpha)) {
             return fault("ld_alpha", &alpha, "give a weight in [0, 1]");
+        }
+        if let (Some(alpha), true) = (self.ld_alpha, self.needs_changed() || self.needs_corrupted()) {
+            return fault(
+                "ld_alpha",
+                &alpha,
+                "`ddpo` and `mdpo_conditional` do not honour it; leave it out or them",
+            );
         }
         Ok(())
     }
@@ -376,58 +386,6 @@ struct Term<B: Backend> {
     chosen_rewards: Tensor<B, 1>,
     rejected_rewards: Tensor<B, 1>,
     weighting: Option<Weighting>,
-}
-
-/// Both responses of each pair as wholes, chosen first; `[B]` each. With `ld_alpha`, tokens beyond the shorter length
-/// count by that much.
-struct Sequences<B: Backend> {
-    /// `log π(y)`.
-    log_probs: [Tensor<B, 1>; 2],
-    /// `|y|`.
-    lengths: [Tensor<B, 1>; 2],
-    /// `log[π(y)/π_ref(y)]`.
-    ratios: Option<[Tensor<B, 1>; 2]>,
-    /// The same of each token, `[N]`.
-    token_ratios: Option<[Tensor<B, 1>; 2]>,
-}
-
-impl<B: Backend> Sequences<B> {
-    fn new(batch: &PreferenceBatch<B>, ld_alpha: Option<f64>) -> Self {
-        let map = &batch.map;
-        let maps = [&map.chosen, &map.rejected];
-        let device = batch.policy.chosen().device();
-        let factors = ld_alpha.map(|alpha| length::factors(map, alpha, &device));
-        let weighed = |tokens: Tensor<B, 1>, side: usize| match &factors {
-            Some(factors) => tokens * factors[side].clone(),
-            None => tokens,
-        };
-        let policy = [batch.policy.chosen(), batch.policy.rejected()];
-        let log_probs = [0, 1].map(|side| response_sums(weighed(policy[side].clone(), side), maps[side]));
-        let token_ratios = batch.reference.as_ref().map(|reference| {
-            let reference = [reference.chosen(), reference.rejected()];
-            [0, 1].map(|side| weighed(policy[side].clone() - reference[side].clone(), side))
-        });
-        let ratios =
-            token_ratios.as_ref().map(|r| [0, 1].map(|side| response_sums(r[side].clone(), maps[side])));
-        let lengths = maps.map(|map| {
-            let lengths: Vec<f32> = (0..map.batch_size()).map(|row| map.row_tokens(row) as f32).collect();
-            math::constant(lengths, [map.batch_size()], &device)
-        });
-        Self { log_probs, lengths, ratios, token_ratios }
-    }
-
-    fn ratios(&self) -> &[Tensor<B, 1>; 2] {
-        self.ratios.as_ref().expect("losses with a reference are evaluated only where it was given")
-    }
-
-    fn token_ratios(&self) -> [Tensor<B, 1>; 2] {
-        self.token_ratios.clone().expect("losses with a reference are evaluated only where it was given")
-    }
-
-    /// `log π(y)/|y|`.
-    fn mean_log_probs(&self) -> [Tensor<B, 1>; 2] {
-        [0, 1].map(|side| self.log_probs[side].clone() / self.lengths[side].clone())
-    }
 }
 
 /// `-(1-ε) log σ(x) - ε log σ(-x)`.

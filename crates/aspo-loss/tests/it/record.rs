@@ -86,6 +86,8 @@ fn options_are_checked_before_use() {
         (Objective { discopop_tau: 0.0, ..Objective::new(LossType::Discopop) }, "discopop_tau"),
         (Objective { ddpo_gamma: -1.0, ..Objective::new(LossType::Ddpo) }, "ddpo_gamma"),
         (Objective { ld_alpha: Some(1.1), ..Objective::new(LossType::Sigmoid) }, "ld_alpha"),
+        (Objective { ld_alpha: Some(0.5), ..Objective::new(LossType::Ddpo) }, "ld_alpha"),
+        (Objective { ld_alpha: Some(0.5), ..Objective::new(LossType::MdpoConditional) }, "ld_alpha"),
     ];
     for (objective, name) in bad {
         match objective.validate() {

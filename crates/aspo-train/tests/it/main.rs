@@ -3,6 +3,7 @@
 mod bad_input;
 mod config;
 mod equal;
+mod kill;
 mod numbers;
 mod oracle;
 mod resume;

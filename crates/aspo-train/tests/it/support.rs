@@ -97,17 +97,8 @@ impl World {
         Self { _kept: Some(kept), ..world }
     }
 
-    /// The world in a folder that outlives this value.
-    pub fn make(folder: &Path) -> Self {
-        std::fs::create_dir_all(folder.join("images")).unwrap();
-        std::fs::write(folder.join("tokenizer.json"), tokenizer_json().to_string()).unwrap();
-        for picture in 0..5u32 {
-            let paint = |x: u32, y: u32| {
-                image::Rgb([(x * 9 + 40 * picture) as u8, (y * 7) as u8, (x * y + 60 * picture) as u8])
-            };
-            let picture_of = image::RgbImage::from_fn(28, 28, paint);
-            picture_of.save(folder.join(format!("images/{picture}.png"))).unwrap();
-        }
+    /// What [`make`](Self::make) made.
+    pub fn at(folder: &Path) -> Self {
         let config = TrainConfig {
             model: fixtures().join("models/llava"),
             tokenizer: Some(folder.join("tokenizer.json")),
@@ -127,7 +118,21 @@ impl World {
             lora: aspo_train::LoraOptions { r: 4, lora_alpha: 8.0, ..Default::default() },
             ..TrainConfig::default()
         };
-        let world = Self { folder: folder.into(), config, _kept: None };
+        Self { folder: folder.into(), config, _kept: None }
+    }
+
+    /// The world in a folder that outlives this value.
+    pub fn make(folder: &Path) -> Self {
+        std::fs::create_dir_all(folder.join("images")).unwrap();
+        std::fs::write(folder.join("tokenizer.json"), tokenizer_json().to_string()).unwrap();
+        for picture in 0..5u32 {
+            let paint = |x: u32, y: u32| {
+                image::Rgb([(x * 9 + 40 * picture) as u8, (y * 7) as u8, (x * y + 60 * picture) as u8])
+            };
+            let picture_of = image::RgbImage::from_fn(28, 28, paint);
+            picture_of.save(folder.join(format!("images/{picture}.png"))).unwrap();
+        }
+        let world = Self::at(folder);
         world.write_pairs(&ANSWERS);
         world
     }

@@ -1,0 +1,245 @@
+//! The evidence table of the scenes world: DPO and ASPO in its readings, some seeds each, from one base model.
+//!
+//! `cargo run --release --example scenes_study` trains what is not there yet and writes the tables into
+//! `docs/evidence.md`. A run that was stopped goes on with the next command.
+
+use std::path::{Path, PathBuf};
+
+use aspo_data::files::write_atomic;
+use aspo_data::scenes::{Split, write};
+use aspo_examples::Failure;
+use aspo_examples::backend::{Device, OnBackend, exit_on_error};
+use aspo_examples::measure::{Measured, measure};
+use aspo_examples::spread::{Spread, paired};
+use aspo_models::{Llava, LlavaConfig, LoadOptions, ModelConfig, Pretrained};
+use aspo_train::{MetricFile, MetricLine, TrainConfig, read, score, train};
+use burn::backend::Autodiff;
+use burn::module::AutodiffModule;
+use burn::tensor::backend::Backend;
+use clap::Parser;
+use serde::{Deserialize, Serialize};
+
+#[derive(Parser, Clone)]
+#[command(about = "Compare DPO and ASPO on the scenes world, over several seeds")]
+struct Args {
+    /// A TOML file with options by TRL's names [default: the scenes world]
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Seeds of each setting, from 1
+    #[arg(long, default_value_t = 5)]
+    seeds: u64,
+    /// Held-out scenes on which every model is measured
+    #[arg(long, default_value_t = 200)]
+    eval_scenes: usize,
+    /// Optimiser steps, in place of the config's epochs
+    #[arg(long)]
+    max_steps: Option<i64>,
+    /// Where runs are kept
+    #[arg(long, default_value = "out/scenes_study")]
+    out: PathBuf,
+    /// The page between whose marks the tables are written
+    #[arg(long)]
+    page: Option<PathBuf>,
+    /// Backend, among those compiled in
+    #[arg(long, value_enum)]
+    device: Option<Device>,
+}
+
+/// What is varied: name, loss, scaling, α.
+const SETTINGS: [(&str, &str, &str, f64); 9] = [
+    ("DPO", "sigmoid", "total_weight", 0.5),
+    ("ASPO, ρ total weight", "aspo", "total_weight", 0.5),
+    ("ASPO, ρ token weight", "aspo", "token_weight", 0.5),
+    ("ASPO, ρ reward ratio", "aspo", "reward_ratio", 0.5),
+    ("ASPO, no ρ", "aspo", "none", 0.5),
+    ("ASPO, perplexity only (α 0)", "aspo", "total_weight", 0.0),
+    ("ASPO, α 0.25", "aspo", "total_weight", 0.25),
+    ("ASPO, α 0.75", "aspo", "total_weight", 0.75),
+    ("ASPO, similarity only (α 1)", "aspo", "total_weight", 1.0),
+];
+
+/// One trained model.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Outcome {
+    measured: Measured,
+    /// Share of pairs whose chosen answer has the higher reward, over the last quarter of the steps.
+    accuracy: f64,
+    /// Change of `log π(chosen)` from the first metrics to the last.
+    displacement: f64,
+    steps: usize,
+}
+
+/// What the tables show of a model: heading, value, whether a percentage.
+const COLUMNS: [(&str, fn(&Outcome) -> f64); 6] = [
+    ("hallucinated sentences, %", |o| 100.0 * o.measured.hallucinated),
+    ("objects described, %", |o| 100.0 * o.measured.described),
+    ("POPE accuracy, %", |o| 100.0 * o.measured.pope_accuracy()),
+    ("sentences a description", |o| o.measured.sentences),
+    ("reward accuracy, %", |o| 100.0 * o.accuracy),
+    ("Δ log π(chosen)", |o| o.displacement),
+];
+
+fn main() {
+    let args = Args::parse();
+    exit_on_error(args.device.unwrap_or_default().run(Job(args)));
+}
+
+struct Job(Args);
+
+impl OnBackend for Job {
+    type Output = Result<(), Failure>;
+
+    fn run<B: Backend>(self, device: B::Device) -> Self::Output {
+        let args = self.0;
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut config =
+            TrainConfig::from_toml(args.config.as_deref().unwrap_or(&here.join("configs/scenes.toml")))?;
+        config.max_steps = args.max_steps.unwrap_or(config.max_steps);
+        let shape = LlavaConfig::load(&config.model)?;
+        let mut data = read(&config, shape.tokens_per_image())?;
+        score::<B>(&config, &mut data, false, &device)?;
+        let world = args.out.join("world");
+        write(&world, 1, Split::Test, args.eval_scenes)?;
+        let load = || Llava::<Autodiff<B>>::from_pretrained(&config.model, &LoadOptions::default(), &device);
+
+        let path = args.out.join("base.json");
+        let base: Measured = match stored(&path)? {
+            Some(base) => base,
+            None => {
+                let plain = load()?.0.valid();
+                let base = measure(&plain, &data.encoder, &world, Split::Test, args.eval_scenes, &device)?;
+                store(&path, &base)?;
+                base
+            }
+        };
+        let base = Outcome { measured: base, accuracy: f64::NAN, displacement: f64::NAN, steps: 0 };
+
+        let mut outcomes: Vec<Vec<Outcome>> = vec![Vec::new(); SETTINGS.len()];
+        for seed in 1..=args.seeds {
+            for (index, (name, loss, scaling, alpha)) in SETTINGS.into_iter().enumerate() {
+                let folder = args.out.join(format!("{loss}-{scaling}-{alpha}-{seed}"));
+                let path = folder.join("outcome.json");
+                let outcome = match stored(&path)? {
+                    Some(outcome) => outcome,
+                    None => {
+                        let run = TrainConfig {
+                            loss_type: vec![loss.into()],
+                            reward_scaling: scaling.into(),
+                            alpha,
+                            seed,
+                            logging_steps: 1,
+                            save_steps: 0,
+                            output_dir: folder,
+                            ..config.clone()
+                        };
+                        run.validate()?;
+                        if run.output_dir.exists() {
+                            // Left by a study that was stopped: it has no outcome.
+                            std::fs::remove_dir_all(&run.output_dir)?;
+                        }
+                        let warn = |text: &str| eprintln!("warning: {text}");
+                        let done = train::<B, _>(&run, load()?.0, &data, false, &device, |_| (), warn)?;
+                        let model = done.model.valid();
+                        let measured =
+                            measure(&model, &data.encoder, &world, Split::Test, args.eval_scenes, &device)?;
+                        let lines = MetricFile::read(&run.output_dir)?;
+                        let outcome = outcome(measured, &lines, done.steps);
+                        store(&path, &outcome)?;
+                        outcome
+                    }
+                };
+                println!(
+                    "seed {seed}  {name:<28} hallucinated {:.1}%  described {:.1}%  POPE {:.1}%",
+                    COLUMNS[0].1(&outcome),
+                    COLUMNS[1].1(&outcome),
+                    COLUMNS[2].1(&outcome)
+                );
+                outcomes[index].push(outcome);
+            }
+        }
+        let tables = tables(&base, &outcomes, &args, data.pairs.len());
+        println!("\n{tables}");
+        let page = args.page.unwrap_or_else(|| here.join("../docs/evidence.md"));
+        insert(&page, &tables)
+    }
+}
+
+fn outcome(measured: Measured, lines: &[MetricLine], steps: usize) -> Outcome {
+    let of = |line: &MetricLine, name: &str| line.values.get(name).copied().unwrap_or(f64::NAN);
+    let mean = |lines: &[MetricLine], name: &str| {
+        lines.iter().map(|line| of(line, name)).sum::<f64>() / lines.len() as f64
+    };
+    let quarter = lines.len().div_ceil(4);
+    let (first, last) = (&lines[..quarter], &lines[lines.len() - quarter..]);
+    Outcome {
+        measured,
+        accuracy: mean(last, "rewards/accuracies"),
+        displacement: mean(last, "logps/chosen") - mean(first, "logps/chosen"),
+        steps,
+    }
+}
+
+fn tables(base: &Outcome, outcomes: &[Vec<Outcome>], args: &Args, pairs: usize) -> String {
+    let head = |first: &str| {
+        let names: Vec<&str> = COLUMNS.iter().map(|(name, _)| *name).collect();
+        format!("| {first} | {} |\n|---|{}\n", names.join(" | "), "---|".repeat(COLUMNS.len()))
+    };
+    let steps = outcomes[0].first().map_or(0, |outcome| outcome.steps);
+    let mut text = format!(
+        "{pairs} pairs, {steps} steps, seeds 1 to {}, {} test scenes; mean ± standard deviation over seeds.\n\n{}",
+        args.seeds,
+        args.eval_scenes,
+        head("")
+    );
+    let cell = |value: f64| if value.is_nan() { "–".to_owned() } else { format!("{value:.1}") };
+    let row = |name: &str, cells: Vec<String>| format!("| {name} | {} |\n", cells.join(" | "));
+    text += &row("base", COLUMNS.iter().map(|(_, of)| cell(of(base))).collect());
+    let values =
+        |setting: usize, of: fn(&Outcome) -> f64| -> Vec<f64> { outcomes[setting].iter().map(of).collect() };
+    for (setting, (name, ..)) in SETTINGS.iter().enumerate() {
+        text +=
+            &row(name, COLUMNS.iter().map(|(_, of)| Spread::of(&values(setting, *of)).to_string()).collect());
+    }
+    text += "\nMinus DPO of the same seed: mean and 95% interval (Student's t over seeds).\n\n";
+    text += &head("");
+    for (setting, (name, ..)) in SETTINGS.iter().enumerate().skip(1) {
+        let cells = COLUMNS.iter().map(|(_, of)| paired(&values(setting, *of), &values(0, *of)).to_string());
+        text += &row(name, cells.collect());
+    }
+    text
+}
+
+fn stored<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, Failure> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(
+            serde_json::from_slice(&bytes)
+                .map_err(|error| format!("{}: {error}; delete the file", path.display()))?,
+        )),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(format!("{}: {error}", path.display()).into()),
+    }
+}
+
+fn store(path: &Path, value: &impl Serialize) -> Result<(), Failure> {
+    write_text(path, &serde_json::to_string(value)?)
+}
+
+fn write_text(path: &Path, text: &str) -> Result<(), Failure> {
+    Ok(write_atomic(path, |file| {
+        std::io::Write::write_all(file, text.as_bytes())
+            .map_err(|source| aspo_data::Error::Io { path: path.into(), source })
+    })?)
+}
+
+const BEGIN: &str = "<!-- scenes_study begins -->\n";
+const END: &str = "<!-- scenes_study ends -->";
+
+/// Puts the tables between the marks of the page.
+fn insert(page: &Path, tables: &str) -> Result<(), Failure> {
+    let text = std::fs::read_to_string(page).map_err(|error| format!("{}: {error}", page.display()))?;
+    let marks = text.find(BEGIN).zip(text.find(END)).filter(|(begin, end)| begin < end);
+    let Some((begin, end)) = marks else {
+        return Err(format!("{}: the marks are not there; put in\n{BEGIN}{END}", page.display()).into());
+    };
+    write_text(page, &format!("{}{tables}{}", &text[..begin + BEGIN.len()], &text[end..]))
+}
