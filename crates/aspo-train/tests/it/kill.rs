@@ -23,9 +23,9 @@ fn newest(folder: &Path) -> Option<String> {
     listing(&folder.join("out")).into_iter().rfind(|name| name.ends_with("/manifest.json"))
 }
 
-/// The process that is killed; does nothing unless it is told where.
+/// The run in a process of its own; does nothing unless it is told where. Fails as a program would, by a message.
 #[test]
-fn process_that_is_killed() {
+fn process_that_runs() {
     let Some(folder) = std::env::var_os(FOLDER) else { return };
     let folder = Path::new(&folder);
     let resume = folder.join("out").exists();
@@ -35,8 +35,13 @@ fn process_that_is_killed() {
         |done| println!("\nstep {}", done.step),
         |warning| println!("\nwarning {warning}"),
     )
-    .unwrap();
+    .unwrap_or_else(|error| {
+        eprintln!("error: {error}");
+        std::process::exit(1)
+    });
 }
+
+const THIS_TEST: [&str; 5] = ["--exact", "kill::process_that_runs", "--nocapture", "--test-threads", "1"];
 
 #[test]
 fn killed_thirty_times_a_run_ends_as_if_it_had_never_been() {
@@ -45,7 +50,7 @@ fn killed_thirty_times_a_run_ends_as_if_it_had_never_been() {
     whole_run::<burn_flex::Flex>(&config(&whole.folder), false, |_| (), |_| ()).unwrap();
     let start = || {
         Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "kill::process_that_is_killed", "--nocapture", "--test-threads", "1"])
+            .args(THIS_TEST)
             .env(FOLDER, &world.folder)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -81,4 +86,46 @@ fn killed_thirty_times_a_run_ends_as_if_it_had_never_been() {
     }
     let left = listing(&world.folder.join("out"));
     assert!(left.iter().all(|name| !name.contains(".tmp")), "{left:?}");
+}
+
+/// A disk that takes no more is imitated by a limit on the size of a file, which the shell can set.
+#[cfg(unix)]
+#[test]
+fn on_a_full_disk_the_file_is_named_the_last_checkpoint_is_whole_and_the_run_goes_on_later() {
+    let (world, whole) = (World::new(), World::new());
+    whole_run::<burn_flex::Flex>(&config(&whole.folder), false, |_| (), |_| ()).unwrap();
+    // As a process that was killed after its third step leaves it.
+    let out = world.folder.join("out");
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(THIS_TEST)
+        .env(FOLDER, &world.folder)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    lines.filter(|line| line.starts_with("step")).take(3).for_each(drop);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let before = newest(&world.folder).unwrap();
+    let kept = std::fs::read(out.join(&before)).unwrap();
+    let run = |limit: &str| {
+        Command::new("sh")
+            .args(["-c", &format!("trap '' XFSZ; {limit} exec \"$0\" \"$@\"")])
+            .arg(std::env::current_exe().unwrap())
+            .args(THIS_TEST)
+            .env(FOLDER, &world.folder)
+            .output()
+            .unwrap()
+    };
+    // In blocks of 512 or 1,024 bytes: enough for the metrics, not for an adapter.
+    let full = run("ulimit -f 16;");
+    let told = String::from_utf8_lossy(&full.stderr).into_owned();
+    assert!(!full.status.success() && told.contains("error: ") && told.contains("checkpoint-"), "{told}");
+    assert!(told.to_lowercase().contains("too large"), "the system's own words: {told}");
+    assert_eq!(newest(&world.folder).unwrap(), before);
+    assert_eq!(std::fs::read(out.join(&before)).unwrap(), kept);
+    assert!(run("").status.success());
+    let adapter =
+        |world: &World| std::fs::read(world.folder.join("out/adapter/adapter_model.safetensors")).unwrap();
+    assert!(adapter(&world) == adapter(&whole));
 }
