@@ -6,12 +6,15 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use aspo_data::image::RgbImage;
+use aspo_data::noise::add_noise;
 use aspo_data::scenes::{SIDE, render};
 use aspo_data::{Encoder, ImageProcessor, SpecialTokens, Template, Tokenizer};
 use aspo_examples::pretrain::{clip, corpus, llava, llava::Failure, llava::Stage, tokenizer};
-use aspo_models::{Clip, Pretrained, SaveOptions, VisionLanguageModel};
+use aspo_models::{Clip, Llava, Pretrained, SaveOptions, VisionLanguageModel};
 use burn_flex::Flex;
 use clap::Parser;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
 #[derive(Parser)]
 struct Args {
@@ -25,10 +28,11 @@ struct Args {
     #[arg(long, default_value_t = 8000)]
     scenes: usize,
     /// Steps of CLIP's training; 0 takes the CLIP that lies in `out` already.
-    #[arg(long, default_value_t = 3000)]
+    #[arg(long, default_value_t = 2400)]
     clip_steps: usize,
-    /// Steps of the decoder's training on text, of the projector's, and of both together.
-    #[arg(long, value_delimiter = ',', default_values_t = [100, 50, 1900])]
+    /// Steps of the decoder's training on text, of the projector's, of both together, and of both on pictures some of
+    /// which are noised; with 0 for the first three the LLaVA that lies in `out` goes on
+    #[arg(long, value_delimiter = ',', default_values_t = [100, 50, 5000, 1000])]
     llava_steps: Vec<usize>,
 }
 
@@ -66,26 +70,57 @@ fn main() -> Result<(), Failure> {
     let tokenizer =
         Tokenizer::from_bytes(json.to_string(false)?.as_bytes(), "LLaVA", SpecialTokens::default())?;
     let config = llava::config(clip.config(), &tokenizer)?;
-    let mut model = llava::start::<Flex>(&config, &clip, args.seed, &device);
-    let encoder = Encoder::new(tokenizer, Template::LlavaHf, model.tokens_per_image());
-    let features = llava::features(&model, &pixels, &device)?;
-    let [text, projector, both] = args.llava_steps[..] else {
-        return Err("--llava-steps takes three numbers".into());
+    let folder = args.out.join("llava");
+    let [text, projector, both, noised] = args.llava_steps[..] else {
+        return Err("--llava-steps takes four numbers".into());
     };
+    let mut model = if text + projector + both == 0 {
+        Llava::from_pretrained(&folder, &Default::default(), &device)?.0
+    } else {
+        llava::start::<Flex>(&config, &clip, args.seed, &device)
+    };
+    let encoder = Encoder::new(tokenizer, Template::LlavaHf, model.tokens_per_image());
+    let mut looks = vec![llava::features(&model, &pixels, &device)?];
+    let plain = Stage {
+        name: "text",
+        steps: text,
+        batch: 16,
+        rate: 3e-3,
+        pictures: false,
+        decoder: true,
+        simple_first: true,
+    };
+    let pictures = Stage { name: "both", steps: both, batch: 14, rate: 1.5e-3, pictures: true, ..plain };
     let stages = [
-        Stage { name: "text", steps: text, batch: 16, rate: 3e-3, pictures: false, decoder: true },
-        Stage { name: "projector", steps: projector, batch: 16, rate: 3e-3, pictures: true, decoder: false },
-        Stage { name: "both", steps: both, batch: 14, rate: 1.5e-3, pictures: true, decoder: true },
+        plain,
+        Stage { name: "projector", steps: projector, pictures: true, decoder: false, ..plain },
+        pictures,
+        Stage { name: "noised", steps: noised, simple_first: false, ..pictures },
     ];
-    for (index, stage) in stages.iter().enumerate() {
+    for (index, stage) in stages.iter().enumerate().filter(|(_, stage)| stage.steps > 0) {
+        if stage.name == "noised" {
+            for look in 0..2 {
+                looks.push(llava::features(&model, &self::noised(&pixels, args.seed + look)?, &device)?);
+            }
+        }
         let mut progress = Progress::new(stage.name, stage.steps);
         let seed = args.seed + index as u64;
-        model = llava::train(model, &lessons, &features, &encoder, stage, seed, &device, |step, loss| {
+        model = llava::train(model, &lessons, &looks, &encoder, stage, seed, &device, |step, loss| {
             progress.show(step, &format!("loss {loss:.3}"));
         })?;
-        save(&model, &json, &args.out.join("llava"))?;
+        save(&model, &json, &folder)?;
     }
     Ok(())
+}
+
+/// The pictures, each with diffusion noise of some step.
+fn noised(pixels: &[Vec<f32>], seed: u64) -> Result<Vec<Vec<f32>>, Failure> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut noised = pixels.to_vec();
+    for (index, pixels) in noised.iter_mut().enumerate() {
+        add_noise(pixels, seed, &index.to_string(), rng.random_range(200..800))?;
+    }
+    Ok(noised)
 }
 
 /// Weights in half precision, as the hub has them, with the tokenizer beside.

@@ -46,6 +46,8 @@ pub struct Stage {
     pub pictures: bool,
     /// Whether the decoder learns, or the projector alone.
     pub decoder: bool,
+    /// Whether simple scenes come first ([`most_objects`]).
+    pub simple_first: bool,
 }
 
 /// The model: llava-1.5-7b-hf's shape, narrower and shorter.
@@ -139,8 +141,8 @@ fn rows(
     Ok(rows)
 }
 
-/// Trains one stage by the usual next-token loss over answer tokens. The tower is never touched: `features` hold what
-/// it sees. `report(step, loss)`.
+/// Trains one stage by the usual next-token loss over answer tokens. The tower is never touched: `looks` hold what it
+/// sees, lesson by lesson, in one or several looks at each picture (as it is, noised, …), one of which is drawn. `report(step, loss)`.
 ///
 /// # Errors
 /// Lessons that the encoder refuses.
@@ -148,7 +150,7 @@ fn rows(
 pub fn train<B: Backend>(
     model: Llava<B>,
     lessons: &[Lesson],
-    features: &[Vec<f32>],
+    looks: &[Vec<Vec<f32>>],
     encoder: &Encoder,
     stage: &Stage,
     seed: u64,
@@ -161,7 +163,8 @@ pub fn train<B: Backend>(
     let mut optimiser =
         AdamWConfig::new().with_beta_2(0.98).with_epsilon(1e-8).with_weight_decay(0.01).init();
     for step in 0..stage.steps {
-        let most = most_objects(step as f64 / stage.steps as f64);
+        let most =
+            if stage.simple_first { most_objects(step as f64 / stage.steps as f64) } else { usize::MAX };
         let mut draw = |pool: &'_ [Row], count: usize| -> Vec<usize> {
             let simple = pool.partition_point(|row| lessons[row.lesson].scene.objects.len() <= most);
             (0..count).map(|_| rng.random_range(0..if simple > 0 { simple } else { pool.len() })).collect()
@@ -174,7 +177,14 @@ pub fn train<B: Backend>(
             let others = draw(&rows.others, stage.batch).into_iter().map(|at| &rows.others[at]);
             drawn.chain(others).collect()
         };
-        let answers: usize = batch.iter().map(|row| row.ids.len() - row.start).sum();
+        let batch: Vec<(&Row, &[f32])> = batch
+            .into_iter()
+            .map(|row| {
+                let look = if looks.len() > 1 { rng.random_range(0..looks.len()) } else { 0 };
+                (row, looks[look][row.lesson].as_slice())
+            })
+            .collect();
+        let answers: usize = batch.iter().map(|(row, _)| row.ids.len() - row.start).sum();
         // Two halves side by side, whatever the machine has, so that every machine adds in the same order.
         let halves: Vec<Half> = std::thread::scope(|scope| {
             let mut threads = Vec::new();
@@ -182,7 +192,7 @@ pub fn train<B: Backend>(
                 // Leaves of its own: graphs that share leaves are walked as one.
                 let model = learner(model.valid(), stage);
                 threads.push(scope.spawn(move || -> Result<Half, Failure> {
-                    let loss = next_token_loss(&model, rows, features, encoder, stage.pictures, device)?
+                    let loss = next_token_loss(&model, rows, encoder, stage.pictures, device)?
                         .div_scalar(answers as f32);
                     let gradients = GradientsParams::from_grads(loss.backward(), &model);
                     Ok((gradients, loss.into_scalar().elem()))
@@ -228,26 +238,25 @@ impl<B: Backend> ModuleMapper<B> for WithGradients {
 /// Gradients and loss of half a batch, each divided by the answer tokens of the whole.
 type Half = (GradientsParams, f32);
 
-/// Summed over the answer tokens of the rows.
+/// Summed over the answer tokens of the rows, each beside what is seen of its picture.
 fn next_token_loss<B: Backend>(
     model: &Llava<Autodiff<B>>,
-    batch: &[&Row],
-    features: &[Vec<f32>],
+    batch: &[(&Row, &[f32])],
     encoder: &Encoder,
     pictures: bool,
     device: &B::Device,
 ) -> Result<Tensor<Autodiff<B>, 1>, Failure> {
-    let ids: Vec<Vec<u32>> = batch.iter().map(|row| row.ids.clone()).collect();
+    let ids: Vec<Vec<u32>> = batch.iter().map(|(row, _)| row.ids.clone()).collect();
     let length = ids.iter().map(Vec::len).max().unwrap_or(0);
     let mut input = ModelInput::from_rows(&ids, encoder.tokenizer.pad(), device);
     if pictures {
         let width = model.config().vision_config.hidden_size;
-        let seen: Vec<f32> = batch.iter().flat_map(|row| features[row.lesson].iter().copied()).collect();
+        let seen: Vec<f32> = batch.iter().flat_map(|(_, seen)| seen.iter().copied()).collect();
         let shape = [batch.len(), model.tokens_per_image(), width];
         input = input.with_images(Tensor::from_data(TensorData::new(seen, shape), device));
     }
     let (mut places, mut targets) = (Vec::new(), Vec::new());
-    for (index, row) in batch.iter().enumerate() {
+    for (index, (row, _)) in batch.iter().enumerate() {
         for at in row.start..row.ids.len() {
             places.push((index * length + at - 1) as i64);
             targets.push(i64::from(row.ids[at]));
