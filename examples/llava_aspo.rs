@@ -76,7 +76,7 @@ struct Args {
     #[arg(long)]
     plan: bool,
     /// Held-out scenes on which base and trained model are measured; 0 leaves that out
-    #[arg(long, default_value_t = 200)]
+    #[arg(long, default_value_t = 400)]
     eval_scenes: usize,
     /// Seed of the held-out scenes
     #[arg(long, default_value_t = 1)]

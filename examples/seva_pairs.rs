@@ -5,19 +5,17 @@
 
 use std::path::PathBuf;
 
-use aspo_data::scenes::{Split, questions, write};
+use aspo_data::scenes::{Split, write};
 use aspo_data::seva::{GenerateOptions, Newlines, Provenance, Request, generate};
 use aspo_data::{Encoder, ImageLoader, Pair, Template, Tokenizer};
 use aspo_examples::Failure;
 use aspo_examples::answer::{Asked, answer};
 use aspo_examples::backend::{Device, OnBackend, exit_on_error};
-use aspo_examples::pretrain::corpus::{INSTRUCTIONS, SHORT};
+use aspo_examples::pretrain::corpus::INSTRUCTIONS;
 use aspo_models::{Llava, LoadOptions, Pretrained, VisionLanguageModel};
 use aspo_train::processor;
 use burn::tensor::backend::Backend;
 use clap::Parser;
-use rand::{SeedableRng, seq::IndexedRandom};
-use rand_chacha::ChaCha8Rng;
 
 #[derive(Parser, Clone)]
 #[command(about = "Make preference pairs by SeVa's recipe on the scenes world")]
@@ -28,11 +26,11 @@ struct Args {
     /// Where `scenes/` and `pairs.json` are written
     #[arg(long, default_value = "out/seva_pairs")]
     out: PathBuf,
-    /// Scenes of the split `pairs`; each is to be described and, by a short question, asked about
-    #[arg(long, default_value_t = 600)]
+    /// Scenes of the split `pairs`, one question each
+    #[arg(long, default_value_t = 3200)]
     count: usize,
     /// Step of the diffusion noise, 0 to 999
-    #[arg(long, default_value_t = 500)]
+    #[arg(long, default_value_t = 700)]
     noise_step: usize,
     /// Seed of scenes and noise
     #[arg(long, default_value_t = 1)]
@@ -63,18 +61,12 @@ impl OnBackend for Job {
         let tokenizer = Tokenizer::from_file(&folder.join("tokenizer.json"))?;
         let encoder = Encoder::new(tokenizer, Template::LlavaHf, model.tokens_per_image());
         let world = args.out.join("scenes");
-        let asked: Vec<Pair> = write(&world, args.seed, Split::Pairs, args.count)?
+        let questions: Vec<Pair> = write(&world, args.seed, Split::Pairs, args.count)?
             .into_iter()
             .enumerate()
-            .flat_map(|(index, scene)| {
-                let describe = INSTRUCTIONS[index % INSTRUCTIONS.len()].to_owned();
-                let asked = questions(&scene.scene, index as u64)
-                    .choose(&mut ChaCha8Rng::seed_from_u64(index as u64))
-                    .map(|question| question.question.clone() + SHORT);
-                [("", Some(describe)), ("-short", asked)].into_iter().filter_map(move |(suffix, text)| {
-                    let id = format!("{index}{suffix}");
-                    Some(Pair::new(id, text?, "", "").with_image(scene.image.as_str()))
-                })
+            .map(|(index, scene)| {
+                let question = INSTRUCTIONS[index % INSTRUCTIONS.len()];
+                Pair::new(index.to_string(), question, "", "").with_image(scene.image.as_str())
             })
             .collect();
         let images = ImageLoader::new(&world, processor(&folder, model.image_size())?)?;
@@ -96,12 +88,13 @@ impl OnBackend for Job {
         };
         let options = GenerateOptions { batch: 64, ..GenerateOptions::default() };
         let output = args.out.join("pairs.json");
-        let done = generate(&asked, &output, &images, &provenance, &options, &mut reply, &mut |progress| {
-            println!(
-                "{} of {} questions, {} pairs, {} equal",
-                progress.done, progress.questions, progress.pairs, progress.equal
-            );
-        })?;
+        let done =
+            generate(&questions, &output, &images, &provenance, &options, &mut reply, &mut |progress| {
+                println!(
+                    "{} of {} questions, {} pairs, {} equal",
+                    progress.done, progress.questions, progress.pairs, progress.equal
+                );
+            })?;
         println!("{} pairs in {}; {} equal answers dropped", done.pairs, output.display(), done.equal);
         Ok(())
     }
