@@ -69,8 +69,11 @@ struct Outcome {
     steps: usize,
 }
 
-/// What the tables show of a model: heading, value, whether a percentage.
-const COLUMNS: [(&str, fn(&Outcome) -> f64); 6] = [
+/// A heading and the value below it.
+type Column = (&'static str, fn(&Outcome) -> f64);
+
+/// What the tables show of a model.
+const COLUMNS: [Column; 6] = [
     ("hallucinated sentences, %", |o| 100.0 * o.measured.hallucinated),
     ("objects described, %", |o| 100.0 * o.measured.described),
     ("POPE accuracy, %", |o| 100.0 * o.measured.pope_accuracy()),
