@@ -150,6 +150,7 @@ impl OnBackend for Job {
         let shape = LlavaConfig::load(&config.model)?;
         let mut data = read(&config, shape.tokens_per_image())?;
         println!("{} from {}", config.loss_type.join(" + "), config.model.display());
+        check_vocabulary(&data, &config, shape.text_config.vocab_size)?;
         if data.dropped > 0 {
             println!("{} pairs left out: their prompt leaves no room for an answer", data.dropped);
         }
@@ -240,6 +241,24 @@ fn split(name: &str) -> Result<Split, Failure> {
         "validation" => Ok(Split::Validation),
         other => Err(format!("option `split`: {other}; use test or validation").into()),
     }
+}
+
+/// A tokenizer of another model writes ids that this one has no rows for.
+fn check_vocabulary(data: &Data, config: &TrainConfig, vocabulary: usize) -> Result<(), Failure> {
+    let ids = |pair: &EncodedPair| [&pair.prompt_ids[..], &pair.chosen.ids, &pair.rejected.ids].concat();
+    for pair in &data.pairs {
+        if let Some(id) = ids(pair).into_iter().find(|&id| id as usize >= vocabulary) {
+            return Err(format!(
+                "option `tokenizer`: pair {:?} of {} has the token id {id}, but the model has {vocabulary}; give the \
+                 tokenizer.json that belongs to {}",
+                pair.id,
+                config.data.display(),
+                config.model.display()
+            )
+            .into());
+        }
+    }
+    Ok(())
 }
 
 /// One pair as the model sees it: tokens that count, sentences, scores.
