@@ -78,3 +78,8 @@ pub use prompt::Template;
 pub use read::{Format, read_pairs, read_pairs_as};
 pub use store::Store;
 pub use tokenizer::{SpecialTokens, Tokenizer};
+
+/// The examples of the README compile and run too.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -148,3 +148,8 @@ pub use sentence::{MAX_PERPLEXITY_EXPONENT, host_sentence_sums, perplexity, resp
 pub use weight::{
     RewardScaling, SMALL_REWARD, TIE, Weigh, min_max, misfit_weights, sentence_weights, weight_entropy,
 };
+
+/// The examples of the README compile and run too.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -90,3 +90,8 @@ pub use lora::{Adapter, LoraConfig};
 pub use model::{LanguageModel, VisionLanguageModel};
 pub use nn::EachLinear;
 pub use recompute::{Recomputed, recompute_backward};
+
+/// The examples of the README compile and run too.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
