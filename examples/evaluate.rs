@@ -8,32 +8,25 @@
 //! `--json` prints one JSON object with every figure under its name, and nothing else. `--table FILE` keeps the headline
 //! figures of all models so far and prints them in the paper's shape, `--markdown` in Markdown.
 
-use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use aspo_data::{
-    Encoder, Fit, ImageLoader, ImageProcessor, ImageSource, Pair, SpecialTokens, Template, Tokenizer,
-};
+use aspo_data::{Encoder, Fit, ImageLoader, ImageSource, Template, Tokenizer};
 use aspo_eval::judge::{Judge, JudgeConfig, total_usage};
 use aspo_eval::table::Table;
 use aspo_eval::{Answer, AnswerError, Answers, Benchmark, Image, Question, Report, ask};
+use aspo_examples::Failure;
+use aspo_examples::answer::{Asked, answer};
+use aspo_examples::backend::{Device, OnBackend};
+use aspo_models::config::model_type;
 use aspo_models::{
-    GenerateConfig, InstructBlip, Llava, LoadOptions, ModelInput, Precision, Pretrained, VisionLanguageModel,
-    generate, lora,
+    InstructBlip, InstructBlipConfig, Llava, LoadOptions, ModelConfig, Precision, Pretrained,
+    VisionLanguageModel, lora,
 };
-use burn::tensor::{Tensor, TensorData, backend::Backend};
+use aspo_train::{processor, qformer_tokenizer};
+use burn::tensor::backend::Backend;
 use clap::{Parser, ValueEnum};
-
-#[cfg(feature = "cuda")]
-type Device = burn::backend::Cuda;
-#[cfg(all(feature = "wgpu", not(feature = "cuda")))]
-type Device = burn::backend::Wgpu;
-#[cfg(all(feature = "ndarray", not(any(feature = "cuda", feature = "wgpu"))))]
-type Device = burn_ndarray::NdArray;
-#[cfg(not(any(feature = "cuda", feature = "wgpu", feature = "ndarray")))]
-type Device = burn_flex::Flex;
 
 #[derive(Parser)]
 #[command(about = "Scores a model on a benchmark of the paper")]
@@ -113,6 +106,9 @@ struct Args {
     /// Prints the table in Markdown.
     #[arg(long, conflicts_with = "json")]
     markdown: bool,
+    /// Backend of the model, among those compiled in.
+    #[arg(long, value_enum, requires = "model")]
+    device: Option<Device>,
     /// Prints every figure as one JSON object; with several models, by their names.
     #[arg(long)]
     json: bool,
@@ -147,7 +143,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: &Args) -> Result<(), Box<dyn Error>> {
+fn run(args: &Args) -> Result<(), Failure> {
     let mut table = match &args.table {
         Some(path) if path.exists() => Table::read(path)?,
         _ => Table::default(),
@@ -179,7 +175,7 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
 }
 
 /// Every model's name and figures.
-fn evaluate(args: &Args, benchmark: Benchmark, data: &Path) -> Result<Vec<(String, Report)>, Box<dyn Error>> {
+fn evaluate(args: &Args, benchmark: Benchmark, data: &Path) -> Result<Vec<(String, Report)>, Failure> {
     if args.upload.is_some() && benchmark != Benchmark::MmBench {
         return Err("--upload is for mmbench alone".into());
     }
@@ -235,7 +231,7 @@ fn have_judged(
     data: &Path,
     model: &str,
     answers: &Answers,
-) -> Result<Vec<PathBuf>, Box<dyn Error>> {
+) -> Result<Vec<PathBuf>, Failure> {
     let (Some(address), Some(out)) = (&args.judge_address, &args.judge_out) else {
         return Err("a judge needs --judge-address and --judge-out".into());
     };
@@ -267,79 +263,82 @@ fn answer_with_model(
     data: &Path,
     folder: &Path,
     out: &Path,
-) -> Result<Answers, Box<dyn Error>> {
+) -> Result<Answers, Failure> {
     let questions = benchmark.questions(data, args.images.as_deref())?;
-    let config = folder.join("config.json");
-    let text = std::fs::read_to_string(&config).map_err(|e| format!("{}: {e}", config.display()))?;
-    let config: serde_json::Value = serde_json::from_str(&text)?;
-    match config["model_type"].as_str() {
-        Some("instructblip") => {
-            let defaults = (Template::InstructBlip, Fit::Squash);
-            answer_with::<InstructBlip<Device>>(args, benchmark, folder, &questions, out, defaults)
-        }
-        _ => {
-            let defaults = (Template::VicunaV1, Fit::Pad);
-            answer_with::<Llava<Device>>(args, benchmark, folder, &questions, out, defaults)
+    args.device.unwrap_or_default().run(Asking { args, benchmark, folder, questions: &questions, out })
+}
+
+/// Questions to the model of a folder.
+struct Asking<'a> {
+    args: &'a Args,
+    benchmark: Benchmark,
+    folder: &'a Path,
+    questions: &'a [Question],
+    out: &'a Path,
+}
+
+impl OnBackend for Asking<'_> {
+    type Output = Result<Answers, Failure>;
+
+    fn run<B: Backend>(self, device: B::Device) -> Self::Output {
+        match model_type(self.folder)?.as_str() {
+            InstructBlipConfig::MODEL_TYPE => {
+                self.ask::<B, InstructBlip<B>>(device, Template::InstructBlip, Fit::Squash)
+            }
+            _ => self.ask::<B, Llava<B>>(device, Template::VicunaV1, Fit::Pad),
         }
     }
 }
 
-fn answer_with<M: Pretrained<Device> + VisionLanguageModel<Device>>(
-    args: &Args,
-    benchmark: Benchmark,
-    folder: &Path,
-    questions: &[Question],
-    out: &Path,
-    (template, fit): (Template, Fit),
-) -> Result<Answers, Box<dyn Error>> {
-    let device = Default::default();
-    // The precision of the file, where the backend computes in it.
-    let precision = if cfg!(feature = "cuda") { Precision::Keep } else { Precision::F32 };
-    let (mut model, _) =
-        M::from_pretrained(folder, &LoadOptions { precision, ..Default::default() }, &device)?;
-    if let Some(adapter) = &args.adapter {
-        model = lora::load_adapter(model, adapter)?.0;
+impl Asking<'_> {
+    fn ask<B: Backend, M: Pretrained<B> + VisionLanguageModel<B>>(
+        self,
+        device: B::Device,
+        template: Template,
+        fit: Fit,
+    ) -> Result<Answers, Failure> {
+        let Self { args, folder, .. } = self;
+        let keep = args.device.unwrap_or_default().keeps_precision();
+        let precision = if keep { Precision::Keep } else { Precision::F32 };
+        let (mut model, _) =
+            M::from_pretrained(folder, &LoadOptions { precision, ..Default::default() }, &device)?;
+        if let Some(adapter) = &args.adapter {
+            model = lora::load_adapter(model, adapter)?.0;
+        }
+        let fit = match args.fit {
+            Some(Square::Pad) => Fit::Pad,
+            Some(Square::Crop) => Fit::Crop,
+            Some(Square::Squash) => Fit::Squash,
+            None => fit,
+        };
+        let template = match args.template {
+            Some(Wrap::VicunaV1) => Template::VicunaV1,
+            Some(Wrap::LlavaHf) => Template::LlavaHf,
+            Some(Wrap::LlavaLlama2) => Template::LlavaLlama2,
+            Some(Wrap::Plain) => Template::Plain,
+            Some(Wrap::InstructBlip) => Template::InstructBlip,
+            None => template,
+        };
+        let tokenizer = Tokenizer::from_file(&folder.join("tokenizer.json"))?;
+        let mut encoder = Encoder::new(tokenizer, template, model.tokens_per_image());
+        if template == Template::InstructBlip {
+            encoder.instruction = Some(qformer_tokenizer(folder)?);
+        }
+        let own_name = args.adapter.as_deref().unwrap_or(folder).file_name().unwrap_or_default();
+        let processor = processor(folder, model.image_size())?.with_fit(fit);
+        let mut answerer = ModelAnswers {
+            name: args.name.clone().unwrap_or_else(|| own_name.to_string_lossy().into_owned()),
+            encoder,
+            images: ImageLoader::new(".", processor)?,
+            max_new_tokens: self.benchmark.max_new_tokens(),
+            model,
+            device,
+        };
+        let count = self.questions.len();
+        Ok(ask(&mut answerer, self.questions, self.out, args.batch, |done| {
+            eprintln!("{done} of {count} questions answered")
+        })?)
     }
-    let processor = match folder.join("preprocessor_config.json") {
-        path if path.is_file() => ImageProcessor::from_file(&path)?,
-        _ => ImageProcessor::clip(model.image_size() as u32),
-    };
-    let fit = match args.fit {
-        Some(Square::Pad) => Fit::Pad,
-        Some(Square::Crop) => Fit::Crop,
-        Some(Square::Squash) => Fit::Squash,
-        None => fit,
-    };
-    let template = match args.template {
-        Some(Wrap::VicunaV1) => Template::VicunaV1,
-        Some(Wrap::LlavaHf) => Template::LlavaHf,
-        Some(Wrap::LlavaLlama2) => Template::LlavaLlama2,
-        Some(Wrap::Plain) => Template::Plain,
-        Some(Wrap::InstructBlip) => Template::InstructBlip,
-        None => template,
-    };
-    let tokenizer = Tokenizer::from_file(&folder.join("tokenizer.json"))?;
-    let mut encoder = Encoder::new(tokenizer, template, model.tokens_per_image());
-    // InstructBLIP's Q-Former reads the question in a vocabulary of its own.
-    let instruction = folder.join("qformer_tokenizer/tokenizer.json");
-    if instruction.is_file() {
-        let names = SpecialTokens { eos: "[SEP]".into(), pad: "[PAD]".into(), ..Default::default() };
-        let bytes = std::fs::read(&instruction)?;
-        encoder.instruction = Some(Tokenizer::from_bytes(&bytes, &instruction.display().to_string(), names)?);
-    }
-    let own_name = args.adapter.as_deref().unwrap_or(folder).file_name().unwrap_or_default();
-    let mut answerer = ModelAnswers {
-        name: args.name.clone().unwrap_or_else(|| own_name.to_string_lossy().into_owned()),
-        encoder,
-        images: ImageLoader::new(".", processor.with_fit(fit))?,
-        config: GenerateConfig { max_new_tokens: benchmark.max_new_tokens(), ..Default::default() },
-        model,
-        device,
-    };
-    let count = questions.len();
-    Ok(ask(&mut answerer, questions, out, args.batch, |done| {
-        eprintln!("{done} of {count} questions answered")
-    })?)
 }
 
 /// A loaded model behind the benchmarks' one interface: greedy, one picture a question.
@@ -348,7 +347,7 @@ struct ModelAnswers<B: Backend, M> {
     model: M,
     encoder: Encoder,
     images: ImageLoader,
-    config: GenerateConfig,
+    max_new_tokens: usize,
     device: B::Device,
 }
 
@@ -358,40 +357,24 @@ impl<B: Backend, M: VisionLanguageModel<B>> Answer for ModelAnswers<B, M> {
     }
 
     fn answer(&mut self, batch: &[Question]) -> Result<Vec<String>, AnswerError> {
-        let (mut rows, mut instructions, mut pixels) = (Vec::new(), Vec::new(), Vec::new());
-        for question in batch {
-            let mut pair = Pair::new(question.id.as_str(), &question.prompt, "", "");
-            let bytes = match &question.image {
-                Some(Image::Path(path)) => {
-                    Some(std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?)
-                }
-                Some(Image::Bytes(bytes)) => Some(bytes.clone()),
-                None => None,
-            };
-            if let Some(bytes) = bytes {
-                let source = ImageSource::from(bytes);
-                pixels.extend(self.images.load(&source)?);
-                pair = pair.with_image(source);
-                if let Some(tokenizer) = &self.encoder.instruction {
-                    instructions.push(tokenizer.encode(&question.prompt, true)?.ids);
-                }
-            }
-            rows.push(self.encoder.encode_prompt(&pair)?);
-        }
-        let mut input = ModelInput::from_rows(&rows, self.encoder.tokenizer.pad(), &self.device);
-        if !pixels.is_empty() {
-            let side = self.images.processor().size as usize;
-            let shape = [pixels.len() / (3 * side * side), 3, side, side];
-            let pixels = Tensor::from_data(TensorData::new(pixels, shape), &self.device);
-            input = input.with_images(self.model.vision_features(pixels)?);
-        }
-        if let (Some(tokenizer), false) = (&self.encoder.instruction, instructions.is_empty()) {
-            let read = ModelInput::<B>::from_rows(&instructions, tokenizer.pad(), &self.device);
-            input.qformer_input_ids = Some(read.input_ids);
-            input.qformer_attention_mask = Some(read.attention_mask);
-        }
-        let answers = generate(&self.model, &input, &self.config, |_, _| ())?;
-        let text = |ids: &Vec<u32>| Ok(self.encoder.tokenizer.decode(ids, true)?.trim().to_owned());
-        answers.iter().map(text).collect()
+        let pixels = batch
+            .iter()
+            .map(|question| {
+                let bytes = match &question.image {
+                    Some(Image::Path(path)) => {
+                        std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?
+                    }
+                    Some(Image::Bytes(bytes)) => bytes.clone(),
+                    None => return Ok(None),
+                };
+                Ok(Some(self.images.load(&ImageSource::from(bytes))?))
+            })
+            .collect::<Result<Vec<_>, AnswerError>>()?;
+        let asked: Vec<Asked> = batch
+            .iter()
+            .zip(&pixels)
+            .map(|(question, pixels)| Asked { question: &question.prompt, pixels: pixels.as_deref() })
+            .collect();
+        answer(&self.model, &self.encoder, &asked, asked.len().max(1), self.max_new_tokens, &self.device)
     }
 }

@@ -1,11 +1,12 @@
 //! Makes preference pairs by SeVa's recipe from a model's own answers: clean picture against noised picture.
 //!
-//! `cargo run --example seva_pairs -- --count 20` tries it; the committed pairs were made by
-//! `cargo run --release --example seva_pairs -- --out examples/assets`.
+//! `cargo run --example seva_pairs -- --count 20` tries it on drawn scenes; the committed pairs were made by
+//! `cargo run --release --example seva_pairs -- --out examples/assets`. `--questions` asks about pictures of your own.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use aspo_data::scenes::{Split, write};
+use aspo_data::read::read_conversations;
+use aspo_data::scenes::{Split, WrittenScene, write};
 use aspo_data::seva::{GenerateOptions, Newlines, Provenance, Request, generate};
 use aspo_data::{Encoder, ImageLoader, Pair, Template, Tokenizer};
 use aspo_examples::Failure;
@@ -18,21 +19,30 @@ use burn::tensor::backend::Backend;
 use clap::Parser;
 
 #[derive(Parser, Clone)]
-#[command(about = "Make preference pairs by SeVa's recipe on the scenes world")]
+#[command(about = "Make preference pairs by SeVa's recipe, on the scenes world or on pictures of your own")]
 struct Args {
     /// Checkpoint folder of the answering model [default: the committed tiny LLaVA]
     #[arg(long)]
     model: Option<PathBuf>,
-    /// Where `scenes/` and `pairs.json` are written
+    /// How prompts are written: llava_hf, vicuna_v1, llava_llama2 or plain
+    #[arg(long, default_value = "llava_hf")]
+    template: String,
+    /// A file of LLaVA's instructions: the first question of each row is asked [default: scenes are drawn]
+    #[arg(long, requires = "images")]
+    questions: Option<PathBuf>,
+    /// Folder that the image paths of `--questions` are relative to
+    #[arg(long, requires = "questions")]
+    images: Option<PathBuf>,
+    /// Where `pairs.json` is written, and `scenes/` if they are drawn
     #[arg(long, default_value = "out/seva_pairs")]
     out: PathBuf,
-    /// Scenes of the split `pairs`, one question each
+    /// Questions at most: scenes of the split `pairs`, or the first rows of `--questions`
     #[arg(long, default_value_t = 3200)]
     count: usize,
-    /// Step of the diffusion noise, 0 to 999
+    /// Step of the diffusion noise, 0 to 999; ASPO's is 500
     #[arg(long, default_value_t = 700)]
     noise_step: usize,
-    /// Seed of scenes and noise
+    /// Seed of noise and scenes
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Longest answer in tokens
@@ -59,21 +69,19 @@ impl OnBackend for Job {
         let folder = args.model.unwrap_or(assets);
         let model = Llava::<B>::from_pretrained(&folder, &LoadOptions::default(), &device)?.0;
         let tokenizer = Tokenizer::from_file(&folder.join("tokenizer.json"))?;
-        let encoder = Encoder::new(tokenizer, Template::LlavaHf, model.tokens_per_image());
-        let world = args.out.join("scenes");
-        let questions: Vec<Pair> = write(&world, args.seed, Split::Pairs, args.count)?
-            .into_iter()
-            .enumerate()
-            .map(|(index, scene)| {
-                let question = INSTRUCTIONS[index % INSTRUCTIONS.len()];
-                Pair::new(index.to_string(), question, "", "").with_image(scene.image.as_str())
-            })
-            .collect();
+        let template: Template = serde_json::from_value(args.template.clone().into()).map_err(|_| {
+            format!("option `template`: {}; use llava_hf, vicuna_v1, llava_llama2 or plain", args.template)
+        })?;
+        let encoder = Encoder::new(tokenizer, template, model.tokens_per_image());
+        let (world, questions) = match (&args.questions, args.images) {
+            (Some(file), Some(images)) => (images, asked(file, args.count)?),
+            _ => drawn(args.out.join("scenes"), args.seed, args.count)?,
+        };
         let images = ImageLoader::new(&world, processor(&folder, model.image_size())?)?;
         let name = folder.file_name().map_or("model".into(), |name| name.to_string_lossy().into_owned());
         let provenance = Provenance {
             model: format!("{name}, greedy, {} new tokens", args.max_new_tokens),
-            template: Template::LlavaHf,
+            template,
             noise_step: args.noise_step,
             seed: args.seed,
             newlines: Newlines::Keep,
@@ -81,7 +89,7 @@ impl OnBackend for Job {
         let mut reply = |requests: &[Request]| {
             let asked: Vec<Asked> = requests
                 .iter()
-                .map(|request| Asked { question: &request.pair.prompt, pixels: &request.pixels[0] })
+                .map(|request| Asked { question: &request.pair.prompt, pixels: Some(&request.pixels[0]) })
                 .collect();
             answer(&model, &encoder, &asked, asked.len().max(1), args.max_new_tokens, &device)
                 .map_err(|error| error.to_string())
@@ -98,4 +106,23 @@ impl OnBackend for Job {
         println!("{} pairs in {}; {} equal answers dropped", done.pairs, output.display(), done.equal);
         Ok(())
     }
+}
+
+/// Scenes, and a question about each.
+fn drawn(world: PathBuf, seed: u64, count: usize) -> Result<(PathBuf, Vec<Pair>), Failure> {
+    let scenes = write(&world, seed, Split::Pairs, count)?;
+    let ask = |(index, scene): (usize, WrittenScene)| {
+        let question = INSTRUCTIONS[index % INSTRUCTIONS.len()];
+        Pair::new(index.to_string(), question, "", "").with_image(scene.image.as_str())
+    };
+    Ok((world, scenes.into_iter().enumerate().map(ask).collect()))
+}
+
+/// The first question of each of the first rows of a file of LLaVA's instructions.
+fn asked(file: &Path, count: usize) -> Result<Vec<Pair>, Failure> {
+    read_conversations(file)?
+        .take(count)
+        .filter_map(|row| row.map(|row| row.question(0)).transpose())
+        .map(|question| Ok(question?))
+        .collect()
 }

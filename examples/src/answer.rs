@@ -7,13 +7,13 @@ use burn::tensor::{Tensor, TensorData};
 
 use crate::Failure;
 
-/// One question about one picture.
+/// One question about one picture, or about none.
 #[derive(Clone, Debug)]
 pub struct Asked<'a> {
     /// The question, without template.
     pub question: &'a str,
-    /// Preprocessed pixels.
-    pub pixels: &'a [f32],
+    /// Preprocessed pixels of its picture, if it has one.
+    pub pixels: Option<&'a [f32]>,
 }
 
 /// Greedy answers, at most `max_new_tokens` each, `batch` questions at a time.
@@ -32,14 +32,30 @@ pub fn answer<B: Backend, M: VisionLanguageModel<B>>(
     let config = GenerateConfig { max_new_tokens, ..Default::default() };
     let mut answers = Vec::with_capacity(asked.len());
     for part in asked.chunks(batch) {
-        let rows = part
-            .iter()
-            .map(|asked| encoder.encode_prompt(&Pair::new("", asked.question, "", "").with_image("picture")))
-            .collect::<Result<Vec<_>, _>>()?;
-        let pixels: Vec<f32> = part.iter().flat_map(|asked| asked.pixels.iter().copied()).collect();
-        let pixels = Tensor::<B, 4>::from_data(TensorData::new(pixels, [part.len(), 3, size, size]), device);
-        let input = ModelInput::from_rows(&rows, encoder.tokenizer.pad(), device)
-            .with_images(model.vision_features(pixels)?);
+        let (mut rows, mut instructions, mut pixels) = (Vec::new(), Vec::new(), Vec::new());
+        for asked in part {
+            let mut pair = Pair::new("", asked.question, "", "");
+            if let Some(values) = asked.pixels {
+                pair = pair.with_image("picture");
+                pixels.extend_from_slice(values);
+                // InstructBLIP's Q-Former reads the question too, in a vocabulary of its own.
+                if let Some(tokenizer) = &encoder.instruction {
+                    instructions.push(tokenizer.encode(asked.question, true)?.ids);
+                }
+            }
+            rows.push(encoder.encode_prompt(&pair)?);
+        }
+        let mut input = ModelInput::from_rows(&rows, encoder.tokenizer.pad(), device);
+        if !pixels.is_empty() {
+            let shape = [pixels.len() / (3 * size * size), 3, size, size];
+            let pixels = Tensor::<B, 4>::from_data(TensorData::new(pixels, shape), device);
+            input = input.with_images(model.vision_features(pixels)?);
+        }
+        if let (Some(tokenizer), false) = (&encoder.instruction, instructions.is_empty()) {
+            let read = ModelInput::<B>::from_rows(&instructions, tokenizer.pad(), device);
+            input.qformer_input_ids = Some(read.input_ids);
+            input.qformer_attention_mask = Some(read.attention_mask);
+        }
         for ids in generate(model, &input, &config, |_, _| {})? {
             answers.push(encoder.tokenizer.decode(&ids, true)?.trim().to_owned());
         }

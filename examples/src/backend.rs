@@ -36,6 +36,16 @@ pub trait OnBackend {
 }
 
 impl Device {
+    /// Whether weights are best kept in the precision of their file: where the backend computes well in bf16.
+    pub fn keeps_precision(self) -> bool {
+        match self {
+            #[cfg(feature = "cuda")]
+            Device::Cuda => true,
+            #[allow(unreachable_patterns)]
+            _ => false,
+        }
+    }
+
     /// Does `work` on this backend.
     pub fn run<W: OnBackend>(self, work: W) -> W::Output {
         match self {

@@ -1,9 +1,12 @@
-//! What the examples share: choosing a backend, asking a model, measuring on the scenes world, making its base models, means over seeds.
+//! What the examples share: choosing a backend, asking a model, showing a run, measuring on the scenes world, making its
+//! base models, means over seeds.
 
+pub mod account;
 pub mod answer;
 pub mod backend;
 pub mod measure;
 pub mod pretrain;
+pub mod progress;
 pub mod spread;
 
 /// Anything that can go wrong in an example.

@@ -69,7 +69,8 @@ pub fn measure<B: Backend, M: VisionLanguageModel<B>>(
     let pixels = loader.load_all(&sources).into_iter().collect::<Result<Vec<_>, _>>()?;
 
     let mut measured = Measured::default();
-    let asked: Vec<Asked> = pixels.iter().map(|pixels| Asked { question: INSTRUCTIONS[0], pixels }).collect();
+    let asked: Vec<Asked> =
+        pixels.iter().map(|pixels| Asked { question: INSTRUCTIONS[0], pixels: Some(pixels) }).collect();
     measured.texts = answer(model, encoder, &asked, 64, 160, device)?;
     let (mut sentences, mut wrong, mut unreadable, mut spoiled, mut described, mut objects) =
         (0, 0, 0, 0, 0, 0);
@@ -102,7 +103,7 @@ pub fn measure<B: Backend, M: VisionLanguageModel<B>>(
             .collect();
         let asked: Vec<Asked> = questions
             .iter()
-            .map(|(index, question, _)| Asked { question, pixels: &pixels[*index] })
+            .map(|(index, question, _)| Asked { question, pixels: Some(&pixels[*index]) })
             .collect();
         let said: Vec<bool> = answer(model, encoder, &asked, 128, 4, device)?
             .iter()

@@ -4,10 +4,9 @@
 //! `region_descriptions.json` (Visual Genome), and `judgement.json`. Judged and scored as HA-DPO's `shr_eval` does.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer};
 
 use crate::answer::Answers;
 use crate::error::{Error, Result, quote};
@@ -15,6 +14,15 @@ use crate::file::{self, Entries, Record};
 use crate::judge::{Reply, Request};
 use crate::question::{Id, Image, Question};
 use crate::spread::{mean, spread};
+
+mod genome;
+mod judgement;
+
+use genome::describe;
+use judgement::score_run;
+pub use judgement::{
+    Judgement, SentenceJudgement, ShrRunScores, ShrScores, classify, has_judgement, sentences,
+};
 
 const NAME: &str = "shr";
 const PROMPT: &str = "Describe this image in detail.";
@@ -36,112 +44,12 @@ fn image_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error>
     id.as_str().parse().map_err(|_| serde::de::Error::custom(format!("image_id {id} is no number")))
 }
 
-#[derive(Deserialize)]
-struct ImageData {
-    image_id: u64,
-    width: f64,
-    height: f64,
-    url: String,
-}
-
-#[derive(Deserialize)]
-struct Regions {
-    regions: Vec<Region>,
-}
-
-#[derive(Deserialize)]
-struct Region {
-    image_id: u64,
-    x: f64,
-    y: f64,
-    width: f64,
-    height: f64,
-    phrase: Option<String>,
-}
-
 /// SHR's files.
 #[derive(Debug)]
 pub struct Shr {
     folder: PathBuf,
     /// Image ids in the published order; `None` without `val_images_final.json`.
     ids: Option<Vec<u64>>,
-}
-
-/// The judgement of one description, with the fields of a published `judgement.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Judgement {
-    /// The judge's raw reply.
-    pub raw_judgement: String,
-    /// The description. (One of the published scripts writes `mode_response`.)
-    #[serde(alias = "mode_response")]
-    pub model_response: String,
-    /// Sentence by sentence.
-    #[serde(default)]
-    pub judgement: Vec<SentenceJudgement>,
-    /// The prompt.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub prompt: Option<String>,
-    /// The judge.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub judge_model: Option<String>,
-    /// When.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub date: Option<String>,
-}
-
-/// The judgement of one sentence.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SentenceJudgement {
-    /// The sentence, with its ".".
-    pub model_response: String,
-    /// What the judge wrote of it.
-    pub judgement: Option<String>,
-    /// The class in that, in lower case: hallucination, correct, cannot judge, or whatever else was there.
-    pub classification: Option<String>,
-}
-
-/// The figures of one judge run. Ratios are fractions.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct ShrRunScores {
-    /// Hallucinated sentences among those with one of the three classes, pooled over all images.
-    pub hal_sents_ratio: f64,
-    /// Words of hallucinated sentences among words of those with one of the three classes.
-    pub hal_words_ratio: f64,
-    /// Descriptions.
-    pub num_images: usize,
-    /// Sentences for each image.
-    pub sents_per_image: f64,
-    /// Words for each image.
-    pub words_per_image: f64,
-    /// Hallucinated sentences for each image.
-    pub hal_sents_per_image: f64,
-    /// Words of hallucinated sentences for each image.
-    pub hal_words_per_image: f64,
-    /// Sentences, of all classes and none.
-    pub total: usize,
-    /// Sentences found hallucinated.
-    pub hallucination: usize,
-    /// Sentences found correct.
-    pub correct: usize,
-    /// Sentences of which the judge could not tell.
-    pub cannot_judge: usize,
-    /// Sentences without one of the three classes; they are left out of the ratios.
-    pub unreadable: usize,
-}
-
-/// SHR's figures over all judge runs.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct ShrScores {
-    /// The headline, lower is better: the mean over the runs of hallucinated sentences, a fraction.
-    pub mean_hal_ratio: f64,
-    /// The standard deviation of that over the runs.
-    pub spread: f64,
-    /// The mean over the runs of words of hallucinated sentences, a fraction.
-    pub mean_hal_words_ratio: f64,
-    /// Sentences without a class, in all runs.
-    pub unreadable: usize,
-    /// Each run.
-    pub runs: Vec<ShrRunScores>,
 }
 
 impl Shr {
@@ -291,35 +199,6 @@ impl Shr {
         ids.iter().map(|id| Question::new(Id::number(*id), image(), PROMPT.into())).collect()
     }
 
-    fn image_data(&self, ids: &[u64]) -> Result<(PathBuf, HashMap<u64, ImageData>)> {
-        let names = ["image_data.json", "VG/image_data.json", "../VG/image_data.json"];
-        let path = file::find_or(NAME, &self.folder, &names)?;
-        let rows: Vec<ImageData> = file::document(&path)?;
-        let wanted: HashSet<u64> = ids.iter().copied().collect();
-        let found: HashMap<u64, ImageData> = rows
-            .into_iter()
-            .filter(|row| wanted.contains(&row.image_id))
-            .map(|row| (row.image_id, row))
-            .collect();
-        all_there(&path, ids, |id| found.contains_key(&id))?;
-        Ok((path, found))
-    }
-
-    fn regions(&self, ids: &[u64]) -> Result<HashMap<u64, Vec<Region>>> {
-        let names =
-            ["region_descriptions.json", "VG/region_descriptions.json", "../VG/region_descriptions.json"];
-        let path = file::find_or(NAME, &self.folder, &names)?;
-        let wanted: HashSet<u64> = ids.iter().copied().collect();
-        let rows: Vec<Regions> = file::document(&path)?;
-        let found: HashMap<u64, Vec<Region>> = rows
-            .into_iter()
-            .filter_map(|row| Some((row.regions.first()?.image_id, row.regions)))
-            .filter(|(id, _)| wanted.contains(id))
-            .collect();
-        all_there(&path, ids, |id| found.contains_key(&id))?;
-        Ok(found)
-    }
-
     /// Human facts by image; an image may have none.
     fn facts(&self) -> Result<HashMap<String, Vec<String>>> {
         let mut facts = HashMap::new();
@@ -333,107 +212,6 @@ impl Shr {
         }
         Ok(facts)
     }
-}
-
-/// A description's sentences as SHR cuts them: at every ".", without those that are part of an earlier one, each with a
-/// "." behind it.
-pub fn sentences(description: &str) -> Vec<String> {
-    let mut kept: Vec<String> = Vec::new();
-    for piece in description.split('.') {
-        let sentence = piece.trim();
-        if !sentence.is_empty() && !kept.iter().any(|earlier| earlier.contains(sentence)) {
-            kept.push(format!("{sentence}."));
-        }
-    }
-    kept
-}
-
-/// The judge's reply, sentence by sentence. The lines after the one with `Judgement:` must be as many as the sentences;
-/// otherwise no sentence gets a class, as published.
-pub fn classify(reply: &str, description: &str) -> Vec<SentenceJudgement> {
-    let sentences = sentences(description);
-    let lines: Vec<&str> = reply.split('\n').filter(|line| !line.is_empty()).collect();
-    let verdicts: Vec<String> = match lines.iter().position(|line| line.contains("Judgement:")) {
-        Some(at) => lines[at + 1..]
-            .iter()
-            .map(|line| line.split_once(' ').map_or("", |(_, rest)| rest).trim().to_owned())
-            .filter(|verdict| !verdict.is_empty())
-            .collect(),
-        None => Vec::new(),
-    };
-    let matches = verdicts.len() == sentences.len();
-    let mut verdicts = verdicts.into_iter();
-    sentences
-        .into_iter()
-        .map(|sentence| {
-            let verdict = if matches { verdicts.next() } else { None };
-            let class = verdict.as_ref().map(|v| v.split(':').next().unwrap_or_default().to_lowercase());
-            SentenceJudgement { model_response: sentence, judgement: verdict, classification: class }
-        })
-        .collect()
-}
-
-/// Whether a judge's reply has a judgement in it at all.
-pub fn has_judgement(reply: &str) -> bool {
-    reply.contains("Judgement:")
-}
-
-fn score_run<'a>(judgements: impl Iterator<Item = &'a Judgement>) -> ShrRunScores {
-    let mut s = ShrRunScores::default();
-    let (mut words, mut judged_words, mut hal_words) = (0, 0, 0);
-    for judgement in judgements {
-        s.num_images += 1;
-        let own;
-        let sentences = if judgement.judgement.is_empty() {
-            own = classify(&judgement.raw_judgement, &judgement.model_response);
-            &own
-        } else {
-            &judgement.judgement
-        };
-        for sentence in sentences {
-            let length = sentence.model_response.split(' ').count();
-            s.total += 1;
-            words += length;
-            match sentence.classification.as_deref() {
-                Some("hallucination") => {
-                    s.hallucination += 1;
-                    hal_words += length;
-                }
-                Some("correct") => s.correct += 1,
-                Some("cannot judge") => s.cannot_judge += 1,
-                _ => {
-                    s.unreadable += 1;
-                    continue;
-                }
-            }
-            judged_words += length;
-        }
-    }
-    let share = |part: usize, whole: usize| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
-    s.hal_sents_ratio = share(s.hallucination, s.hallucination + s.correct + s.cannot_judge);
-    s.hal_words_ratio = share(hal_words, judged_words);
-    s.sents_per_image = share(s.total, s.num_images);
-    s.words_per_image = share(words, s.num_images);
-    s.hal_sents_per_image = share(s.hallucination, s.num_images);
-    s.hal_words_per_image = share(hal_words, s.num_images);
-    s
-}
-
-/// `[x1, y1, x2, y2]: phrase` for each region, in shares of the image's size to two digits.
-fn describe(regions: &[Region], image: &ImageData) -> String {
-    let mut text = String::new();
-    for r in regions {
-        let Some(phrase) = r.phrase.as_deref().filter(|phrase| !phrase.is_empty()) else { continue };
-        let corners = [
-            r.x / image.width,
-            r.y / image.height,
-            (r.x + r.width) / image.width,
-            (r.y + r.height) / image.height,
-        ];
-        let corners = corners.map(|c| format!("{:?}", format!("{c:.2}").parse::<f64>().unwrap_or(c)));
-        let _ = writeln!(text, "[{}]: {phrase}", corners.join(", "));
-    }
-    text
 }
 
 fn all_there(path: &Path, ids: &[u64], has: impl Fn(u64) -> bool) -> Result<()> {

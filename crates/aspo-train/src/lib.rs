@@ -83,7 +83,7 @@ pub use metric::{MetricFile, MetricLine, Window};
 pub use optimize::{StepGradients, accumulate, adamw};
 pub use plan::{Plan, human, peak_memory};
 pub use policy::Policy;
-pub use prepare::{Data, check_paths, processor, read, score};
+pub use prepare::{Data, check_paths, processor, qformer_tokenizer, read, score};
 pub use reference::{ReferenceCache, ReferenceKey};
 pub use report::{MarkedSentence, Picture, Report};
 pub use run::{Finished, StepReport, train};

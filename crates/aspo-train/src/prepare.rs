@@ -44,7 +44,7 @@ pub fn check_paths(config: &TrainConfig) -> Result<()> {
     if config.template == Template::InstructBlip {
         file(
             "template",
-            &qformer_tokenizer_path(config),
+            &qformer_tokenizer_path(&config.model),
             "put the Q-Former's tokenizer there, or give another template",
         )?;
     }
@@ -62,12 +62,17 @@ fn tokenizer_path(config: &TrainConfig) -> PathBuf {
 }
 
 /// Where Hugging Face's InstructBLIP has the tokenizer of its Q-Former.
-fn qformer_tokenizer_path(config: &TrainConfig) -> PathBuf {
-    config.model.join("qformer_tokenizer").join("tokenizer.json")
+fn qformer_tokenizer_path(model: &Path) -> PathBuf {
+    model.join("qformer_tokenizer").join("tokenizer.json")
 }
 
-fn bert_tokenizer(path: &Path) -> Result<Tokenizer> {
-    let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
+/// The tokenizer of InstructBLIP's Q-Former, `qformer_tokenizer/tokenizer.json` in the model's folder.
+///
+/// # Errors
+/// A file that is not there or no tokenizer of BERT's kind.
+pub fn qformer_tokenizer(model: &Path) -> Result<Tokenizer> {
+    let path = qformer_tokenizer_path(model);
+    let bytes = std::fs::read(&path).map_err(|source| Error::io(&path, source))?;
     let names = SpecialTokens { eos: "[SEP]".into(), pad: "[PAD]".into(), ..SpecialTokens::default() };
     Ok(Tokenizer::from_bytes(&bytes, &path.display().to_string(), names)?)
 }
@@ -96,7 +101,7 @@ pub fn read(config: &TrainConfig, image_tokens: usize) -> Result<Data> {
     let mut encoder = Encoder::new(tokenizer, config.template, image_tokens);
     encoder.max_length = Some(config.max_length);
     if config.template == Template::InstructBlip {
-        encoder.instruction = Some(bert_tokenizer(&qformer_tokenizer_path(config))?);
+        encoder.instruction = Some(qformer_tokenizer(&config.model)?);
     }
     let (mut pairs, mut dropped) = (Vec::new(), 0);
     for pair in aspo_data::read_pairs(&config.data)? {

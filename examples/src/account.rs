@@ -1,0 +1,142 @@
+//! What a run has done: the table of base and trained model, the report and its pictures.
+
+use std::path::Path;
+
+use aspo_data::scenes::{Split, Verdict, judge, load};
+use aspo_data::{EncodedPair, Encoder, ImageLoader, Pair};
+use aspo_models::VisionLanguageModel;
+use aspo_train::{
+    Data, MarkedSentence, MetricFile, Picture, Plan, Report, TrainConfig, VisionFeatures, WeighedSentence,
+    human, peak_memory, processor, score, weigh,
+};
+use burn::tensor::backend::Backend;
+
+use crate::Failure;
+use crate::measure::Measured;
+use crate::pretrain::corpus::INSTRUCTIONS;
+
+/// Both models' figures and the change of each.
+pub fn table(before: &Measured, after: &Measured) -> Vec<Vec<String>> {
+    let percent = |value: f64| format!("{:.1}", 100.0 * value);
+    let row = |name: &str, of: &dyn Fn(&Measured) -> f64, as_percent: bool| {
+        let show = |value: f64| if as_percent { percent(value) } else { format!("{value:.2}") };
+        let (a, b) = (of(before), of(after));
+        let scale = if as_percent { 100.0 } else { 1.0 };
+        vec![name.to_owned(), show(a), show(b), format!("{:+.1}", scale * (b - a))]
+    };
+    let mut table = vec![vec!["".into(), "base".into(), "trained".into(), "change".into()]];
+    table.push(row("hallucinated sentences, %", &|m| m.hallucinated, true));
+    table.push(row("descriptions with a false sentence, %", &|m| m.spoiled, true));
+    table.push(row("unreadable sentences, %", &|m| m.unreadable, true));
+    table.push(row("objects described rightly, %", &|m| m.described, true));
+    table.push(row("sentences a description", &|m| m.sentences, false));
+    for (index, name) in ["random", "popular", "adversarial"].iter().enumerate() {
+        table.push(row(&format!("POPE {name}: accuracy, %"), &|m| m.pope[index].accuracy, true));
+        table.push(row(&format!("POPE {name}: F1, %"), &|m| m.pope[index].f1, true));
+        table.push(row(&format!("POPE {name}: yes-ratio, %"), &|m| m.pope[index].yes_ratio, true));
+    }
+    table.push(row("POPE mean accuracy, %", &Measured::pope_accuracy, true));
+    table
+}
+
+/// On a terminal.
+pub fn print_table(table: &[Vec<String>]) {
+    println!();
+    for row in table {
+        println!("{:<38}{:>9}{:>9}{:>9}", row[0], row[1], row[2], row[3]);
+    }
+}
+
+/// The report of a finished run, without tables and pictures.
+///
+/// # Errors
+/// Metrics that cannot be read.
+pub fn report(config: &TrainConfig, plan: &Plan, seconds: f64) -> Result<Report, Failure> {
+    let fact = |name: &str, value: String| (name.to_owned(), value);
+    let mut facts = vec![
+        fact("model", config.model.display().to_string()),
+        fact("pairs", format!("{} in {}", plan.pairs, config.data.display())),
+        fact(
+            "loss",
+            format!(
+                "{}, β {}, α {}, scaling {}",
+                config.loss_type.join(" + "),
+                config.beta,
+                config.alpha,
+                config.reward_scaling
+            ),
+        ),
+        fact(
+            "trainable",
+            format!("{} of {} parameters (LoRA, r {})", plan.trainable, plan.parameters, config.lora.r),
+        ),
+        fact("steps", format!("{} of {} pairs, seed {}", plan.steps, plan.global_batch, config.seed)),
+        fact("time", format!("{seconds:.0} s")),
+        fact("memory planned", human(plan.total_bytes())),
+        fact("version", env!("CARGO_PKG_VERSION").to_owned()),
+    ];
+    facts.extend(peak_memory().map(|peak| fact("memory at the peak", human(peak))));
+    let title = format!("{} on {}", config.loss_type.join(" + "), config.model.display());
+    Ok(Report { title, facts, metrics: MetricFile::read(&config.output_dir)?, ..Report::default() })
+}
+
+/// A few held-out scenes with both models' descriptions, every sentence weighed and judged.
+///
+/// # Errors
+/// Scenes that cannot be read.
+pub fn pictures<B: Backend, M: VisionLanguageModel<B>>(
+    config: &TrainConfig,
+    encoder: &Encoder,
+    models: [(&str, &M, &Measured); 2],
+    world: &Path,
+    split: Split,
+    device: &B::Device,
+) -> Result<Vec<Picture>, Failure> {
+    const SHOWN: usize = 6;
+    let mut scenes = load(world, split)?;
+    scenes.truncate(SHOWN);
+    let mut pictures = Vec::new();
+    for line in &scenes {
+        let path = world.join(&line.image);
+        let image = std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        pictures.push(Picture { image, question: INSTRUCTIONS[0].to_owned(), answers: Vec::new() });
+    }
+    let here = TrainConfig { images: world.into(), ..config.clone() };
+    for (name, model, measured) in models {
+        // Empty answers have no sentences to show.
+        let told: Vec<usize> =
+            (0..scenes.len()).filter(|&index| !measured.texts[index].trim().is_empty()).collect();
+        let pairs = told
+            .iter()
+            .map(|&index| {
+                let text = &measured.texts[index];
+                let pair = Pair::new(index.to_string(), INSTRUCTIONS[0], text, text);
+                encoder.encode(&pair.with_image(scenes[index].image.as_str()))
+            })
+            .collect::<Result<Vec<EncodedPair>, _>>()?;
+        let mut data = Data {
+            encoder: encoder.clone(),
+            pairs,
+            dropped: 0,
+            similarity: Default::default(),
+            hash: String::new(),
+        };
+        if config.clip.is_some() && !data.pairs.is_empty() {
+            score::<B>(&here, &mut data, false, device)?;
+        }
+        let images = ImageLoader::new(world, processor(&config.model, model.image_size())?)?;
+        let mut features = VisionFeatures::new(images);
+        let rows: Vec<&EncodedPair> = data.pairs.iter().collect();
+        let alpha = if config.clip.is_some() { config.alpha } else { 0.0 };
+        let weighed = weigh(model, &rows, &mut features, alpha, encoder.tokenizer.pad(), device)?;
+        for (&index, sentences) in told.iter().zip(weighed) {
+            let mark = |sentence: WeighedSentence| {
+                let verdicts = judge(&scenes[index].scene, &sentence.text).sentences;
+                let hallucinated = verdicts.iter().any(|(_, verdict)| *verdict == Verdict::False);
+                MarkedSentence { sentence, hallucinated }
+            };
+            pictures[index].answers.push((name.to_owned(), sentences.into_iter().map(mark).collect()));
+        }
+    }
+    Ok(pictures)
+}
