@@ -1,4 +1,4 @@
-//! How well each sentence of an answer fits the image: CLIP's cosine, METHOD's `S_i` before min-max.
+//! How well each sentence of an answer fits the image: CLIP's cosine, the paper's `S_i` before min-max.
 //!
 //! CLIP's text tower ends at 77 tokens. A longer sentence is cut into as few windows as possible of nearly equal length,
 //! each closed by the tower's own start and end tokens, and scored by the mean of their cosines (C); such sentences are

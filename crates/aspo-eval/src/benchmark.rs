@@ -44,7 +44,7 @@ pub struct Report {
 }
 
 impl Benchmark {
-    /// All of them, in the order in which METHOD lists them.
+    /// All of them, in the order of the evaluation chapter.
     pub const ALL: [Self; 8] = [
         Self::Pope,
         Self::Gqa,
