@@ -52,9 +52,9 @@ struct Args {
     /// Where the model's answers are written. A run that was stopped goes on there.
     #[arg(long, requires = "model")]
     out: Option<PathBuf>,
-    /// How the question is wrapped; as LLaVA-1.5 (vicuna-v1) or InstructBLIP were evaluated, if not given.
-    #[arg(long, value_enum, requires = "model")]
-    template: Option<Wrap>,
+    /// How the question is wrapped; as LLaVA-1.5 (vicuna_v1) or InstructBLIP were evaluated, if not given.
+    #[arg(long, requires = "model")]
+    template: Option<Template>,
     /// How pictures become square; as LLaVA-1.5 (pad) or InstructBLIP (squash) were evaluated, if not given.
     #[arg(long, value_enum, requires = "model")]
     fit: Option<Square>,
@@ -112,15 +112,6 @@ struct Args {
     /// Prints every figure as one JSON object; with several models, by their names.
     #[arg(long)]
     json: bool,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Wrap {
-    VicunaV1,
-    LlavaHf,
-    LlavaLlama2,
-    Plain,
-    InstructBlip,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -311,14 +302,7 @@ impl Asking<'_> {
             Some(Square::Squash) => Fit::Squash,
             None => fit,
         };
-        let template = match args.template {
-            Some(Wrap::VicunaV1) => Template::VicunaV1,
-            Some(Wrap::LlavaHf) => Template::LlavaHf,
-            Some(Wrap::LlavaLlama2) => Template::LlavaLlama2,
-            Some(Wrap::Plain) => Template::Plain,
-            Some(Wrap::InstructBlip) => Template::InstructBlip,
-            None => template,
-        };
+        let template = args.template.unwrap_or(template);
         let tokenizer = Tokenizer::from_file(&folder.join("tokenizer.json"))?;
         let mut encoder = Encoder::new(tokenizer, template, model.tokens_per_image());
         if template == Template::InstructBlip {

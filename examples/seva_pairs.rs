@@ -25,8 +25,8 @@ struct Args {
     #[arg(long)]
     model: Option<PathBuf>,
     /// How prompts are written: llava_hf, vicuna_v1, llava_llama2 or plain
-    #[arg(long, default_value = "llava_hf")]
-    template: String,
+    #[arg(long, default_value_t = Template::LlavaHf)]
+    template: Template,
     /// A file of LLaVA's instructions: the first question of each row is asked [default: scenes are drawn]
     #[arg(long, requires = "images")]
     questions: Option<PathBuf>,
@@ -69,10 +69,7 @@ impl OnBackend for Job {
         let folder = args.model.unwrap_or(assets);
         let model = Llava::<B>::from_pretrained(&folder, &LoadOptions::default(), &device)?.0;
         let tokenizer = Tokenizer::from_file(&folder.join("tokenizer.json"))?;
-        let template: Template = serde_json::from_value(args.template.clone().into()).map_err(|_| {
-            format!("option `template`: {}; use llava_hf, vicuna_v1, llava_llama2 or plain", args.template)
-        })?;
-        let encoder = Encoder::new(tokenizer, template, model.tokens_per_image());
+        let encoder = Encoder::new(tokenizer, args.template, model.tokens_per_image());
         let (world, questions) = match (&args.questions, args.images) {
             (Some(file), Some(images)) => (images, asked(file, args.count)?),
             _ => drawn(args.out.join("scenes"), args.seed, args.count)?,
@@ -81,7 +78,7 @@ impl OnBackend for Job {
         let name = folder.file_name().map_or("model".into(), |name| name.to_string_lossy().into_owned());
         let provenance = Provenance {
             model: format!("{name}, greedy, {} new tokens", args.max_new_tokens),
-            template,
+            template: args.template,
             noise_step: args.noise_step,
             seed: args.seed,
             newlines: Newlines::Keep,

@@ -31,6 +31,9 @@ struct Arguments {
     /// A tokenizer.json, for lengths in tokens and truncation.
     #[arg(long)]
     tokenizer: Option<PathBuf>,
+    /// How prompts are written, for lengths in tokens.
+    #[arg(long, default_value_t = Template::VicunaV1)]
+    template: Template,
     /// Tokens of one image.
     #[arg(long, default_value_t = 576)]
     image_tokens: usize,
@@ -68,7 +71,7 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
         None => None,
         Some(path) => Some(Encoder {
             max_length: Some(arguments.max_length),
-            ..Encoder::new(Tokenizer::from_file(path)?, Template::VicunaV1, arguments.image_tokens)
+            ..Encoder::new(Tokenizer::from_file(path)?, arguments.template, arguments.image_tokens)
         }),
     };
     let options = ValidateOptions {

@@ -115,10 +115,10 @@ pub enum RowFault {
         limit: usize,
     },
     /// The file ends inside the row.
-    #[error("the file ends in the middle of this row: it was cut short")]
+    #[error("the file ends in the middle of this row: it was cut short, copy or download it again")]
     Cut,
     /// A key is not there.
-    #[error("`{key}` is missing; the row has: {found}")]
+    #[error("`{key}` is missing; the row has: {found}; add it, or drop the row")]
     Missing {
         /// The key.
         key: &'static str,
@@ -136,19 +136,19 @@ pub enum RowFault {
         found: String,
     },
     /// A text that may not be empty is.
-    #[error("`{key}` is empty")]
+    #[error("`{key}` is empty; fill it in, or drop the row")]
     Empty {
         /// The key.
         key: &'static str,
     },
     /// Chosen and rejected are the same text: there is no preference to learn.
-    #[error("chosen and rejected are the same text")]
+    #[error("chosen and rejected are the same text: drop the row, it prefers nothing")]
     Equal,
     /// A conversation whose turns do not alternate user, assistant.
     #[error("conversation: {0}")]
     Turns(String),
     /// `<image>` tags and images do not agree.
-    #[error("{tags} <image> tags for {images} images")]
+    #[error("{tags} <image> tags for {images} images; give one tag for each image, or none")]
     ImageCount {
         /// Tags in the prompt.
         tags: usize,
@@ -202,7 +202,7 @@ impl RowFault {
 #[non_exhaustive]
 pub enum FileFault {
     /// It has no rows.
-    #[error("the file is empty")]
+    #[error("the file is empty: write or download it again")]
     Empty,
     /// Not text in UTF-8.
     #[error("the file is {found}: convert it to UTF-8")]
@@ -239,7 +239,7 @@ pub enum FileFault {
 #[non_exhaustive]
 pub enum ImageFault {
     /// No bytes.
-    #[error("the file is empty")]
+    #[error("the file is empty: write or download it again")]
     Empty,
     /// The bytes are no picture of a known kind.
     #[error("not a PNG, JPEG or WebP picture, whatever its name says: convert it")]
@@ -257,7 +257,7 @@ pub enum ImageFault {
         limit: u64,
     },
     /// The file itself is larger than [`MAX_FILE_BYTES`](crate::image::MAX_FILE_BYTES).
-    #[error("the file has {bytes} bytes, the limit is {limit}")]
+    #[error("the file has {bytes} bytes, the limit is {limit}: save the picture smaller")]
     FileTooLarge {
         /// Its size.
         bytes: u64,
@@ -265,10 +265,10 @@ pub enum ImageFault {
         limit: u64,
     },
     /// The data ends early.
-    #[error("the picture is cut short: its end is missing")]
+    #[error("the picture is cut short: its end is missing, download it again")]
     Truncated,
     /// The decoder refused the data.
-    #[error("cannot be decoded: {0}")]
+    #[error("cannot be decoded: {0}; save it again")]
     Decode(String),
     /// The image could not be read from disk.
     #[error("cannot be read: {0}")]
@@ -280,7 +280,9 @@ pub enum ImageFault {
 #[non_exhaustive]
 pub enum PairFault {
     /// The prompt leaves no room for a single answer token within `max_length`.
-    #[error("the prompt takes {prompt} tokens, `max_length` {max_length} leaves no room for an answer")]
+    #[error(
+        "the prompt takes {prompt} tokens, `max_length` {max_length} leaves no room for an answer: raise it, or drop the pair"
+    )]
     NoRoom {
         /// Prompt tokens, image tokens included.
         prompt: usize,
@@ -288,7 +290,7 @@ pub enum PairFault {
         max_length: usize,
     },
     /// An answer is empty or white space.
-    #[error("the {side} answer is empty")]
+    #[error("the {side} answer is empty: drop the pair")]
     Empty {
         /// `chosen` or `rejected`.
         side: &'static str,
@@ -302,7 +304,7 @@ pub enum PairFault {
         token: String,
     },
     /// `<image>` tags and images do not agree.
-    #[error("{tags} <image> tags for {images} images")]
+    #[error("{tags} <image> tags for {images} images; give one tag for each image, or none")]
     ImageCount {
         /// Tags in the prompt.
         tags: usize,

@@ -4,6 +4,7 @@
 //! `llava-hf/llava-1.5-7b-hf`, LAVIS' InstructBLIP. Every template sets the images first, as LLaVA's
 //! `preprocess_multimodal` and the chat template do.
 
+use crate::error::{Error, Result};
 use crate::pair::{Pair, Turn};
 
 /// LLaVA's system sentence.
@@ -69,6 +70,21 @@ impl Rendered {
 }
 
 impl Template {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::VicunaV1, Self::LlavaHf, Self::LlavaLlama2, Self::Plain, Self::InstructBlip];
+
+    /// Its name in configs and on command lines.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::VicunaV1 => "vicuna_v1",
+            Self::LlavaHf => "llava_hf",
+            Self::LlavaLlama2 => "llava_llama2",
+            Self::Plain => "plain",
+            Self::InstructBlip => "instruct_blip",
+        }
+    }
+
     /// Writes out the prompt of a pair, one `image_token` for each of its images.
     pub fn render(self, pair: &Pair, image_token: &str, eos: &str) -> Rendered {
         self.render_parts(
@@ -163,5 +179,23 @@ impl Template {
             }
         };
         Rendered { prompt, before, after, images_before: self == Self::InstructBlip }
+    }
+}
+
+impl std::fmt::Display for Template {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for Template {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|template| template.name() == name).ok_or_else(|| Error::Option {
+            name: "template",
+            found: format!("{name:?}"),
+            remedy: "use vicuna_v1, llava_hf, llava_llama2, plain or instruct_blip",
+        })
     }
 }

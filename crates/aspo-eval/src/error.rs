@@ -62,14 +62,14 @@ pub enum Error {
     },
 
     /// A file has no records at all.
-    #[error("{}: no records in it", path.display())]
+    #[error("{}: no records in it; give the file as published", path.display())]
     Empty {
         /// The file.
         path: PathBuf,
     },
 
     /// A record, or a table, lacks a column.
-    #[error("{}, row {row}: column `{column}` is missing", path.display())]
+    #[error("{}, row {row}: column `{column}` is missing; give the file as published", path.display())]
     MissingColumn {
         /// The file.
         path: PathBuf,

@@ -60,3 +60,13 @@ fn each_image_has_its_tag_and_no_image_none() {
     let none = Pair { images: Vec::new(), ..pair() };
     assert_eq!(prompt(Template::LlavaHf, &none), "USER: What? ASSISTANT:");
 }
+
+#[test]
+fn names_of_templates_are_those_of_configs() {
+    for template in Template::ALL {
+        assert_eq!(serde_json::to_value(template).unwrap(), template.name());
+        assert_eq!(template.to_string().parse::<Template>().unwrap(), template);
+    }
+    let error = "vicuna".parse::<Template>().unwrap_err().to_string();
+    assert!(error.starts_with("option `template`: \"vicuna\"; use vicuna_v1"), "{error}");
+}

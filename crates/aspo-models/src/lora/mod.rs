@@ -7,7 +7,7 @@ mod config;
 mod file;
 mod target;
 
-use burn::module::{Module, Param};
+use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 
 use crate::checkpoint::{Layout, stable_ids};
@@ -53,7 +53,7 @@ where
 {
     config.check()?;
     let targets = Targets::new(config)?;
-    let mut module = without_adapters(&module).no_grad();
+    let mut module = frozen(without_adapters(&module));
     let mut hits = 0;
     let mut failed = None;
     module.each_linear("", &mut |path, linear| {
@@ -85,6 +85,17 @@ where
         )));
     }
     Ok(stable_ids(module))
+}
+
+/// No parameter wants a gradient. Burn's `no_grad` makes lazy parameters on the way, a whole model of them; this does not.
+fn frozen<B: Backend, M: Module<B>>(module: M) -> M {
+    struct Freeze;
+    impl<B: Backend> ModuleMapper<B> for Freeze {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+            param.set_require_grad(false)
+        }
+    }
+    module.map(&mut Freeze)
 }
 
 /// The same model with its adapters off: the weights are shared, nothing is copied.

@@ -6,10 +6,11 @@ use aspo_models::lora::{
     LoraConfig, Names, attach, load_adapter, merge, save_adapter, unmerge, without_adapters,
 };
 use aspo_models::{
-    EachLinear, LanguageModel, Llava, LoadOptions, ModelInput, Precision, Pretrained, SaveOptions,
-    recompute_backward,
+    EachLinear, LanguageModel, Llava, LlavaConfig, LoadOptions, ModelConfig, ModelInput, Precision,
+    Pretrained, SaveOptions, recompute_backward,
 };
-use burn::module::AutodiffModule;
+use burn::backend::Autodiff;
+use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
 use burn_flex::Flex;
@@ -236,4 +237,29 @@ fn single_precision_factors_train_over_a_half_precision_base() {
     let scale = single.iter().fold(0f64, |m, v| m.max(v.abs()));
     // Eight bits of mantissa through three layers of random weights.
     assert!(worst(&plain, &single) < 0.1 * scale);
+}
+
+#[test]
+fn attaching_to_a_model_without_weights_makes_none() {
+    struct Made(Vec<String>, Vec<String>);
+    impl ModuleVisitor<B> for Made {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.0.push(name.to_owned());
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.0.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            if param.is_initialized() {
+                self.1.push(self.0.join("."));
+            }
+        }
+    }
+    type B = Autodiff<Flex>;
+    let config = LlavaConfig::load(oracle().join("models/llava")).unwrap();
+    let lora = LoraConfig::new(1, 2.0, Names::Pattern("all-linear".into()));
+    let model = attach(Llava::<B>::from_config(&config, &Default::default()), &lora, 0).unwrap();
+    let mut made = Made(Vec::new(), Vec::new());
+    model.visit(&mut made);
+    assert!(!made.1.is_empty() && made.1.iter().all(|path| path.contains("lora")), "{:?}", made.1);
 }
