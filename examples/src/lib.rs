@@ -11,3 +11,14 @@ pub mod spread;
 
 /// Anything that can go wrong in an example.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// The Rust of the book compiles and runs.
+#[cfg(all(doctest, feature = "flex"))]
+mod book {
+    #[doc = include_str!("../../docs/objective.md")]
+    struct Objective;
+    #[doc = include_str!("../../docs/pairs.md")]
+    struct Pairs;
+    #[doc = include_str!("../../docs/evaluation.md")]
+    struct Evaluation;
+}

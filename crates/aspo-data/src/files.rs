@@ -1,6 +1,6 @@
 //! Files: paths that stay under their root, writes that are whole or absent.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::path::{Component, Path, PathBuf};
 
@@ -110,4 +110,13 @@ fn folder_of(path: &Path) -> &Path {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     }
+}
+
+/// Opens a file to read and to go on writing; it and its folders are made where they are not there.
+pub(crate) fn open(path: &Path) -> Result<File> {
+    let fail = |source| Error::io(path, source);
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).map_err(fail)?;
+    }
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(fail)
 }

@@ -6,7 +6,7 @@
 //! text, which no format can hold (C).
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use crate::corpus::OnFault;
 use crate::error::{Error, Result};
-use crate::files::write_atomic;
+use crate::files::{self, write_atomic};
 use crate::image::ImageLoader;
 use crate::noise::{add_noise, schedule};
 use crate::pair::{ImageSource, Pair, hex};
@@ -311,16 +311,7 @@ impl Journal {
     fn open(path: &Path, head: &Head) -> Result<(Self, BTreeMap<usize, Line>)> {
         let fail = |source| Error::io(path, source);
         let stored = |why: String| Error::Stored { path: path.to_owned(), why };
-        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder).map_err(fail)?;
-        }
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(fail)?;
+        let mut file = files::open(path)?;
         let mut lines = BTreeMap::new();
         let mut end = 0;
         let mut reader = BufReader::new(file.try_clone().map_err(fail)?);

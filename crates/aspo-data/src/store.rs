@@ -4,7 +4,7 @@
 //! Opening reads the keys and stops at the first record that is not whole; writing goes on from there.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{BufReader, BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -41,16 +41,7 @@ impl Store {
     /// [`Error::Stored`] when the file is something else, or another process has it open; [`Error::Io`].
     pub fn open(path: &Path) -> Result<Self> {
         let fail = |source| Error::io(path, source);
-        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder).map_err(fail)?;
-        }
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(fail)?;
+        let file = crate::files::open(path)?;
         file.try_lock().map_err(|error| match error {
             std::fs::TryLockError::WouldBlock => Error::Stored {
                 path: path.to_owned(),
