@@ -126,6 +126,13 @@ fn config(args: &Args) -> Result<TrainConfig, Failure> {
         None if config.output_dir.as_os_str().is_empty() => free_folder(args.resume),
         None => config.output_dir,
     };
+    if !config.loss_type.iter().any(|loss| loss == "aspo") {
+        let given = [("scaling", args.scaling.is_some()), ("alpha", args.alpha.is_some())];
+        if let Some((option, _)) = given.into_iter().find(|(_, given)| *given) {
+            let losses = config.loss_type.join(" + ");
+            return Err(format!("option `{option}`: {losses} weighs no sentences; leave it out").into());
+        }
+    }
     config.validate()?;
     check_paths(&config)?;
     Ok(config)
