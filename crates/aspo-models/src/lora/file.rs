@@ -95,7 +95,7 @@ where
     let folder = folder.as_ref();
     let factors = factors(module);
     if factors.is_empty() {
-        return Err(Error::Adapter("the model has no adapter to save".into()));
+        return Err(Error::Adapter("the model has no adapter to save: attach one first".into()));
     }
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
     let name = |path: &str| format!("{ROOT}{}", adapter.layout.write(path));

@@ -80,7 +80,7 @@ where
     }
     if hits == 0 {
         return Err(Error::Adapter(format!(
-            "target_modules {} name no linear layer of the model",
+            "target_modules {} name no linear layer of the model: give names or a pattern that do, or all-linear",
             config.targets()
         )));
     }
