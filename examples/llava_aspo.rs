@@ -3,6 +3,7 @@
 //! `cargo run --example llava_aspo` does it on the tiny LLaVA of the scenes world; every path can be another. The model's
 //! `config.json` says whether it is a LLaVA or an InstructBLIP.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use aspo_data::EncodedPair;
@@ -246,7 +247,7 @@ impl Job {
             let json = serde_json::json!({ "base": before, "trained": after });
             let path = config.output_dir.join("evaluation.json");
             aspo_data::files::write_atomic(&path, |file| {
-                Write::write_all(file, json.to_string().as_bytes())
+                file.write_all(json.to_string().as_bytes())
                     .map_err(|source| aspo_data::Error::Io { path: path.clone(), source })
             })?;
             let models = [("base", &plain, &before), ("trained", &trained, &after)];
