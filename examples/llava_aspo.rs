@@ -3,7 +3,6 @@
 //! `cargo run --example llava_aspo` does it on the tiny LLaVA of the scenes world; every path can be another. The model's
 //! `config.json` says whether it is a LLaVA or an InstructBLIP.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use aspo_data::EncodedPair;
