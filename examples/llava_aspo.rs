@@ -158,31 +158,33 @@ impl OnBackend for Job {
         match model_type(folder)?.as_str() {
             InstructBlipConfig::MODEL_TYPE => {
                 let shape = InstructBlipConfig::load(folder)?;
-                let (tokens, decoder) = (shape.num_query_tokens, shape.text_config.clone());
-                self.train::<B, InstructBlip<Autodiff<B>>>(&shape, &decoder, tokens, device)
+                let (image, decoder) =
+                    ([shape.num_query_tokens, shape.image_token_index as usize], shape.text_config.clone());
+                self.train::<B, InstructBlip<Autodiff<B>>>(&shape, &decoder, image, device)
             }
             _ => {
                 let shape = LlavaConfig::load(folder)?;
-                let (tokens, decoder) = (shape.tokens_per_image(), shape.text_config.clone());
-                self.train::<B, Llava<Autodiff<B>>>(&shape, &decoder, tokens, device)
+                let (image, decoder) =
+                    ([shape.tokens_per_image(), shape.image_token_index as usize], shape.text_config.clone());
+                self.train::<B, Llava<Autodiff<B>>>(&shape, &decoder, image, device)
             }
         }
     }
 }
 
 impl Job {
-    /// `tokens` is what a picture takes in a row.
+    /// Of a picture: the tokens that it takes in a row, and their id.
     fn train<B: Backend, M: Policy<B>>(
         self,
         shape: &<M as Pretrained<Autodiff<B>>>::Config,
         decoder: &LlamaConfig,
-        tokens: usize,
+        [tokens, image]: [usize; 2],
         device: B::Device,
     ) -> Result<(), Failure> {
         let Job { args, config } = self;
         let mut data = read(&config, tokens)?;
         println!("{} from {}", config.loss_type.join(" + "), config.model.display());
-        check_vocabulary(&data, &config, decoder.vocab_size)?;
+        check_vocabulary(&data, &config, decoder.vocab_size, image)?;
         if data.dropped > 0 {
             println!("{} pairs left out: their prompt leaves no room for an answer", data.dropped);
         }
@@ -269,19 +271,31 @@ fn split(name: &str) -> Result<Split, Failure> {
     }
 }
 
-/// A tokenizer of another model writes ids that this one has no rows for.
-fn check_vocabulary(data: &Data, config: &TrainConfig, vocabulary: usize) -> Result<(), Failure> {
+/// A tokenizer of another model writes ids that this one has no rows for, or another one where a picture goes.
+fn check_vocabulary(
+    data: &Data,
+    config: &TrainConfig,
+    vocabulary: usize,
+    image: usize,
+) -> Result<(), Failure> {
+    let refuse = |found: String| {
+        let model = config.model.display();
+        let remedy = format!("give the tokenizer.json that belongs to {model}");
+        Err(format!("option `tokenizer`: {found}; {remedy}").into())
+    };
+    let own = data.encoder.tokenizer.image()? as usize;
+    if own != image {
+        return refuse(format!("its <image> is token {own}, the model's is {image}"));
+    }
     let ids = |pair: &EncodedPair| [&pair.prompt_ids[..], &pair.chosen.ids, &pair.rejected.ids].concat();
     for pair in &data.pairs {
-        if let Some(id) = ids(pair).into_iter().find(|&id| id as usize >= vocabulary) {
-            return Err(format!(
-                "option `tokenizer`: pair {:?} of {} has the token id {id}, but the model has {vocabulary}; give the \
-                 tokenizer.json that belongs to {}",
-                pair.id,
-                config.data.display(),
-                config.model.display()
-            )
-            .into());
+        // The image token may lie outside the table: its row is never looked at.
+        if let Some(id) = ids(pair).into_iter().find(|&id| id as usize >= vocabulary && id as usize != image)
+        {
+            let (pair, file) = (&pair.id, config.data.display());
+            return refuse(format!(
+                "pair {pair:?} of {file} has the token id {id}, but the model has {vocabulary}"
+            ));
         }
     }
     Ok(())

@@ -19,12 +19,14 @@ pub struct VisionFeatures {
     loader: ImageLoader,
     kept: HashMap<String, Vec<f32>>,
     bytes: usize,
+    /// Rows of a picture's features, once one was made. InstructBLIP's tower gives more than its image tokens.
+    rows: Option<usize>,
 }
 
 impl VisionFeatures {
     /// Features of the pictures that `loader` finds.
     pub fn new(loader: ImageLoader) -> Self {
-        Self { loader, kept: HashMap::new(), bytes: 0 }
+        Self { loader, kept: HashMap::new(), bytes: 0, rows: None }
     }
 
     /// Keeps the features of the picture with this [key](aspo_data::ImageSource::key), while there is room.
@@ -53,7 +55,6 @@ impl VisionFeatures {
         let new: Vec<usize> =
             (0..keys.len()).filter(|&index| !self.kept.contains_key(&keys[index])).collect();
         let mut fresh: HashMap<&str, Vec<f32>> = HashMap::new();
-        let mut shape = [0; 3];
         if !new.is_empty() {
             let sources: Vec<_> = new.iter().map(|&index| batch.images[index].clone()).collect();
             let pixels = self.loader.load_all(&sources).into_iter().collect::<Result<Vec<_>, _>>()?;
@@ -61,7 +62,7 @@ impl VisionFeatures {
             // is another matter after a resume.
             for (&index, pixels) in new.iter().zip(pixels) {
                 let features = model.vision_features(pixel_tensor(&[pixels], model.image_size(), device)?)?;
-                shape = features.dims();
+                self.rows = Some(features.dims()[1]);
                 fresh.insert(&keys[index], features.into_data().iter::<f32>().collect());
             }
         }
@@ -73,8 +74,8 @@ impl VisionFeatures {
         }
         fresh.into_iter().for_each(|(key, values)| self.keep(key, values));
         let images = batch.image_index.len();
-        let patches = model.tokens_per_image();
-        let width = if shape[2] > 0 { shape[2] } else { values.len() / (images * patches) };
-        Ok(Some(Tensor::from_data(TensorData::new(values, [images, patches, width]), device)))
+        let rows = self.rows.unwrap_or_else(|| model.tokens_per_image());
+        let width = values.len() / (images * rows);
+        Ok(Some(Tensor::from_data(TensorData::new(values, [images, rows, width]), device)))
     }
 }
