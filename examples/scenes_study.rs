@@ -4,6 +4,8 @@
 //! `docs/evidence.md`. A run that was stopped goes on with the next command.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use aspo_data::files::write_atomic;
 use aspo_data::scenes::{Split, write};
@@ -12,7 +14,7 @@ use aspo_examples::backend::{Device, OnBackend, exit_on_error};
 use aspo_examples::measure::{Measured, measure};
 use aspo_examples::spread::{Spread, paired};
 use aspo_models::{Llava, LlavaConfig, LoadOptions, ModelConfig, Pretrained};
-use aspo_train::{MetricFile, MetricLine, TrainConfig, read, score, train};
+use aspo_train::{Data, MetricFile, MetricLine, REFERENCE_FILE, TrainConfig, read, score, train};
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::backend::Backend;
@@ -34,6 +36,9 @@ struct Args {
     /// Optimiser steps, in place of the config's epochs
     #[arg(long)]
     max_steps: Option<i64>,
+    /// Runs trained at a time
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
     /// Where runs are kept
     #[arg(long, default_value = "out/scenes_study")]
     out: PathBuf,
@@ -117,53 +122,100 @@ impl OnBackend for Job {
         };
         let base = Outcome { measured: base, accuracy: f64::NAN, displacement: f64::NAN, steps: 0 };
 
-        let mut outcomes: Vec<Vec<Outcome>> = vec![Vec::new(); SETTINGS.len()];
-        for seed in 1..=args.seeds {
-            for (index, (name, loss, scaling, alpha)) in SETTINGS.into_iter().enumerate() {
-                let folder = args.out.join(format!("{loss}-{scaling}-{alpha}-{seed}"));
-                let path = folder.join("outcome.json");
-                let outcome = match stored(&path)? {
-                    Some(outcome) => outcome,
-                    None => {
-                        let run = TrainConfig {
-                            loss_type: vec![loss.into()],
-                            reward_scaling: scaling.into(),
-                            alpha,
-                            seed,
-                            logging_steps: 1,
-                            save_steps: 0,
-                            output_dir: folder,
-                            ..config.clone()
-                        };
-                        run.validate()?;
-                        if run.output_dir.exists() {
-                            // Left by a study that was stopped: it has no outcome.
-                            std::fs::remove_dir_all(&run.output_dir)?;
-                        }
-                        let warn = |text: &str| eprintln!("warning: {text}");
-                        let done = train::<B, _>(&run, load()?.0, &data, false, &device, |_| (), warn)?;
-                        let model = done.model.valid();
-                        let measured =
-                            measure(&model, &data.encoder, &world, Split::Test, args.eval_scenes, &device)?;
-                        let lines = MetricFile::read(&run.output_dir)?;
-                        let outcome = outcome(measured, &lines, done.steps);
-                        store(&path, &outcome)?;
-                        outcome
+        let study = Study { args: &args, config: &config, data: &data, world: &world };
+        let next = AtomicUsize::new(0);
+        let runs = SETTINGS.len() * args.seeds as usize;
+        let done: Mutex<Vec<(usize, Outcome)>> = Mutex::default();
+        // Threads of their own models: graphs that share leaves are walked as one.
+        std::thread::scope(|scope| {
+            let work = || -> Result<(), Failure> {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= runs {
+                        return Ok(());
                     }
-                };
-                println!(
-                    "seed {seed}  {name:<28} hallucinated {:.1}%  described {:.1}%  POPE {:.1}%",
-                    COLUMNS[0].1(&outcome),
-                    COLUMNS[1].1(&outcome),
-                    COLUMNS[2].1(&outcome)
-                );
-                outcomes[index].push(outcome);
-            }
+                    let outcome = study.run::<B>(number, &device)?;
+                    done.lock().unwrap_or_else(PoisonError::into_inner).push((number, outcome));
+                }
+            };
+            let threads: Vec<_> = (0..args.jobs.max(1)).map(|_| scope.spawn(work)).collect();
+            threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| "a run panicked")?)
+        })?;
+        let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+        done.sort_by_key(|(number, _)| *number);
+        let mut outcomes: Vec<Vec<Outcome>> = vec![Vec::new(); SETTINGS.len()];
+        for (number, outcome) in done {
+            outcomes[number % SETTINGS.len()].push(outcome);
         }
         let tables = tables(&base, &outcomes, &args, data.pairs.len());
         println!("\n{tables}");
         let page = args.page.unwrap_or_else(|| here.join("../docs/evidence.md"));
         insert(&page, &tables)
+    }
+}
+
+/// What every run of the study shares.
+struct Study<'a> {
+    args: &'a Args,
+    config: &'a TrainConfig,
+    data: &'a Data,
+    world: &'a Path,
+}
+
+impl Study<'_> {
+    /// The `number`-th run, all settings of a seed before the next seed: its stored outcome, or else training it.
+    fn run<B: Backend>(&self, number: usize, device: &B::Device) -> Result<Outcome, Failure> {
+        let seed = 1 + (number / SETTINGS.len()) as u64;
+        let (name, loss, scaling, alpha) = SETTINGS[number % SETTINGS.len()];
+        let folder = self.args.out.join(format!("{loss}-{scaling}-{alpha}-{seed}"));
+        let path = folder.join("outcome.json");
+        let outcome = match stored(&path)? {
+            Some(outcome) => outcome,
+            None => {
+                let run = TrainConfig {
+                    loss_type: vec![loss.into()],
+                    reward_scaling: scaling.into(),
+                    alpha,
+                    seed,
+                    logging_steps: 1,
+                    save_steps: 0,
+                    precompute_ref_log_probs: true,
+                    output_dir: folder,
+                    ..self.config.clone()
+                };
+                run.validate()?;
+                if run.output_dir.exists() {
+                    // Left by a study that was stopped: it has no outcome.
+                    std::fs::remove_dir_all(&run.output_dir)?;
+                }
+                // The reference is the same in every run; its key is checked there.
+                let (shared, own) = (self.args.out.join(REFERENCE_FILE), run.output_dir.join(REFERENCE_FILE));
+                std::fs::create_dir_all(&run.output_dir)?;
+                if shared.exists() {
+                    std::fs::copy(&shared, &own)?;
+                }
+                let warn = |text: &str| eprintln!("warning: {text}");
+                let (base, _) =
+                    Llava::<Autodiff<B>>::from_pretrained(&run.model, &LoadOptions::default(), device)?;
+                let done = train::<B, _>(&run, base, self.data, false, device, |_| (), warn)?;
+                if !shared.exists() {
+                    write_text(&shared, &std::fs::read_to_string(&own)?)?;
+                }
+                let (encoder, scenes) = (&self.data.encoder, self.args.eval_scenes);
+                let measured =
+                    measure(&done.model.valid(), encoder, self.world, Split::Test, scenes, device)?;
+                let outcome = outcome(measured, &MetricFile::read(&run.output_dir)?, done.steps);
+                store(&path, &outcome)?;
+                outcome
+            }
+        };
+        println!(
+            "seed {seed}  {name:<28} hallucinated {:.1}%  described {:.1}%  POPE {:.1}%",
+            COLUMNS[0].1(&outcome),
+            COLUMNS[1].1(&outcome),
+            COLUMNS[2].1(&outcome)
+        );
+        Ok(outcome)
     }
 }
 

@@ -6,17 +6,20 @@
 use std::path::{Path, PathBuf};
 
 use aspo_data::read::read_conversations;
-use aspo_data::scenes::{Split, WrittenScene, write};
+use aspo_data::scenes::{Split, questions, write};
 use aspo_data::seva::{GenerateOptions, Newlines, Provenance, Request, generate};
 use aspo_data::{Encoder, ImageLoader, Pair, Template, Tokenizer};
 use aspo_examples::Failure;
 use aspo_examples::answer::{Asked, answer};
 use aspo_examples::backend::{Device, OnBackend, exit_on_error};
-use aspo_examples::pretrain::corpus::INSTRUCTIONS;
+use aspo_examples::pretrain::corpus::{INSTRUCTIONS, SHORT};
 use aspo_models::{Llava, LoadOptions, Pretrained, VisionLanguageModel};
 use aspo_train::processor;
 use burn::tensor::backend::Backend;
 use clap::Parser;
+use rand::SeedableRng;
+use rand::seq::IndexedRandom;
+use rand_chacha::ChaCha8Rng;
 
 #[derive(Parser, Clone)]
 #[command(about = "Make preference pairs by SeVa's recipe, on the scenes world or on pictures of your own")]
@@ -39,6 +42,9 @@ struct Args {
     /// Questions at most: scenes of the split `pairs`, or the first rows of `--questions`
     #[arg(long, default_value_t = 3200)]
     count: usize,
+    /// Of each drawn scene, also ask this many times whether some thing is there
+    #[arg(long, default_value_t = 3, conflicts_with = "questions")]
+    presence: usize,
     /// Step of the diffusion noise, 0 to 999; ASPO's is 500
     #[arg(long, default_value_t = 700)]
     noise_step: usize,
@@ -72,7 +78,7 @@ impl OnBackend for Job {
         let encoder = Encoder::new(tokenizer, args.template, model.tokens_per_image());
         let (world, questions) = match (&args.questions, args.images) {
             (Some(file), Some(images)) => (images, asked(file, args.count)?),
-            _ => drawn(args.out.join("scenes"), args.seed, args.count)?,
+            _ => drawn(args.out.join("scenes"), args.seed, args.count, args.presence)?,
         };
         let images = ImageLoader::new(&world, processor(&folder, model.image_size())?)?;
         let name = folder.file_name().map_or("model".into(), |name| name.to_string_lossy().into_owned());
@@ -105,14 +111,24 @@ impl OnBackend for Job {
     }
 }
 
-/// Scenes, and a question about each.
-fn drawn(world: PathBuf, seed: u64, count: usize) -> Result<(PathBuf, Vec<Pair>), Failure> {
-    let scenes = write(&world, seed, Split::Pairs, count)?;
-    let ask = |(index, scene): (usize, WrittenScene)| {
-        let question = INSTRUCTIONS[index % INSTRUCTIONS.len()];
-        Pair::new(index.to_string(), question, "", "").with_image(scene.image.as_str())
-    };
-    Ok((world, scenes.into_iter().enumerate().map(ask).collect()))
+/// Scenes; of each a description is asked for, and `presence` times whether some thing is there.
+fn drawn(world: PathBuf, seed: u64, count: usize, presence: usize) -> Result<(PathBuf, Vec<Pair>), Failure> {
+    let mut asked = Vec::new();
+    for (index, written) in write(&world, seed, Split::Pairs, count)?.into_iter().enumerate() {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed.wrapping_add(index as u64));
+        let about: Vec<String> = questions(&written.scene, index as u64)
+            .into_iter()
+            .filter(|question| matches!(question.answer.as_str(), "Yes" | "No"))
+            .map(|question| question.question + SHORT)
+            .collect();
+        let drawn = about.choose_multiple(&mut rng, presence).cloned();
+        let prompts = std::iter::once(INSTRUCTIONS[index % INSTRUCTIONS.len()].to_owned()).chain(drawn);
+        for (number, prompt) in prompts.enumerate() {
+            let id = if number == 0 { index.to_string() } else { format!("{index}-{number}") };
+            asked.push(Pair::new(id, prompt, "", "").with_image(written.image.as_str()));
+        }
+    }
+    Ok((world, asked))
 }
 
 /// The first question of each of the first rows of a file of LLaVA's instructions.

@@ -84,7 +84,7 @@ pub use optimize::{StepGradients, accumulate, adamw};
 pub use plan::{Plan, human, peak_memory};
 pub use policy::Policy;
 pub use prepare::{Data, check_paths, processor, qformer_tokenizer, read, score};
-pub use reference::{ReferenceCache, ReferenceKey};
+pub use reference::{REFERENCE_FILE, ReferenceCache, ReferenceKey};
 pub use report::{MarkedSentence, Picture, Report};
 pub use run::{Finished, StepReport, train};
 pub use sample::Sample;

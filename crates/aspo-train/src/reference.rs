@@ -13,6 +13,9 @@ use crate::error::{Error, Result};
 use crate::prepare::Data;
 use crate::step::ReferenceRow;
 
+/// Name of the file in a run's output folder.
+pub const REFERENCE_FILE: &str = "reference_log_probs.jsonl";
+
 /// What the values depend on; the first line of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReferenceKey {

@@ -20,7 +20,7 @@ use crate::metric::{MetricFile, MetricLine, Window, keep_lines};
 use crate::optimize::{StepGradients, accumulate, adamw};
 use crate::policy::Policy;
 use crate::prepare::{Data, processor};
-use crate::reference::{ReferenceCache, ReferenceKey};
+use crate::reference::{REFERENCE_FILE, ReferenceCache, ReferenceKey};
 use crate::sample::Sample;
 use crate::schedule::warmup_steps;
 use crate::step::{MicroBatch, ReferenceRow};
@@ -341,7 +341,7 @@ impl<B: Backend> Work<'_, B> {
     fn precompute<M: Policy<B>>(&mut self, policy: &M) -> Result<()> {
         let reference = without_adapters(&policy.valid());
         let key = ReferenceKey::new(self.config, self.data)?;
-        let path = self.config.output_dir.join("reference_log_probs.jsonl");
+        let path = self.config.output_dir.join(REFERENCE_FILE);
         let mut cache = ReferenceCache::open(&path, &key)?;
         let missing: Vec<usize> = (cache.len()..self.data.pairs.len()).collect();
         for part in missing.chunks(self.config.per_device_train_batch_size) {
