@@ -68,8 +68,8 @@ impl<B: Backend> Side<B> {
             let sentences: Vec<i64> = sentences.flat_map(|(s, &n)| vec![s as i64; n]).collect();
             let mut row = vec![-1; width];
             row[start..start + sentences.len()].copy_from_slice(&sentences);
-            for position in 0..width {
-                if row[position] < 0 {
+            for (position, &sentence) in row.iter().enumerate() {
+                if sentence < 0 {
                     labels.push(layout.pad_id);
                     hidden.extend([layout.junk; FEATURES]);
                 } else {
