@@ -7,4 +7,6 @@ mod log_prob;
 mod metric;
 mod objective;
 mod oracle;
+mod pipeline;
+mod property;
 mod record;

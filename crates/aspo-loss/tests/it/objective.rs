@@ -18,6 +18,9 @@ on_every_backend!(
     weighted_objectives_hold_their_properties,
     aspo_holds_its_properties,
     aspo_gradient_is_that_of_its_constants,
+    aspo_gradient_is_the_difference_quotient_at_frozen_weights,
+    wpo_gradient_is_dpo_s_times_a_constant,
+    one_batch_of_eight_is_eight_batches_of_one,
     equal_weights_reduce_to_dpo,
     one_sentence_reduces_to_dpo,
     swapping_answers_negates_the_dpo_margin,
@@ -28,11 +31,12 @@ on_every_backend!(
 
 type A<B> = Autodiff<B>;
 
-/// Each of some thirty objectives; ASPO and DPO by a thousand cases each, the others by fewer, so that every property
-/// still sees some thousands.
+/// Holds an objective against every property of `check_objective`. Backends with fewer than 1,000 cases, which repeat the
+/// same arithmetic, spend them on ASPO and DPO and a tenth of them on each of the others.
 fn hold<B: Backend>(objective: Objective, applies: Applies) {
     let head = objective == Objective::default() || objective == dpo();
-    let cases = if head { cases::<B>() } else { cases::<B>().div_ceil(10) };
+    let all = cases::<B>();
+    let cases = if head || all >= 1000 { all } else { all.div_ceil(10) };
     let loss = |batch: &PreferenceBatch<A<B>>| objective.loss(batch).map(|output| output.losses);
     if let Err(e) = check_objective::<A<B>>(loss, &applies, cases) {
         panic!("{objective}: {e}");
@@ -112,7 +116,9 @@ fn evaluate<B: Backend>(
     let batch = host.batch_of(leaves[0].clone(), leaves[1].clone()).unwrap();
     let losses = loss(&batch);
     let grads = losses.clone().sum().backward();
-    let [chosen, rejected] = leaves.map(|leaf| values(&leaf.grad(&grads).unwrap()));
+    // SFT has none in the rejected response.
+    let [chosen, rejected] =
+        leaves.map(|leaf| leaf.grad(&grads).map_or_else(|| vec![0.0; leaf.dims()[0]], |grad| values(&grad)));
     [values(&losses), chosen, rejected]
 }
 
@@ -175,6 +181,100 @@ fn aspo_gradient_is_that_of_its_constants<B: Backend>() {
             burn::tensor::activation::log_sigmoid(margin).neg()
         };
         same(&evaluate::<B>(&host, losses::<B>(aspo)), &evaluate::<B>(&host, by_constants), 1e-5)
+    });
+}
+
+/// The gradient of every token against the central difference in f64 of `-log σ(M*)`, weights and ρ held where they are.
+fn aspo_gradient_is_the_difference_quotient_at_frozen_weights<B: Backend>() {
+    const STEP: f64 = 1e-3;
+    check(cases::<B>(), (batches(), readings()), |(host, (scaling, weigh, alpha))| {
+        let aspo = Aspo { scaling, weigh, alpha, ..Aspo::default() };
+        let output = aspo.loss(&host.batch::<B>(&Default::default()).unwrap()).unwrap();
+        let weighting = output.weighting.unwrap();
+        let [_, chosen, rejected] = evaluate::<B>(&host, losses::<B>(aspo));
+        let mut found = [chosen.into_iter(), rejected.into_iter()];
+        for (row, pair) in host.pairs.iter().enumerate() {
+            let sides =
+                [(&pair.chosen, Some(&weighting.chosen)), (&pair.rejected, weighting.rejected.as_ref())];
+            // β ρ (1 + w) of each token; β alone where the response is whole.
+            let factors = sides.map(|(response, side)| {
+                let sentence = response.sentences.iter().enumerate().flat_map(|(s, &n)| vec![s; n]);
+                let factor =
+                    |s: usize| side.map_or(1.0, |side| side.scale[row] * (1.0 + side.weights[row][s]));
+                sentence.map(|s| 0.1 * factor(s)).collect::<Vec<f64>>()
+            });
+            let reward = |side: usize| {
+                let (response, tokens) = (sides[side].0, response_ratios(sides[side].0));
+                assert_eq!(response.policy.len(), factors[side].len());
+                tokens.zip(&factors[side]).map(|(d, f)| d * f).sum::<f64>()
+            };
+            let margin = reward(0) - reward(1);
+            let loss = |margin: f64| (-margin).exp().ln_1p();
+            for side in [0, 1] {
+                for &factor in &factors[side] {
+                    let slope = if side == 0 { factor } else { -factor };
+                    let quotient = (loss(margin + STEP * slope) - loss(margin - STEP * slope)) / (2.0 * STEP);
+                    let grad = found[side].next().unwrap();
+                    // f32 rounds the margin by 1e-6 and the gradient by 1e-7 of itself; the step is squared.
+                    prop_assert!((grad - quotient).abs() <= 1e-6, "row {row}: {grad}, quotient {quotient}");
+                }
+            }
+        }
+        Ok(())
+    });
+}
+
+fn response_ratios(response: &HostResponse) -> impl Iterator<Item = f64> + '_ {
+    response.policy.iter().zip(&response.reference).map(|(p, r)| f64::from(*p) - f64::from(*r))
+}
+
+/// No gradient reaches WPO's weights: value and gradient are DPO's, pair by pair, times a number.
+fn wpo_gradient_is_dpo_s_times_a_constant<B: Backend>() {
+    check(cases::<B>(), batches(), |host| {
+        let wpo = evaluate::<B>(&host, losses::<B>(Objective { use_weighting: true, ..dpo() }));
+        let mut expected = evaluate::<B>(&host, losses::<B>(dpo()));
+        let weights: Vec<f64> = host
+            .pairs
+            .iter()
+            .map(|pair| {
+                let mean = |r: &HostResponse| {
+                    let terms =
+                        r.policy.iter().zip(&r.log_collision).map(|(p, c)| f64::from(*p) - f64::from(*c));
+                    terms.sum::<f64>() / r.policy.len() as f64
+                };
+                (mean(&pair.chosen) + mean(&pair.rejected)).exp()
+            })
+            .collect();
+        let tokens = |side: fn(&aspo_loss::property::HostPair) -> &HostResponse| {
+            let rows = host.pairs.iter().zip(&weights);
+            rows.flat_map(move |(pair, &weight)| vec![weight; side(pair).policy.len()]).collect::<Vec<_>>()
+        };
+        for (values, weights) in expected.iter_mut().zip([
+            weights.clone(),
+            tokens(|pair| &pair.chosen),
+            tokens(|pair| &pair.rejected),
+        ]) {
+            values.iter_mut().zip(weights).for_each(|(value, weight)| *value *= weight);
+        }
+        same(&wpo, &expected, 1e-5)
+    });
+}
+
+/// The mean loss and its gradient, whatever the objective.
+fn one_batch_of_eight_is_eight_batches_of_one<B: Backend>() {
+    let first = |batch: HostBatch| batch.pairs.into_iter().next().unwrap();
+    let eight = vec(batches().prop_map(first), 8).prop_map(|pairs| HostBatch { pairs });
+    let objective = proptest::sample::select(LossType::ALL.to_vec()).prop_map(Objective::new);
+    check(cases::<B>(), (eight, objective), |(host, objective)| {
+        let mean = |batch: &PreferenceBatch<A<B>>| objective.loss(batch).unwrap().loss;
+        let mut sum = [vec![0.0], vec![], vec![]];
+        for single in host.singles() {
+            let [loss, chosen, rejected] = evaluate::<B>(&single, mean);
+            sum[0][0] += loss[0] / 8.0;
+            sum[1].extend(chosen.iter().map(|g| g / 8.0));
+            sum[2].extend(rejected.iter().map(|g| g / 8.0));
+        }
+        same(&evaluate::<B>(&host, mean), &sum, 1e-5)
     });
 }
 

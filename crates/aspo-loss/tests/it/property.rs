@@ -1,0 +1,96 @@
+//! `check_objective` on losses that are not this crate's: a right one passes, and each wrong one is caught by the property
+//! that it breaks. On flex alone: it is the checker that is tested.
+
+use aspo_loss::property::{Applies, check_objective};
+use aspo_loss::{LossType, Objective, PreferenceBatch, Result, response_sums};
+use burn::backend::Autodiff;
+use burn::prelude::*;
+use burn::tensor::activation::{log_sigmoid, relu, sigmoid};
+use burn_flex::Flex;
+
+type B = Autodiff<Flex>;
+type Loss = fn(&PreferenceBatch<B>) -> Result<Tensor<B, 1>>;
+
+/// `log[π(y_c)/π_ref(y_c)] - log[π(y_r)/π_ref(y_r)]`, written against the public records only.
+fn margin(batch: &PreferenceBatch<B>) -> Tensor<B, 1> {
+    let (policy, map) = (batch.policy(), batch.map());
+    let reference = batch.reference().expect("the strategies give every record");
+    response_sums(policy.chosen().clone() - reference.chosen().clone(), &map.chosen)
+        - response_sums(policy.rejected().clone() - reference.rejected().clone(), &map.rejected)
+}
+
+fn right(batch: &PreferenceBatch<B>) -> Result<Tensor<B, 1>> {
+    Ok(relu(margin(batch).mul_scalar(-0.1).add_scalar(1.0)))
+}
+
+fn hinge() -> Applies {
+    Applies { at_reference: Some(1.0), ..Applies::default() }
+}
+
+#[test]
+fn a_right_loss_of_ones_own_passes() {
+    check_objective(right, &hinge(), 1000).unwrap();
+}
+
+#[test]
+fn a_wrong_loss_is_caught_by_the_property_it_breaks() {
+    let wrong: [(&str, Loss); 9] = [
+        // No reference: likelihoods instead of ratios.
+        ("only ratios matter", |batch| {
+            let (policy, map) = (batch.policy(), batch.map());
+            let chosen = response_sums(policy.chosen().clone(), &map.chosen);
+            let rejected = response_sums(policy.rejected().clone(), &map.rejected);
+            Ok(relu((chosen - rejected).mul_scalar(-0.1).add_scalar(1.0)))
+        }),
+        // The equation with a wrong sign passes all but the value at the reference.
+        ("policy = reference", |batch| Ok(relu(margin(batch).mul_scalar(-0.1).sub_scalar(1.0)))),
+        // Centred by the batch's own mean.
+        ("a batch is its pairs", |batch| {
+            let losses = right(batch)?;
+            let mean = losses.clone().mean();
+            Ok(losses - mean + 1.0)
+        }),
+        // The first pair counts twice.
+        ("order only orders", |batch| {
+            let losses = right(batch)?;
+            let rows = losses.dims()[0];
+            let weights: Vec<f32> = (0..rows).map(|row| if row == 0 { 2.0 } else { 1.0 }).collect();
+            Ok(losses * Tensor::from_data(TensorData::new(weights, [rows]), &Default::default()))
+        }),
+        // Averaged over the padded length.
+        ("padding changes nothing", |batch| Ok(right(batch)? / batch.map().chosen.width() as f32)),
+        // Overflows far from 0.
+        ("finite at extremes", |batch| Ok(sigmoid(margin(batch)).log().neg())),
+        // Is never finite.
+        ("finite", |batch| Ok(right(batch)?.sub_scalar(f32::INFINITY))),
+        // Half of it is a constant to the gradient.
+        ("gradient", |batch| {
+            let margin = margin(batch);
+            Ok(log_sigmoid((margin.clone() + margin.set_require_grad(false)) * 0.05).neg())
+        }),
+        // One loss for the batch.
+        ("one loss per pair", |batch| Ok(right(batch)?.mean())),
+    ];
+    for (property, loss) in wrong {
+        // The naive logistic losses are log 2 at the reference, so that only what is named can catch them.
+        let logistic = matches!(property, "finite at extremes" | "gradient");
+        let applies = Applies { at_reference: Some(if logistic { 2_f64.ln() } else { 1.0 }), ..hinge() };
+        let error = check_objective(loss, &applies, 200).expect_err(property);
+        let named = error.starts_with(&format!("{property}: ")) || error.contains("one loss per pair");
+        assert!(named && error.contains(property), "{property}: {error}");
+    }
+}
+
+#[test]
+fn a_claim_that_does_not_hold_is_caught() {
+    // SFT reads no reference; WPO detaches what depends on the policy.
+    let check = |objective: Objective, applies: Applies| {
+        let loss = |batch: &PreferenceBatch<B>| objective.loss(batch).map(|output| output.losses);
+        check_objective(loss, &applies, 200).unwrap_err()
+    };
+    let error = check(Objective::new(LossType::Sft), Applies::default());
+    assert!(error.starts_with("only ratios matter: "), "{error}");
+    let wpo = Objective { use_weighting: true, ..Objective::new(LossType::Sigmoid) };
+    let error = check(wpo, Applies { ratios_only: false, ..Applies::default() });
+    assert!(error.starts_with("gradient: "), "{error}");
+}
