@@ -174,6 +174,17 @@ impl OneOrMany {
     }
 }
 
+/// An id, where -1 is how older configs write that there is none.
+pub(crate) fn id_or_none<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    use serde::Deserialize;
+    match Option::<i64>::deserialize(deserializer)? {
+        None | Some(-1) => Ok(None),
+        Some(id) => {
+            u32::try_from(id).map(Some).map_err(|_| serde::de::Error::custom(format!("{id} is no token id")))
+        }
+    }
+}
+
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path, what: &'static str) -> Result<T> {
     let size = std::fs::metadata(path).map_err(Error::io(path))?.len();
     if size > MAX_JSON {

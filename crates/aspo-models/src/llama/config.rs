@@ -55,13 +55,13 @@ pub struct LlamaConfig {
     /// Spread of the weights of a model made from nothing.
     pub initializer_range: f64,
     /// Start of a text.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "config::id_or_none", skip_serializing_if = "Option::is_none")]
     pub bos_token_id: Option<u32>,
     /// End of a text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eos_token_id: Option<OneOrMany>,
-    /// Filler.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Filler; the -1 of the first LLaMA configs is none.
+    #[serde(deserialize_with = "config::id_or_none", skip_serializing_if = "Option::is_none")]
     pub pad_token_id: Option<u32>,
     /// Fields we keep but do not read.
     #[serde(flatten)]

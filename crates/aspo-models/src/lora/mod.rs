@@ -57,13 +57,20 @@ where
     let mut hits = 0;
     let mut failed = None;
     module.each_linear("", &mut |path, linear| {
-        if failed.is_some() || !targets.hit(path) {
+        if failed.is_some() {
             return;
         }
-        hits += 1;
-        let (rank, scale) = targets.rank_and_scale(path);
-        match make(path, rank, linear) {
-            Ok((a, b)) => {
+        let mut adapter = || {
+            if !targets.hit(path)? {
+                return Ok(None);
+            }
+            let (rank, scale) = targets.rank_and_scale(path)?;
+            make(path, rank, linear).map(|(a, b)| Some((a, b, scale)))
+        };
+        match adapter() {
+            Ok(None) => {}
+            Ok(Some((a, b, scale))) => {
+                hits += 1;
                 linear.lora = Some(Lora {
                     lora_a: Param::from_tensor(a),
                     lora_b: Param::from_tensor(b),

@@ -168,6 +168,37 @@ fn ranks_alphas_exclusions_and_layers_follow_peft() {
 }
 
 #[test]
+fn a_pattern_may_look_ahead_as_llama_factorys_do() {
+    let pattern = r"^(?!.*(?:vision_tower|multi_modal_projector)).*(?:q_proj|v_proj).*";
+    let found = adapted(&LoraConfig::new(2, 2.0, Names::Pattern(pattern.into())));
+    assert!(!found.is_empty());
+    assert!(found.iter().all(|(path, ..)| path.contains("language_model") && path.contains("self_attn")));
+}
+
+#[test]
+fn layers_are_chosen_as_peft_chooses_them() {
+    let first = "model.language_model.layers.0.self_attn.q_proj";
+    let mut config = LoraConfig::new(2, 2.0, Names::List(vec!["k_proj".into(), first.into()]));
+    config.layers_to_transform = serde_json::from_str("1").unwrap();
+    config.layers_pattern = Some(Names::Pattern("language_model.layers".into()));
+    let paths = |config: &LoraConfig| adapted(config).into_iter().map(|found| found.0).collect::<Vec<_>>();
+    // A layer named in full is meant whatever its index; a list of layers has the index right behind its name.
+    assert_eq!(paths(&config), [first, "model.language_model.layers.1.self_attn.k_proj"]);
+    // An empty list of indices is none.
+    config.layers_to_transform = serde_json::from_str("[]").unwrap();
+    assert!(paths(&config).iter().any(|path| path.contains("vision_tower")));
+}
+
+#[test]
+fn patterns_that_would_fill_the_memory_are_refused() {
+    let pattern = r"(?:\w{100}){100}".to_owned();
+    let error = LoraConfig::new(2, 2.0, Names::Pattern(pattern));
+    let base = llava::<burn_flex::Flex>();
+    let error = attach(base, &error, 0).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("regular expression"), "{error}");
+}
+
+#[test]
 fn what_is_not_honoured_is_refused_by_name() {
     for (field, json) in [
         ("use_dora", r#"{"peft_type":"LORA","r":2,"target_modules":["q_proj"],"use_dora":true}"#),

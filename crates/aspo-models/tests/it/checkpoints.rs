@@ -209,6 +209,12 @@ fn configs_read_both_spellings_and_defaults() {
         "model_type": "llama", "rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}, "num_key_value_heads": null
     });
     assert_eq!(LlamaConfig::from_json(older).unwrap().rope().unwrap(), (5e5, 2.0));
+    // The first LLaMA configs write that there is no filler as -1.
+    let first =
+        serde_json::json!({"model_type": "llama", "pad_token_id": -1, "bos_token_id": 0, "eos_token_id": 1});
+    let first = LlamaConfig::from_json(first).unwrap();
+    assert_eq!((first.pad_token_id, first.bos_token_id), (None, Some(0)));
+    assert!(LlamaConfig::from_json(serde_json::json!({"model_type": "llama", "pad_token_id": -2})).is_err());
     let clip = serde_json::json!({
         "model_type": "clip", "text_config": {"hidden_size": 512}, "text_config_dict": {"hidden_size": 768, "num_attention_heads": 12}
     });
