@@ -120,7 +120,7 @@ impl Report {
 /// # Errors
 /// [`Error::File`] and [`Error::Io`] when the file as a whole cannot be read; with [`OnFault::Stop`] the first fault.
 pub fn validate(path: &Path, options: &ValidateOptions<'_>) -> Result<Report> {
-    let pairs = match options.format {
+    let mut pairs = match options.format {
         Some(format) => read_pairs_as(path, format)?,
         None => read_pairs(path)?,
     };
@@ -133,9 +133,9 @@ pub fn validate(path: &Path, options: &ValidateOptions<'_>) -> Result<Report> {
     let mut lengths: [Vec<u32>; 6] = Default::default();
     let (mut seen, mut questions, mut images, mut checked_images) =
         (HashSet::new(), HashSet::new(), HashSet::new(), HashSet::new());
-    for pair in pairs {
+    while let Some(pair) = pairs.next() {
         report.rows += 1;
-        let row = report.rows;
+        let row = pairs.row();
         let checked = pair.and_then(|pair| {
             let length = check(path, row, &pair, options, loader.as_ref(), &mut checked_images, &mut report)?;
             Ok((pair, length))
@@ -199,7 +199,13 @@ fn check(
         return Err(Error::row(path, row, RowFault::Equal));
     }
     for image in &pair.images {
-        check_image(image, options, loader, known)?;
+        check_image(image, options, loader, known).map_err(|error| match error {
+            Error::Image { name, fault } => Error::row(path, row, RowFault::Image { name, fault }),
+            Error::ImagePath { reference, why } => {
+                Error::row(path, row, RowFault::ImagePath { reference, why })
+            }
+            other => other,
+        })?;
     }
     let Some(encoder) = options.encoder else { return Ok(None) };
     let encoded = encoder.encode(pair)?;
@@ -239,8 +245,6 @@ fn check_image(
 fn kind(error: &Error) -> &'static str {
     match error {
         Error::Row { fault, .. } => fault.kind(),
-        Error::ImagePath { .. } => "image-path",
-        Error::Image { .. } => "image",
         Error::Pair { fault, .. } => match fault {
             PairFault::NoRoom { .. } => "no-room",
             PairFault::Empty { .. } => "empty",

@@ -12,6 +12,8 @@ use crate::error::ImageFault;
 pub const MAX_SIDE: u32 = 65_535;
 /// Most bytes that a picture may take once decoded: 64 million RGB pixels.
 pub const MAX_DECODED_BYTES: u64 = 192 << 20;
+/// Most bytes that what lies beside the pixels (a colour profile, texts) may take once unpacked.
+const MAX_BESIDE_BYTES: u64 = 64 << 20;
 /// Most bytes that an encoded picture may have.
 pub const MAX_FILE_BYTES: u64 = 64 << 20;
 
@@ -86,8 +88,11 @@ fn limits() -> Limits {
 /// A decoder that has read the header of a picture of acceptable size.
 fn open(bytes: &[u8], format: ImageFormat) -> Result<impl ImageDecoder + '_, ImageFault> {
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
-    // The header is read without limits, so that the error can tell the size found; it allocates next to nothing.
-    reader.no_limits();
+    // The header is read without limits of size, so that the error can tell the size found; but a colour profile, which
+    // is unpacked with it, may claim any length.
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(MAX_BESIDE_BYTES);
+    reader.limits(limits);
     let decoder = reader.into_decoder().map_err(fault)?;
     let (width, height) = decoder.dimensions();
     check_size(width, height, decoder.total_bytes())?;

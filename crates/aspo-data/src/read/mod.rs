@@ -13,6 +13,8 @@
 //! | [`Format::Llava`] | `id`, `image`, `conversations`: instructions without preference, see [`read_conversations`] | JSON list |
 
 mod chat;
+#[cfg(feature = "parquet")]
+mod footer;
 mod llama_factory;
 mod llava;
 #[cfg(feature = "parquet")]
@@ -101,6 +103,7 @@ pub struct Pairs {
     format: Format,
     rows: Rows,
     first: Option<Result<Row>>,
+    row: usize,
 }
 
 impl std::fmt::Debug for Pairs {
@@ -116,6 +119,11 @@ impl Pairs {
     /// The format recognised or given.
     pub fn format(&self) -> Format {
         self.format
+    }
+
+    /// Number of the row that the pair given last came from, counted as [`Error::Row`] counts; 0 before the first.
+    pub fn row(&self) -> usize {
+        self.row
     }
 }
 
@@ -150,7 +158,9 @@ fn open(path: &Path, format: Option<Format>) -> Result<Pairs> {
             let sound =
                 open_rows(path)?.take(1000).find_map(|row| row.ok().and_then(|row| Format::of(&row.keys)));
             match (sound, first) {
-                (Some(format), first) => return Ok(Pairs { path: path.to_owned(), format, rows, first }),
+                (Some(format), first) => {
+                    return Ok(Pairs { path: path.to_owned(), format, rows, first, row: 0 });
+                }
                 (None, Some(Err(error))) => return Err(error),
                 (None, _) => return Err(Error::file(path, FileFault::Empty)),
             }
@@ -162,7 +172,7 @@ fn open(path: &Path, format: Option<Format>) -> Result<Pairs> {
         );
         return Err(Error::file(path, fault));
     }
-    Ok(Pairs { path: path.to_owned(), format, rows, first })
+    Ok(Pairs { path: path.to_owned(), format, rows, first, row: 0 })
 }
 
 /// JSON or parquet, by content.
@@ -198,6 +208,7 @@ impl Iterator for Pairs {
         let row = self.first.take().or_else(|| self.rows.next())?;
         Some(row.and_then(|row| {
             let number = row.number;
+            self.row = number;
             let pair = match self.format {
                 Format::Trl => trl::pair(row),
                 Format::Seva => seva::pair(row),

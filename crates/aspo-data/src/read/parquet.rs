@@ -12,7 +12,7 @@ use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row as Record};
 use serde_json::{Map, Number, Value};
 
-use super::{MAX_IMAGES, MAX_ROW_BYTES, Row};
+use super::{MAX_IMAGES, MAX_ROW_BYTES, Row, footer};
 use crate::error::{Error, FileFault, Result, RowFault};
 use crate::image::MAX_FILE_BYTES;
 use crate::pair::ImageSource;
@@ -30,7 +30,8 @@ pub(super) struct ParquetRows {
 impl ParquetRows {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let fail = |why: String| Error::file(path, FileFault::Parquet(why));
-        let file = File::open(path).map_err(|source| Error::io(path, source))?;
+        let mut file = File::open(path).map_err(|source| Error::io(path, source))?;
+        footer::check(&mut file).map_err(|source| Error::io(path, source))?.map_err(&fail)?;
         let reader = guarded(|| SerializedFileReader::new(file)).map_err(&fail)?;
         let total = reader.metadata().file_metadata().num_rows();
         let total = usize::try_from(total).map_err(|_| fail(format!("it says it has {total} rows")))?;

@@ -1,16 +1,17 @@
 //! Damaged files of every kind: errors, never a panic, never without end.
 //!
-//! Each target mutates sound files with a seeded generator. `ASPO_FUZZ_SECONDS` lengthens a run; whatever once failed is
-//! kept in `tests/fixtures/hostile` and read first.
+//! Each target mutates sound files with a seeded generator; `ASPO_FUZZ_SECONDS` lengthens a run. The fuzz targets in
+//! `fuzz/` go further, and `corpora` replays what they found.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use aspo_data::image::{Fit, ImageProcessor, decode};
+use aspo_data::image::{Fit, ImageProcessor, decode, decoded_bytes};
 use aspo_data::read::read_conversations;
 use aspo_data::write::{write_llama_factory, write_seva, write_trl_jsonl};
 use aspo_data::{Format, Pair, Turn, read_pairs_as};
-use image::{DynamicImage, ImageFormat};
+use image::codecs::png::PngEncoder;
+use image::{DynamicImage, ExtendedColorType, ImageEncoder, ImageFormat};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -18,10 +19,6 @@ use crate::support::encode;
 
 /// Runs `check` on mutations of `seeds` for as long as asked, by default for a fixed number of rounds.
 fn mutate(name: &str, seeds: &[Vec<u8>], rounds: usize, mut check: impl FnMut(&[u8])) {
-    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/hostile").join(name);
-    for entry in std::fs::read_dir(kept).into_iter().flatten() {
-        check(&std::fs::read(entry.unwrap().path()).unwrap());
-    }
     let asked =
         std::env::var("ASPO_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok()).map(Duration::from_secs);
     let start = Instant::now();
@@ -116,6 +113,66 @@ fn damaged_tables_are_errors() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x");
     mutate("parquet", &seeds, 1000, |bytes| read_to_end(bytes, &path));
+}
+
+/// A table of `groups` groups one in another around a number, the outermost with `children` parts, in the bytes of
+/// Thrift's compact protocol.
+#[cfg(feature = "parquet")]
+fn nested_table(groups: usize, children: i64) -> Vec<u8> {
+    let varint = |mut value: u64| {
+        let mut bytes = Vec::new();
+        while value > 0x7F {
+            bytes.push(value as u8 | 0x80);
+            value >>= 7;
+        }
+        bytes.push(value as u8);
+        bytes
+    };
+    let number = |value: i64| varint(((value << 1) ^ (value >> 63)) as u64);
+    // Repetition 1, the name "a", the number of children; the root has no repetition, a leaf a type and no children.
+    let root = [&b"\x48\x01a\x15"[..], &number(children), b"\0"].concat();
+    let group = [&b"\x35\x02\x18\x01a\x15"[..], &number(1), b"\0"].concat();
+    let columns = [root, group.repeat(groups - 1), b"\x15\x02\x25\x02\x18\x01a\0".to_vec()].concat();
+    let count = varint(groups as u64 + 1);
+    let footer = [&b"\x15\x02\x19\xFC"[..], &count, &columns, b"\x16\0\x19\x0C\0"].concat();
+    [&b"PAR1"[..], &footer, &(footer.len() as u32).to_le_bytes(), b"PAR1"].concat()
+}
+
+#[cfg(feature = "parquet")]
+#[test]
+fn a_table_of_nested_columns_is_refused_before_it_fills_the_stack() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x");
+    let read = |table: Vec<u8>| {
+        std::fs::write(&path, table).unwrap();
+        read_pairs_as(&path, Format::Trl).map(|pairs| pairs.count()).map_err(|error| error.to_string())
+    };
+    assert_eq!(read(nested_table(8, 1)), Ok(0));
+    let deep = read(nested_table(300_000, 1)).unwrap_err();
+    assert!(deep.contains("nested"), "{deep}");
+    for children in [i64::from(i32::MAX), -1] {
+        let wide = read(nested_table(8, children)).unwrap_err();
+        assert!(wide.contains("claims"), "{wide}");
+    }
+}
+
+/// A file of a few kilobytes must not take the memory that it says it unpacks to.
+#[test]
+fn a_colour_profile_of_any_length_is_refused_before_it_is_unpacked() {
+    let picture = |profile: usize| {
+        let mut bytes = Vec::new();
+        let mut encoder = PngEncoder::new(&mut bytes);
+        encoder.set_icc_profile(vec![0; profile]).unwrap();
+        encoder.write_image(&[9, 8, 7], 1, 1, ExtendedColorType::Rgb8).unwrap();
+        bytes
+    };
+    assert_eq!(decode(&picture(1 << 20)).unwrap().pixels, [9, 8, 7]);
+    let bomb = picture(80 << 20);
+    assert!(bomb.len() < 100_000);
+    for fault in [decode(&bomb).map(|_| ()), decoded_bytes(&bomb).map(|_| ())] {
+        let fault = fault.unwrap_err().to_string();
+        assert!(fault.contains("limit"), "{fault}");
+    }
 }
 
 #[test]

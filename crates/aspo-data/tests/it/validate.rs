@@ -47,11 +47,25 @@ fn faults_are_counted_by_kind_and_the_rest_described() {
     assert_eq!((report.chosen_chars.max, report.prompt_chars.median), (9, 1));
     assert!(report.tokens.unwrap().min > 4);
     let text = report.to_string();
-    assert!(text.contains("row 8") && text.contains("none.png") && text.contains("trl, 10 rows"), "{text}");
+    assert!(text.contains("row 8") && text.contains("trl, 10 rows"), "{text}");
+    // Every fault tells its row, those of images too.
+    assert!(text.contains("row 5: image none.png") && text.contains("row 6: image path"), "{text}");
+    assert!(text.contains("row 7: image bad.png"), "{text}");
     options.on_fault = OnFault::Stop;
     assert!(matches!(validate(&path, &options), Err(Error::Row { row: 4, .. })));
     options.format = Some(Format::Seva);
     assert!(matches!(validate(&path, &options), Err(Error::Row { row: 1, .. })));
+}
+
+#[test]
+fn a_fault_found_beside_reading_tells_the_line_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("data.jsonl");
+    let equal = r#"{"prompt": "a", "chosen": "same", "rejected": "same"}"#;
+    std::fs::write(&path, format!("\n\n{equal}\n\n{equal}\n")).unwrap();
+    let options = ValidateOptions { on_fault: OnFault::Skip, ..Default::default() };
+    let examples = &validate(&path, &options).unwrap().faults["equal"].examples;
+    assert!(examples[0].contains("row 3") && examples[1].contains("row 5"), "{examples:?}");
 }
 
 #[test]
