@@ -1,6 +1,8 @@
 //! Tests of `aspo-data`, by promise.
 
 mod batch;
+#[cfg(feature = "parquet")]
+mod corpora;
 mod corpus;
 mod encode;
 mod files;

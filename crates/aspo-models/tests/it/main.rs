@@ -2,6 +2,7 @@
 
 mod adapters;
 mod checkpoints;
+mod corpora;
 mod corrupt;
 mod generation;
 mod memory;

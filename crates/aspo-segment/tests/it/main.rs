@@ -3,6 +3,7 @@
 mod align;
 mod answer;
 mod benchmark;
+mod corpora;
 mod lengths;
 mod oracle;
 mod property;

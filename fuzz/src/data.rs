@@ -1,0 +1,113 @@
+//! The readers of pairs and instructions, and the decoder of pictures.
+
+use std::path::Path;
+
+use aspo_data::image::{Fit, ImageProcessor, decode, decoded_bytes};
+use aspo_data::read::read_conversations;
+use aspo_data::write::{
+    write_conversations, write_llama_factory, write_rlaif_parquet, write_seva, write_trl_jsonl,
+};
+use aspo_data::{Error, Format, Pair, Result, read_pairs, read_pairs_as};
+
+/// TRL, as JSON lines, a JSON list or parquet.
+pub fn trl(bytes: &[u8]) {
+    pairs(bytes, Format::Trl, |path, pair| write_trl_jsonl(path, [pair]));
+}
+
+/// SeVa's list.
+pub fn seva(bytes: &[u8]) {
+    pairs(bytes, Format::Seva, |path, pair| write_seva(path, [pair]));
+}
+
+/// RLAIF-V and RLHF-V.
+pub fn rlaif(bytes: &[u8]) {
+    pairs(bytes, Format::RlaifV, |path, pair| write_rlaif_parquet(path, [pair]));
+}
+
+/// LLaMA-Factory's ranking data.
+pub fn llama_factory(bytes: &[u8]) {
+    pairs(bytes, Format::LlamaFactory, |path, pair| write_llama_factory(path, [pair]));
+}
+
+/// Reads a file to its end, of the given format and of the one recognised; a pair that was read is written and read as
+/// the same.
+fn pairs(bytes: &[u8], format: Format, write: impl Fn(&Path, &Pair) -> Result<()>) {
+    let folder = scratch();
+    let path = folder.path().join("pairs");
+    std::fs::write(&path, bytes).expect("a scratch file");
+    if let Ok(pairs) = read_pairs(&path) {
+        ends(pairs, bytes);
+    }
+    let Ok(read) = read_pairs_as(&path, format) else { return };
+    for pair in ends(read, bytes).into_iter().take(2) {
+        // Tags that appear once others are taken out are left to the encoder, which refuses them; writers that set tags
+        // have their readers trim the text, and an empty system message is none to some.
+        let texts = || pair.history.iter().map(|turn| &turn.user).chain([&pair.prompt]);
+        if texts().any(|text| text.contains("<image>") || text.trim() != text)
+            || pair.system.as_deref() == Some("")
+            || write(&path, &pair).is_err()
+        {
+            continue;
+        }
+        let again =
+            read_pairs_as(&path, format).and_then(|mut pairs| pairs.next().expect("one row was written"));
+        let again = again.expect("what was written is read");
+        // SeVa keeps no ids.
+        let pair = Pair { id: if format == Format::Seva { "1".to_owned() } else { pair.id.clone() }, ..pair };
+        assert_eq!(again, pair);
+    }
+}
+
+/// LLaVA's instructions.
+pub fn llava(bytes: &[u8]) {
+    let folder = scratch();
+    let path = folder.path().join("conversations");
+    std::fs::write(&path, bytes).expect("a scratch file");
+    let Ok(read) = read_conversations(&path) else { return };
+    for conversation in ends(read, bytes).into_iter().take(2) {
+        assert!(!conversation.turns.is_empty());
+        let users = || conversation.turns.iter().map(|turn| &turn.user);
+        if users().any(|user| user.contains("<image>") || user.trim() != user)
+            || write_conversations(&path, [&conversation]).is_err()
+        {
+            continue;
+        }
+        let again = read_conversations(&path).and_then(|mut rows| rows.next().expect("one row was written"));
+        assert_eq!(again.expect("what was written is read"), conversation);
+    }
+}
+
+/// A picture or an error; what the header promises is what comes out, and it can be resized.
+pub fn image(bytes: &[u8]) {
+    let promised = decoded_bytes(bytes);
+    // Larger pictures only take longer.
+    if promised.as_ref().is_ok_and(|&bytes| bytes > 4 << 20) {
+        return;
+    }
+    let Ok(image) = decode(bytes) else { return };
+    assert_eq!(image.pixels.len(), 3 * image.width as usize * image.height as usize);
+    assert!(promised.is_ok(), "decoded, though its header is refused: {promised:?}");
+    for fit in [Fit::Crop, Fit::Pad, Fit::Squash] {
+        let values = ImageProcessor::clip(8).with_fit(fit).preprocess(&image);
+        assert!(values.len() == 3 * 8 * 8 && values.iter().all(|value| value.is_finite()));
+    }
+}
+
+/// The sound rows. Every row takes at least a byte of the file, but for tables, which are compressed.
+fn ends<T>(rows: impl Iterator<Item = Result<T, Error>>, bytes: &[u8]) -> Vec<T> {
+    let limit = if bytes.starts_with(b"PAR1") { 100_000 } else { bytes.len() + 1 };
+    let mut sound = Vec::new();
+    for (index, row) in rows.enumerate() {
+        assert!(index < limit, "the reader does not end");
+        match row {
+            Ok(row) if sound.len() < 4 => sound.push(row),
+            Ok(_) => {}
+            Err(error) => assert!(error.to_string().len() < 4000, "a message as long as the file"),
+        }
+    }
+    sound
+}
+
+fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a scratch folder")
+}
