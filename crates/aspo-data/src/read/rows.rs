@@ -44,7 +44,8 @@ impl<R: BufRead> JsonRows<R> {
             }
             _ => {}
         }
-        let first = skip_space(&mut reader).map_err(|source| Error::io(path, source))?;
+        let mut lines = 0;
+        let first = skip_lines(&mut reader, &mut lines).map_err(|source| Error::io(path, source))?;
         let list = match first {
             None => return fail(FileFault::Empty),
             Some(b'[') => {
@@ -58,7 +59,9 @@ impl<R: BufRead> JsonRows<R> {
                 return fail(FileFault::Container { found });
             }
         };
-        Ok(Self { path: path.to_owned(), reader, row: 0, list, done: false })
+        // Rows of a list are counted by themselves, those of lines as an editor counts, blank ones too.
+        let row = if list { 0 } else { lines };
+        Ok(Self { path: path.to_owned(), reader, row, list, done: false })
     }
 
     fn fault(&self, fault: RowFault) -> Error {
@@ -268,6 +271,11 @@ fn peek<R: BufRead>(reader: &mut R) -> std::io::Result<&[u8]> {
 
 /// Skips white space; the byte after it, not consumed.
 fn skip_space<R: BufRead>(reader: &mut R) -> std::io::Result<Option<u8>> {
+    skip_lines(reader, &mut 0)
+}
+
+/// [`skip_space`], with the line ends met added to `lines`.
+fn skip_lines<R: BufRead>(reader: &mut R, lines: &mut usize) -> std::io::Result<Option<u8>> {
     loop {
         let buffer = match reader.fill_buf() {
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
@@ -276,7 +284,10 @@ fn skip_space<R: BufRead>(reader: &mut R) -> std::io::Result<Option<u8>> {
         if buffer.is_empty() {
             return Ok(None);
         }
-        match buffer.iter().position(|byte| !byte.is_ascii_whitespace()) {
+        let space = buffer.iter().position(|byte| !byte.is_ascii_whitespace());
+        let skipped = &buffer[..space.unwrap_or(buffer.len())];
+        *lines += skipped.iter().filter(|byte| **byte == b'\n').count();
+        match space {
             Some(at) => {
                 let byte = buffer[at];
                 reader.consume(at);
