@@ -1,10 +1,13 @@
 //! What a run will cost, before a weight is read.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use aspo_data::EncodedPair;
+use aspo_loss::ChunkOptions;
 use aspo_models::llama::LlamaConfig;
 use aspo_models::lora::attach;
+use aspo_models::nn::CHUNK_SCORES;
 use aspo_models::{EachLinear, Pretrained};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
@@ -14,7 +17,7 @@ use serde::Serialize;
 use crate::config::TrainConfig;
 use crate::error::Result;
 
-/// Numbers and bytes of a run. Activations are an estimate; everything else follows from shapes.
+/// Numbers and bytes of a run. Activations are what Burn's autodiff keeps, by its operations; all follows from shapes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Plan {
     /// Parameters of the base model.
@@ -37,16 +40,18 @@ pub struct Plan {
     pub gradient_bytes: usize,
     /// AdamW's two moments.
     pub optimizer_bytes: usize,
-    /// What the backward pass of a micro-batch keeps, without recomputation of blocks.
+    /// What forward and backward pass of a micro-batch hold at most, without recomputation of blocks.
     pub activation_bytes: usize,
     /// The same with it.
     pub recomputed_activation_bytes: usize,
-    /// Logits at a time: one chunk and its exponentials.
+    /// Logits at a time, within the activations: one tile, its exponentials, and the head's rows that make it.
     pub logit_bytes: usize,
     /// Floating-point operations of an optimiser step: policy forward and backward, and the reference's forward.
     pub step_flops: f64,
     /// Whether the config asks for recomputation.
     pub recompute: bool,
+    /// Whether a step sums the gradients of several micro-batches.
+    pub accumulated: bool,
 }
 
 impl Plan {
@@ -67,7 +72,8 @@ impl Plan {
         // Factors of rank 1 tell the size of all ranks without taking its memory.
         let mut lora = config.lora_config();
         lora.r = 1;
-        let trainable = (count(&attach(base, &lora, config.seed)?) - parameters) * config.lora.r;
+        let mut adapted = attach(base, &lora, config.seed)?;
+        let trainable = (count(&adapted) - parameters) * config.lora.r;
         let row = |pair: &EncodedPair| match config.pair_packing {
             true => pair.prompt_ids.len() + pair.chosen.ids.len() + pair.rejected.ids.len(),
             false => pair.length(),
@@ -75,17 +81,19 @@ impl Plan {
         let rows = config.per_device_train_batch_size * if config.pair_packing { 1 } else { 2 };
         let longest_row = pairs.iter().map(row).max().unwrap_or(0).next_multiple_of(8);
         let mean_row = pairs.iter().map(row).sum::<usize>() as f64 / pairs.len().max(1) as f64;
-        let tokens = rows * longest_row;
-        let (width, inner, layers) =
-            (decoder.hidden_size, decoder.intermediate_size, decoder.num_hidden_layers);
-        let scores = rows * decoder.num_attention_heads * longest_row * longest_row;
-        // Of a layer: inputs and outputs of norms, projections, rotation and residuals (about 18 rows of the model's
-        // width), of the gated product (5 of the inner width), and two copies of the attention scores.
-        let layer = 4 * (tokens * (18 * width + 5 * inner) + 2 * scores);
-        let bytes = if config.bf16 { 2 } else { 4 };
         let answers =
             pairs.iter().map(|pair| pair.chosen.ids.len() + pair.rejected.ids.len()).max().unwrap_or(0);
-        let logits = 4 * config.per_device_train_batch_size * answers * decoder.vocab_size;
+        let bytes = if config.bf16 { 2 } else { 4 };
+        let micro = MicroShape {
+            decoder,
+            rows,
+            length: longest_row,
+            answers: config.per_device_train_batch_size * answers,
+            bytes,
+            adapters: Adapters::of::<B, M>(&mut adapted, config.lora.r, !config.bf16),
+        };
+        let (width, inner, layers) =
+            (decoder.hidden_size, decoder.intermediate_size, decoder.num_hidden_layers);
         let per_row_pass = if config.pair_packing { 1.0 } else { 2.0 };
         let step_tokens = config.global_batch() as f64 * per_row_pass * mean_row;
         let block_parameters = (layers * (4 * width * width + 3 * width * inner)) as f64;
@@ -104,24 +112,26 @@ impl Plan {
             adapter_bytes: 4 * trainable,
             gradient_bytes: 4 * trainable,
             optimizer_bytes: 8 * trainable,
-            activation_bytes: layers * layer,
-            recomputed_activation_bytes: layer + 4 * layers * tokens * width,
-            logit_bytes: 2 * logits.min(aspo_loss::ChunkOptions::default().byte_budget),
+            activation_bytes: micro.plain(),
+            recomputed_activation_bytes: micro.recomputed(),
+            logit_bytes: micro.logits(),
             step_flops,
             recompute: config.gradient_checkpointing,
+            accumulated: config.gradient_accumulation_steps > 1,
         })
     }
 
-    /// Everything that is held at the peak.
+    /// Everything that is held at the peak. Activations go as gradients come, so the larger of the two counts; the sum
+    /// of earlier micro-batches' gradients is there all the time.
     pub fn total_bytes(&self) -> usize {
         let activations =
             if self.recompute { self.recomputed_activation_bytes } else { self.activation_bytes };
+        let summed = if self.accumulated { self.gradient_bytes } else { 0 };
         self.weight_bytes
             + self.adapter_bytes
-            + self.gradient_bytes
             + self.optimizer_bytes
-            + activations
-            + self.logit_bytes
+            + summed
+            + activations.max(self.gradient_bytes)
     }
 }
 
@@ -150,6 +160,120 @@ impl fmt::Display for Plan {
             writeln!(f, "  {name:<17} {:>12}{note}", human(bytes))?;
         }
         write!(f, "  operations        {:>12}  a step", format!("{:.2e}", self.step_flops))
+    }
+}
+
+/// What the adapted layers of the decoder keep of a token.
+struct Adapters {
+    /// Values of the inputs of `A`, over all layers.
+    inputs: usize,
+    /// Values between `A` and `B`, over all layers.
+    middle: usize,
+}
+
+impl Adapters {
+    /// With `shared`, layers that read the same values keep them once; else each keeps an f32 copy of its own.
+    fn of<B: Backend, M: EachLinear<B>>(model: &mut M, rank: usize, shared: bool) -> Self {
+        let (mut seen, mut inputs, mut middle) = (HashSet::new(), 0, 0);
+        model.each_linear("", &mut |path, linear| {
+            if linear.lora.is_none() || path.contains("vision") || path.contains("qformer") {
+                return;
+            }
+            middle += rank;
+            let (parent, name) = path.rsplit_once('.').unwrap_or(("", path));
+            let reads = match name {
+                "q_proj" | "k_proj" | "v_proj" if shared => "attention",
+                "gate_proj" | "up_proj" if shared => "mlp",
+                other => other,
+            };
+            if seen.insert(format!("{parent}.{reads}")) {
+                inputs += linear.weight.lazy_shape()[1];
+            }
+        });
+        Self { inputs, middle }
+    }
+}
+
+/// Shapes of a micro-batch in the decoder, and the bytes that follow. Read off Burn's autodiff: of each operation, what
+/// its backward pass asks for.
+struct MicroShape<'a> {
+    decoder: &'a LlamaConfig,
+    rows: usize,
+    length: usize,
+    /// Tokens of the answers.
+    answers: usize,
+    /// Of a value of the base.
+    bytes: usize,
+    adapters: Adapters,
+}
+
+impl MicroShape<'_> {
+    fn tokens(&self) -> usize {
+        self.rows * self.length
+    }
+
+    /// Widths of queries, and of keys or values.
+    fn heads(&self) -> (usize, usize) {
+        let (decoder, width) = (self.decoder, self.decoder.head_width());
+        (decoder.num_attention_heads * width, decoder.key_value_heads() * width)
+    }
+
+    fn scores(&self) -> usize {
+        self.decoder.num_attention_heads * self.rows * self.length * self.length
+    }
+
+    /// Bytes of a token between the inputs of the two norms of a layer, without the adapters: input of a norm in f32,
+    /// scaled queries, keys, values, and the mixed values in f32.
+    fn attention(&self) -> usize {
+        let (queries, keys) = self.heads();
+        4 * self.decoder.hidden_size + self.bytes * (queries + 2 * keys) + 4 * queries
+    }
+
+    /// The other half: input of a norm in f32, and gate, its sigmoid, their product, and the value it gates.
+    fn gated(&self) -> usize {
+        4 * self.decoder.hidden_size + 4 * self.bytes * self.decoder.intermediate_size
+    }
+
+    /// Of a token, the inputs and middles of a layer's adapters.
+    fn adapted(&self) -> usize {
+        4 * (self.adapters.inputs + self.adapters.middle) / self.decoder.num_hidden_layers.max(1)
+    }
+
+    /// What all layers share: rotary tables, and the mask.
+    fn shared(&self) -> usize {
+        8 * self.tokens() * self.decoder.head_width() + self.scores()
+    }
+
+    fn logits(&self) -> usize {
+        let vocabulary = self.decoder.vocab_size;
+        let (rows, columns) = ChunkOptions::default().tile(self.answers, vocabulary).unwrap_or_default();
+        4 * (2 * rows * columns + columns * self.decoder.hidden_size + 3 * rows * self.decoder.hidden_size)
+    }
+
+    /// All layers' values, and at the last layer, where the backward pass begins, the gradients under way: those of the
+    /// gated product, or, once that is gone, those of the scores.
+    fn plain(&self) -> usize {
+        let (tokens, width, scores) = (self.tokens(), self.decoder.hidden_size, self.scores());
+        // The scores, and their exponentials in the type of the values.
+        let layer = tokens * (self.attention() + self.gated() + self.adapted()) + (4 + self.bytes) * scores;
+        let kept =
+            self.decoder.num_hidden_layers * layer + 4 * width * (tokens + self.answers) + self.shared();
+        let gated = tokens * self.bytes * (3 * self.decoder.intermediate_size + width);
+        let mixed = (8 * scores).saturating_sub(tokens * self.gated());
+        kept + self.logits().max(gated).max(mixed)
+    }
+
+    /// The input of each layer, and the values of one layer in turn with the gradients under way.
+    fn recomputed(&self) -> usize {
+        let (tokens, width) = (self.tokens(), self.decoder.hidden_size);
+        let (queries, keys) = self.heads();
+        let inputs = self.bytes * width * tokens * (self.decoder.num_hidden_layers + 2) + self.shared();
+        let projected = tokens * (4 * width + self.bytes * (2 * queries + 3 * keys));
+        let gated = tokens
+            * (self.gated() + self.adapted() + self.bytes * (3 * self.decoder.intermediate_size + 2 * width));
+        let mixed =
+            tokens * self.bytes * (2 * queries + 2 * keys + width) + 16 * self.scores().min(CHUNK_SCORES);
+        inputs + self.logits().max(projected + gated.max(mixed))
     }
 }
 

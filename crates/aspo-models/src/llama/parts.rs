@@ -6,8 +6,8 @@ use burn::tensor::{Bool, Tensor, backend::Backend};
 use super::LlamaConfig;
 use crate::input::{self, ModelInput};
 use crate::nn::{
-    Activation, Embedding, KvCache, Linear, RmsNorm, Rope, attend, each_linear, merge_heads, padding_mask,
-    split_heads,
+    Activation, CHUNK_SCORES, Embedding, KvCache, Linear, RmsNorm, Rope, attend, each_linear, merge_heads,
+    padding_mask, split_heads,
 };
 
 /// What all layers of one pass share: rotary tables and the mask.
@@ -15,7 +15,7 @@ use crate::nn::{
 pub struct Context<B: Backend> {
     /// Rotary tables of the query positions.
     pub rope: Rope<B>,
-    /// `[batch, 1, queries, keys]`, true = hidden.
+    /// `[batch, 1 or groups, queries, keys]`, true = hidden.
     pub mask: Tensor<B, 4, Bool>,
 }
 
@@ -168,11 +168,12 @@ impl<B: Backend> LlamaModel<B> {
     /// Rotary tables and causal mask of an input without cache.
     pub fn context(&self, input: &ModelInput<B>) -> Context<B> {
         let positions = input.position_ids.clone().unwrap_or_else(|| input::positions(&input.attention_mask));
-        let tokens = input.input_ids.dims()[1];
-        Context {
-            rope: self.rope(positions),
-            mask: padding_mask(input.attention_mask.clone(), tokens, true, input.segment_ids.clone()),
-        }
+        let [batch, tokens] = input.input_ids.dims();
+        let mask = padding_mask(input.attention_mask.clone(), tokens, true, input.segment_ids.clone());
+        let groups = self.config.key_value_heads();
+        // Written out for all groups while it is small: every layer would copy a view of it, forward and backward.
+        let small = batch * groups * tokens * tokens <= CHUNK_SCORES;
+        Context { rope: self.rope(positions), mask: if small { mask.repeat_dim(1, groups) } else { mask } }
     }
 
     pub(crate) fn rope(&self, positions: Tensor<B, 2, burn::tensor::Int>) -> Rope<B> {

@@ -10,7 +10,7 @@ use super::norm::{cast, f32};
 const HIDDEN: f32 = -1e30;
 
 /// Scores that one chunk of attention may hold at once without a graph, or in its recomputation (64 MB in `f32`).
-pub(crate) const CHUNK_SCORES: usize = 1 << 24;
+pub const CHUNK_SCORES: usize = 1 << 24;
 
 /// `[batch, tokens, heads · head_dim]` to `[batch, tokens, heads, head_dim]`.
 pub fn split_heads<B: Backend>(x: Tensor<B, 3>, heads: usize) -> Tensor<B, 4> {
@@ -27,7 +27,8 @@ pub fn merge_heads<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 3> {
 /// `softmax(q kᵀ / sqrt(head_dim)) v`, the softmax in `f32`.
 ///
 /// `q` is `[batch, heads, queries, head_dim]`, `k` and `v` `[batch, groups, keys, head_dim]`; query head `h` reads
-/// group `h · groups / heads` (grouped queries). `mask` is `[batch, 1, queries, keys]`, true where a key is hidden.
+/// group `h · groups / heads` (grouped queries). `mask` is `[batch, 1 or groups, queries, keys]`, true where a key is
+/// hidden.
 ///
 /// Only the exponentials are kept for a backward pass: the normaliser divides the result instead of the weights.
 /// Masked rows are computed by the same operations with and without a graph, so that a policy whose adapter is still
@@ -45,10 +46,12 @@ pub fn attend<B: Backend>(
     let q = q.reshape([batch, groups, repeat * queries, dim]);
     let mask = mask.map(|mask| match repeat {
         1 => mask.expand([batch, groups, queries, keys]),
-        _ => mask
-            .reshape([batch, 1, 1, queries, keys])
-            .expand([batch, groups, repeat, queries, keys])
-            .reshape([batch, groups, repeat * queries, keys]),
+        _ => mask.unsqueeze_dim::<5>(2).expand([batch, groups, repeat, queries, keys]).reshape([
+            batch,
+            groups,
+            repeat * queries,
+            keys,
+        ]),
     });
     let tracked = B::ad_enabled(&q.device());
     let out = match mask {

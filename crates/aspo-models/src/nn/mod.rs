@@ -13,8 +13,7 @@ mod norm;
 mod rope;
 
 pub use activation::Activation;
-pub(crate) use attention::CHUNK_SCORES;
-pub use attention::{KvCache, attend, merge_heads, padding_mask, split_heads};
+pub use attention::{CHUNK_SCORES, KvCache, attend, merge_heads, padding_mask, split_heads};
 pub use embedding::{Embedding, PatchEmbedding};
 pub use init::{Init, initialize};
 pub(crate) use init::{normal, ones, path_hash, rng_for, zeros};
