@@ -31,9 +31,9 @@ struct Args {
     #[arg(long, default_value_t = 2400)]
     clip_steps: usize,
     /// Steps of the decoder's training on text, of the projector's, of both together, of both on pictures some of which
-    /// are noised, and of the same at a low rate with three questions of four answered by "Yes"; with 0 for the first
-    /// three the LLaVA that lies in `out` goes on
-    #[arg(long, value_delimiter = ',', default_values_t = [100, 50, 5000, 1000, 200])]
+    /// are noised, and of short answers at a low rate, three of four whether something is there being "Yes"; with 0 for
+    /// the first three the LLaVA that lies in `out` goes on
+    #[arg(long, value_delimiter = ',', default_values_t = [100, 50, 5000, 1000, 100])]
     llava_steps: Vec<usize>,
 }
 
@@ -90,6 +90,7 @@ fn main() -> Result<(), Failure> {
         pictures: false,
         decoder: true,
         simple_first: true,
+        descriptions: true,
         yes: 0.5,
     };
     let pictures = Stage { name: "both", steps: both, batch: 14, rate: 1.5e-3, pictures: true, ..plain };
@@ -99,7 +100,7 @@ fn main() -> Result<(), Failure> {
         Stage { name: "projector", steps: projector, pictures: true, decoder: false, ..plain },
         pictures,
         last,
-        Stage { name: "leaning", steps: leaning, rate: 3e-4, yes: 0.75, ..last },
+        Stage { name: "leaning", steps: leaning, rate: 3e-4, descriptions: false, yes: 0.75, ..last },
     ];
     for (index, stage) in stages.iter().enumerate().filter(|(_, stage)| stage.steps > 0) {
         if !stage.simple_first && looks.len() == 1 {
