@@ -13,8 +13,9 @@
 //! picture and prompt.
 //!
 //! The table alternates the ways within one process, several rounds, and reports medians, by the clock and in processor
-//! seconds of all threads, and the median of the paired ratios to the first way; memory is that of a child process that does two steps of one way alone: the growth of its peak resident
-//! memory (VmHWM) since before the model was made, and the most bytes that it held at a time, beside the plan's.
+//! seconds of all threads, and the median of the paired ratios to the first way. Memory is that of a child process that
+//! does two steps of one way alone: the growth of its peak resident memory (VmHWM) since before the model was made, and
+//! the most bytes that it held at a time, beside the plan's.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::{Path, PathBuf};
@@ -404,9 +405,9 @@ fn ways() -> Vec<(&'static str, Way)> {
 
 fn table(rounds: usize) {
     println!(
-        "| size | way | seconds | pairs/s | time of first | peak MB | of first | held MB | planned MB | plan/held |"
+        "| size | way | seconds | pairs/s | of first | processor s | of first | peak MB | of first | held MB | planned MB |"
     );
-    println!("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|");
+    println!("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
     for size in sizes() {
         let ways = ways();
         let mut run = Run::new(size);
