@@ -17,7 +17,7 @@ use aspo_models::{
     InstructBlip, InstructBlipConfig, LlamaConfig, Llava, LlavaConfig, LoadOptions, ModelConfig, Precision,
     Pretrained,
 };
-use aspo_train::{Data, Plan, Policy, TrainConfig, check_paths, human, peak_memory, read, score, train};
+use aspo_train::{Data, Plan, Policy, TrainConfig, check_paths, human, peak_memory, read, score, train_on};
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
 use clap::Parser;
@@ -34,6 +34,9 @@ struct Args {
     /// tokenizer.json of the model [default: the one in its folder]
     #[arg(long)]
     tokenizer: Option<PathBuf>,
+    /// Checkpoint folder of another model that is the reference [default: the model with its adapter off]
+    #[arg(long)]
+    ref_model: Option<PathBuf>,
     /// Checkpoint folder of the CLIP that scores sentences
     #[arg(long)]
     clip: Option<PathBuf>,
@@ -88,6 +91,10 @@ struct Args {
     /// Backend, among those compiled in
     #[arg(long, value_enum)]
     device: Option<Device>,
+    /// Devices that share each step (one process, one thread each)
+    #[cfg(feature = "collective")]
+    #[arg(long, default_value_t = 1)]
+    devices: u16,
 }
 
 fn main() {
@@ -110,6 +117,7 @@ fn config(args: &Args) -> Result<TrainConfig, Failure> {
     lay(&mut config.data, &args.data);
     lay(&mut config.images, &args.images);
     config.tokenizer = args.tokenizer.clone().or(config.tokenizer);
+    config.ref_model = args.ref_model.clone().or(config.ref_model);
     config.clip = args.clip.clone().or(config.clip);
     if let Some(objective) = &args.objective {
         config.loss_type = vec![if objective == "dpo" { "sigmoid".into() } else { objective.clone() }];
@@ -218,12 +226,12 @@ impl Job {
         };
 
         let mut progress = Progress::default();
-        let finished = train::<B, _>(
+        let finished = train_on::<B, _>(
             &config,
             base,
             &data,
             args.resume,
-            &device,
+            &devices::<B>(&args, &device)?,
             |step| progress.show(step),
             |warning| eprintln!("warning: {warning}"),
         )?;
@@ -299,4 +307,27 @@ fn check_vocabulary(
         }
     }
     Ok(())
+}
+
+/// The devices of a step: the chosen one and those that come after it.
+#[cfg(feature = "collective")]
+fn devices<B: Backend>(args: &Args, device: &B::Device) -> Result<Vec<B::Device>, Failure> {
+    use burn::tensor::backend::{Device as _, DeviceId};
+    let DeviceId { type_id, index_id } = device.to_id();
+    let at = |index| B::Device::from_id(DeviceId { type_id, index_id: index_id + index });
+    let devices: Vec<B::Device> = std::iter::once(device.clone()).chain((1..args.devices).map(at)).collect();
+    // A CPU is one device whatever its index: several threads on it are for trying this out.
+    let one = devices.iter().all(|other| other == device);
+    let there = B::device_count(type_id);
+    match devices.len() {
+        count if one || count <= there => Ok(devices),
+        count => {
+            Err(format!("option `devices`: {count}, but there are {there} of this kind; give fewer").into())
+        }
+    }
+}
+
+#[cfg(not(feature = "collective"))]
+fn devices<B: Backend>(_: &Args, device: &B::Device) -> Result<Vec<B::Device>, Failure> {
+    Ok(vec![device.clone()])
 }

@@ -75,6 +75,7 @@ pub fn report(config: &TrainConfig, plan: &Plan, seconds: f64) -> Result<Report,
         fact("memory planned", human(plan.total_bytes())),
         fact("version", env!("CARGO_PKG_VERSION").to_owned()),
     ];
+    facts.extend(config.ref_model.as_ref().map(|folder| fact("reference", folder.display().to_string())));
     facts.extend(peak_memory().map(|peak| fact("memory at the peak", human(peak))));
     let title = format!("{} on {}", config.loss_type.join(" + "), config.model.display());
     Ok(Report { title, facts, metrics: MetricFile::read(&config.output_dir)?, ..Report::default() })
@@ -117,6 +118,7 @@ pub fn pictures<B: Backend, M: VisionLanguageModel<B>>(
         let mut data = Data {
             encoder: encoder.clone(),
             pairs,
+            held_out: Vec::new(),
             dropped: 0,
             similarity: Default::default(),
             hash: String::new(),

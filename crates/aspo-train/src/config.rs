@@ -18,10 +18,16 @@ pub struct TrainConfig {
     pub model: PathBuf,
     /// `tokenizer.json` of the model; left out, the one in its folder.
     pub tokenizer: Option<PathBuf>,
+    /// Folder of another checkpoint of the same architecture and tokenizer that is the reference (TRL's `ref_model`);
+    /// left out, the reference is `model` without adapter, which takes no memory of its own.
+    pub ref_model: Option<PathBuf>,
     /// Folder of the CLIP that scores sentences, with its `tokenizer.json`; needed by ASPO unless `alpha` is 0.
     pub clip: Option<PathBuf>,
     /// The pairs, in any format that `aspo-data` reads.
     pub data: PathBuf,
+    /// Pairs held out from training, in the same formats, their pictures in `images` too: every `eval_steps` their loss and
+    /// rewards are told under `eval_`.
+    pub eval_data: Option<PathBuf>,
     /// Folder that the pairs' image paths are relative to.
     pub images: PathBuf,
     /// Where checkpoints, metrics, adapter and report go.
@@ -45,6 +51,10 @@ pub struct TrainConfig {
     pub weigh: String,
     /// Chance that a preference is the wrong way round; for the losses that know it. Default 0.
     pub label_smoothing: f64,
+    /// LD-DPO's weight, 0 to 1, of tokens beyond the length of the pair's shorter answer; left out, 1.
+    pub ld_alpha: Option<f64>,
+    /// DiscoPOP's temperature. Default 0.05.
+    pub discopop_tau: f64,
 
     /// Peak learning rate. Default 1e-5, TRL's advice for LoRA; SeVa's recipe has 2e-6.
     pub learning_rate: f64,
@@ -85,8 +95,8 @@ pub struct TrainConfig {
 
     /// Steps between two lines of metrics. Default 10.
     pub logging_steps: usize,
-    /// Steps between two looks at what the model answers to the first three prompts (`samples.jsonl`); 0 is never.
-    /// Default 0.
+    /// Steps between two evaluations: what the model answers to the first three prompts (`samples.jsonl`), and the loss of
+    /// `eval_data`; 0 is never. Default 0.
     pub eval_steps: usize,
     /// Steps between two checkpoints; 0 is none but the last. Default 500.
     pub save_steps: usize,
@@ -145,8 +155,10 @@ impl Default for TrainConfig {
         Self {
             model: PathBuf::new(),
             tokenizer: None,
+            ref_model: None,
             clip: None,
             data: PathBuf::new(),
+            eval_data: None,
             images: PathBuf::new(),
             output_dir: PathBuf::new(),
             template: Template::VicunaV1,
@@ -158,6 +170,8 @@ impl Default for TrainConfig {
             reward_scaling: RewardScaling::default().to_string(),
             weigh: Weigh::default().to_string(),
             label_smoothing: 0.0,
+            ld_alpha: None,
+            discopop_tau: 0.05,
             learning_rate: 1e-5,
             lr_scheduler_type: Schedule::Cosine,
             warmup_ratio: 0.03,
@@ -201,7 +215,9 @@ impl TrainConfig {
         })?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let inputs = [&mut config.model, &mut config.data, &mut config.images];
-        for input in inputs.into_iter().chain(config.tokenizer.as_mut()).chain(config.clip.as_mut()) {
+        let optional =
+            [&mut config.tokenizer, &mut config.ref_model, &mut config.clip, &mut config.eval_data];
+        for input in inputs.into_iter().chain(optional.into_iter().flatten()) {
             if !input.as_os_str().is_empty() {
                 *input = folder.join(&*input);
             }
@@ -253,6 +269,8 @@ impl TrainConfig {
             scaling: self.reward_scaling.parse()?,
             weigh: self.weigh.parse()?,
             label_smoothing: self.label_smoothing,
+            ld_alpha: self.ld_alpha,
+            discopop_tau: self.discopop_tau,
             ..Objective::default()
         };
         objective.validate()?;
@@ -317,9 +335,18 @@ impl TrainConfig {
             let found = "with lora.lora_dropout above 0, whose second run would draw another mask";
             return Err(Error::option("gradient_checkpointing", found, "set one of them to 0 or false"));
         }
-        if self.precompute_ref_log_probs && !objective.needs_reference() {
+        if let (Some(file), 0) = (&self.eval_data, self.eval_steps) {
+            let found = format!("{}, but eval_steps is 0", file.display());
+            return Err(Error::option("eval_data", found, "set eval_steps, or leave it out"));
+        }
+        if !objective.needs_reference() {
             let remedy = "leave it out: this loss has no reference";
-            return Err(Error::option("precompute_ref_log_probs", true, remedy));
+            if self.precompute_ref_log_probs {
+                return Err(Error::option("precompute_ref_log_probs", true, remedy));
+            }
+            if let Some(folder) = &self.ref_model {
+                return Err(Error::option("ref_model", folder.display(), remedy));
+            }
         }
         Ok(())
     }

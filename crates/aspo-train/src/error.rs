@@ -58,7 +58,7 @@ pub enum Error {
     NotFinite {
         /// Optimiser step, from 1.
         step: usize,
-        /// `loss` or `gradient norm`.
+        /// `loss`, `gradient norm` or `loss of pairs held out`.
         what: &'static str,
         /// Its value.
         found: f64,

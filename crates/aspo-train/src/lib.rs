@@ -4,15 +4,18 @@
 //! honoured. [`read`] brings the pairs, encoded; [`score`] the similarity of each sentence with its picture. [`Plan`] tells
 //! what the run will take before a weight is read. [`train`] then does the run:
 //!
-//! - The adapter is attached to a frozen model; with its adapter off, that model is the reference.
+//! - The adapter is attached to a frozen model; with its adapter off, that model is the reference, unless `ref_model` names
+//!   another checkpoint.
 //! - Each optimiser step [`accumulate`]s the gradients of its [`MicroBatch`]es, clips them by their global norm
 //!   ([`clip_grad_norm`]) and hands them to [`adamw`] at the rate of the [`Schedule`].
 //! - Every `save_steps` a checkpoint appears whole or not at all. A run that goes on from one is, to the bit, the run
 //!   that was never stopped.
-//! - Metrics go to `metrics.jsonl` ([`MetricFile`]) and TensorBoard ([`EventFile`]), answers of the learning model to
-//!   `samples.jsonl` ([`Sample`]).
+//! - Metrics go to `metrics.jsonl` ([`MetricFile`]) and TensorBoard ([`EventFile`]), those of pairs held out under
+//!   `eval_`; answers of the learning model to `samples.jsonl` ([`Sample`]).
 //!
 //! What is left is a PEFT adapter and, if it is written, a [`Report`].
+//!
+//! [`train_on`] shares each step among several devices of one process (feature `collective`).
 //!
 //! ```no_run
 //! use aspo_models::{Llava, LlavaConfig, LoadOptions, ModelConfig, Pretrained};
@@ -58,6 +61,8 @@
 mod checkpoint;
 mod clip;
 mod config;
+#[cfg(feature = "collective")]
+mod devices;
 mod error;
 mod features;
 mod metric;
@@ -66,11 +71,14 @@ mod plan;
 mod policy;
 mod prepare;
 mod reference;
+mod reference_model;
+mod replica;
 mod report;
 mod run;
 mod sample;
 mod schedule;
 mod step;
+mod team;
 mod tensorboard;
 mod weigh;
 
@@ -86,7 +94,7 @@ pub use policy::Policy;
 pub use prepare::{Data, check_paths, processor, qformer_tokenizer, read, score};
 pub use reference::{REFERENCE_FILE, ReferenceCache, ReferenceKey};
 pub use report::{MarkedSentence, Picture, Report};
-pub use run::{Finished, StepReport, train};
+pub use run::{Finished, StepReport, train, train_on};
 pub use sample::Sample;
 pub use schedule::{Schedule, warmup_steps};
 pub use step::{MicroBatch, ReferenceRow, StepOutput};

@@ -48,8 +48,33 @@ pub fn accumulate<B: Backend, M: Policy<B>>(
     step: usize,
     checkpoint: &str,
 ) -> Result<StepGradients> {
-    let not_finite = |what, found, pairs: &[String]| {
-        Err(Error::NotFinite { step, what, found, pairs: pairs.to_vec(), checkpoint: checkpoint.to_owned() })
+    gather(policy, batches, pairs, config, objective, step, checkpoint)?
+        .clipped::<B, M>(policy, config, step, checkpoint)
+}
+
+/// What some of a step's micro-batches add up to.
+pub(crate) struct Share {
+    /// Not clipped.
+    pub gradients: GradientsParams,
+    pub metrics: Metrics,
+    pub tokens: usize,
+    /// Ids of the pairs.
+    pub ids: Vec<String>,
+}
+
+/// The sum before clipping: see [`accumulate`].
+pub(crate) fn gather<B: Backend, M: Policy<B>>(
+    policy: &M,
+    batches: impl IntoIterator<Item = Result<(MicroBatch<B>, Option<Vec<ReferenceRow>>)>>,
+    pairs: usize,
+    config: &TrainConfig,
+    objective: &Objective,
+    step: usize,
+    checkpoint: &str,
+) -> Result<Share> {
+    let not_finite = |found, pairs: &[String]| {
+        let (pairs, checkpoint) = (pairs.to_vec(), checkpoint.to_owned());
+        Err(Error::NotFinite { step, what: "loss", found, pairs, checkpoint })
     };
     let chunk = ChunkOptions::default();
     let mut sum = GradientsAccumulator::<M>::new();
@@ -60,23 +85,40 @@ pub fn accumulate<B: Backend, M: Policy<B>>(
         let output = match batch.step(policy, objective, reference.as_deref(), pairs, recompute, &chunk) {
             // The loss refuses what is no number; told here with step, pairs and checkpoint.
             Err(Error::Loss(aspo_loss::Error::NotFinite { found, .. })) => {
-                return not_finite("loss", found, &batch.host.ids);
+                return not_finite(found, &batch.host.ids);
             }
             output => output?,
         };
         if !output.loss.is_finite() {
-            return not_finite("loss", output.loss, &batch.host.ids);
+            return not_finite(output.loss, &batch.host.ids);
         }
         metrics.merge(&output.metrics);
         tokens += output.tokens;
         ids.extend(batch.host.ids);
         sum.accumulate(policy, output.gradients);
     }
-    let mut gradients = sum.grads();
-    let limit = (config.max_grad_norm > 0.0).then_some(config.max_grad_norm);
-    let norm = clip_grad_norm::<Autodiff<B>, M>(policy, &mut gradients, limit);
-    if !norm.is_finite() {
-        return not_finite("gradient norm", norm, &ids);
+    Ok(Share { gradients: sum.grads(), metrics, tokens, ids })
+}
+
+impl Share {
+    /// Clips a step's whole sum by its global norm.
+    ///
+    /// # Errors
+    /// A norm that is no number, with the pairs of the step.
+    pub fn clipped<B: Backend, M: Policy<B>>(
+        self,
+        policy: &M,
+        config: &TrainConfig,
+        step: usize,
+        checkpoint: &str,
+    ) -> Result<StepGradients> {
+        let Self { mut gradients, metrics, tokens, ids } = self;
+        let limit = (config.max_grad_norm > 0.0).then_some(config.max_grad_norm);
+        let norm = clip_grad_norm::<Autodiff<B>, M>(policy, &mut gradients, limit);
+        if !norm.is_finite() {
+            let (what, checkpoint) = ("gradient norm", checkpoint.to_owned());
+            return Err(Error::NotFinite { step, what, found: norm, pairs: ids, checkpoint });
+        }
+        Ok(StepGradients { gradients, metrics, norm, tokens })
     }
-    Ok(StepGradients { gradients, metrics, norm, tokens })
 }

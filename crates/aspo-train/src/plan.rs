@@ -8,7 +8,7 @@ use aspo_loss::ChunkOptions;
 use aspo_models::llama::LlamaConfig;
 use aspo_models::lora::attach;
 use aspo_models::nn::CHUNK_SCORES;
-use aspo_models::{EachLinear, Pretrained};
+use aspo_models::{EachLinear, ModelConfig, Pretrained};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
@@ -40,6 +40,8 @@ pub struct Plan {
     pub gradient_bytes: usize,
     /// AdamW's two moments.
     pub optimizer_bytes: usize,
+    /// Weights of `ref_model`; 0 without one.
+    pub reference_bytes: usize,
     /// What forward and backward pass of a micro-batch hold at most, without recomputation of blocks.
     pub activation_bytes: usize,
     /// The same with it.
@@ -52,13 +54,15 @@ pub struct Plan {
     pub recompute: bool,
     /// Whether a step sums the gradients of several micro-batches.
     pub accumulated: bool,
+    /// Whether `ref_model` is given back before the first step, its log-probabilities being known.
+    pub precompute: bool,
 }
 
 impl Plan {
     /// The plan of a run of a model of this config.
     ///
     /// # Errors
-    /// Target modules that match no layer.
+    /// Target modules that match no layer, a `ref_model` without a config of this architecture.
     pub fn new<B: Backend, M: Pretrained<B> + EachLinear<B>>(
         config: &TrainConfig,
         model: &M::Config,
@@ -74,6 +78,10 @@ impl Plan {
         lora.r = 1;
         let mut adapted = attach(base, &lora, config.seed)?;
         let trainable = (count(&adapted) - parameters) * config.lora.r;
+        let reference = match &config.ref_model {
+            Some(folder) => count(&M::from_config(&M::Config::load(folder)?, device)),
+            None => 0,
+        };
         let row = |pair: &EncodedPair| match config.pair_packing {
             true => pair.prompt_ids.len() + pair.chosen.ids.len() + pair.rejected.ids.len(),
             false => pair.length(),
@@ -112,12 +120,14 @@ impl Plan {
             adapter_bytes: 4 * trainable,
             gradient_bytes: 4 * trainable,
             optimizer_bytes: 8 * trainable,
+            reference_bytes: bytes * reference,
             activation_bytes: micro.plain(),
             recomputed_activation_bytes: micro.recomputed(),
             logit_bytes: micro.logits(),
             step_flops,
             recompute: config.gradient_checkpointing,
             accumulated: config.gradient_accumulation_steps > 1,
+            precompute: config.precompute_ref_log_probs,
         })
     }
 
@@ -127,11 +137,12 @@ impl Plan {
         let activations =
             if self.recompute { self.recomputed_activation_bytes } else { self.activation_bytes };
         let summed = if self.accumulated { self.gradient_bytes } else { 0 };
-        self.weight_bytes
-            + self.adapter_bytes
-            + self.optimizer_bytes
-            + summed
-            + activations.max(self.gradient_bytes)
+        let base = self.weight_bytes + self.adapter_bytes;
+        let training = self.optimizer_bytes + summed + activations.max(self.gradient_bytes);
+        match self.precompute {
+            true => base + training.max(self.reference_bytes),
+            false => base + training + self.reference_bytes,
+        }
     }
 }
 
@@ -146,12 +157,15 @@ impl fmt::Display for Plan {
             "  pairs             {pairs:>12}  {steps} steps of {batch}, rows up to {} tokens",
             self.longest_row
         )?;
+        let before =
+            if self.precompute && self.reference_bytes > 0 { "  (before the first step)" } else { "" };
         let chosen = |recompute| if self.recompute == recompute { "" } else { "  (not chosen)" };
         for (name, bytes, note) in [
             ("base weights", self.weight_bytes, ""),
             ("adapter", self.adapter_bytes, ""),
             ("gradients", self.gradient_bytes, ""),
             ("optimiser", self.optimizer_bytes, ""),
+            ("reference", self.reference_bytes, before),
             ("activations", self.activation_bytes, chosen(false)),
             ("  recomputed", self.recomputed_activation_bytes, chosen(true)),
             ("logits", self.logit_bytes, ""),

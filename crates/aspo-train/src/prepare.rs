@@ -21,11 +21,13 @@ pub struct Data {
     pub encoder: Encoder,
     /// The pairs, scored if the loss asks for it.
     pub pairs: Vec<EncodedPair>,
+    /// Those of `eval_data`.
+    pub held_out: Vec<EncodedPair>,
     /// Pairs left out because nothing of an answer fits beside the prompt.
     pub dropped: usize,
     /// What scoring did.
     pub similarity: SimilarityReport,
-    /// Hash of tokens and scores, in order.
+    /// Hash of the tokens and scores of `pairs`, in order.
     pub hash: String,
 }
 
@@ -48,7 +50,14 @@ pub fn check_paths(config: &TrainConfig) -> Result<()> {
             "put the Q-Former's tokenizer there, or give another template",
         )?;
     }
+    if let Some(reference) = &config.ref_model {
+        let remedy = "give the folder of a Hugging Face checkpoint (merge an adapter into its base first)";
+        file("ref_model", &reference.join("config.json"), remedy)?;
+    }
     file("data", &config.data, "give a file of preference pairs")?;
+    if let Some(held_out) = &config.eval_data {
+        file("eval_data", held_out, "give a file of preference pairs")?;
+    }
     file("images", &config.images, "give the folder that image paths are relative to")?;
     if let Some(clip) = &config.clip {
         file("clip", &clip.join("config.json"), "give the folder of a CLIP checkpoint")?;
@@ -59,6 +68,39 @@ pub fn check_paths(config: &TrainConfig) -> Result<()> {
 
 fn tokenizer_path(config: &TrainConfig) -> PathBuf {
     config.tokenizer.clone().unwrap_or_else(|| config.model.join("tokenizer.json"))
+}
+
+/// Refuses a reference whose own tokenizer reads other ids than the model's.
+fn same_tokens(config: &TrainConfig, tokenizer: &Tokenizer) -> Result<()> {
+    let Some(path) = config.ref_model.as_ref().map(|folder| folder.join("tokenizer.json")) else {
+        return Ok(());
+    };
+    if !path.exists() {
+        return Ok(());
+    }
+    let other = Tokenizer::from_file(&path)?;
+    if other.content_hash() == tokenizer.content_hash() {
+        return Ok(());
+    }
+    let (ours, theirs) = (tokenizer.inner().get_vocab(true), other.inner().get_vocab(true));
+    let unlike =
+        ours.keys().chain(theirs.keys()).filter(|token| ours.get(*token) != theirs.get(*token)).min();
+    match unlike {
+        None => Ok(()),
+        Some(token) => {
+            let id = |of: &std::collections::HashMap<String, u32>| match of.get(token) {
+                Some(id) => format!("the id {id}"),
+                None => "no id".to_owned(),
+            };
+            let found = format!(
+                "{} gives {token:?} {}, the model's tokenizer {}",
+                path.display(),
+                id(&theirs),
+                id(&ours)
+            );
+            Err(Error::option("ref_model", found, "give a reference that reads the same tokens"))
+        }
+    }
 }
 
 /// Where Hugging Face's InstructBLIP has the tokenizer of its Q-Former.
@@ -95,21 +137,41 @@ pub fn processor(folder: &Path, size: usize) -> Result<ImageProcessor> {
 /// and counted.
 ///
 /// # Errors
-/// A row that is not a pair, an empty answer, a picture that is not there: all name file and row.
+/// A row that is not a pair, an empty answer, a picture that is not there: all name file and row. A tokenizer of
+/// `ref_model` that reads other ids.
 pub fn read(config: &TrainConfig, image_tokens: usize) -> Result<Data> {
     let tokenizer = Tokenizer::from_file(&tokenizer_path(config))?;
+    same_tokens(config, &tokenizer)?;
     let mut encoder = Encoder::new(tokenizer, config.template, image_tokens);
     encoder.max_length = Some(config.max_length);
     if config.template == Template::InstructBlip {
         encoder.instruction = Some(qformer_tokenizer(&config.model)?);
     }
+    let (pairs, mut dropped) = encode(config, "data", &config.data, &encoder)?;
+    let mut held_out = Vec::new();
+    if let Some(file) = &config.eval_data {
+        let (pairs, more) = encode(config, "eval_data", file, &encoder)?;
+        held_out = pairs;
+        dropped += more;
+    }
+    let hash = hash(&pairs);
+    Ok(Data { encoder, pairs, held_out, dropped, similarity: SimilarityReport::default(), hash })
+}
+
+/// The pairs of a file that can be used, and how many leave no room for an answer.
+fn encode(
+    config: &TrainConfig,
+    option: &'static str,
+    file: &Path,
+    encoder: &Encoder,
+) -> Result<(Vec<EncodedPair>, usize)> {
     let (mut pairs, mut dropped) = (Vec::new(), 0);
-    for pair in aspo_data::read_pairs(&config.data)? {
+    for pair in aspo_data::read_pairs(file)? {
         let pair = pair?;
         for image in &pair.images {
             if let aspo_data::ImageSource::Path(path) = image {
                 aspo_data::files::resolve(&config.images, path).map_err(|error| {
-                    let found = format!("pair {:?} of {}: {error}", pair.id, config.data.display());
+                    let found = format!("pair {:?} of {}: {error}", pair.id, file.display());
                     Error::option("images", found, "put the picture there, or give another `images` folder")
                 })?;
             }
@@ -118,21 +180,15 @@ pub fn read(config: &TrainConfig, image_tokens: usize) -> Result<Data> {
             Ok(encoded) => pairs.push(encoded),
             Err(aspo_data::Error::Pair { fault: PairFault::NoRoom { .. }, .. }) => dropped += 1,
             Err(error) => {
-                return Err(Error::option(
-                    "data",
-                    format!("{}: {error}", config.data.display()),
-                    "mend the row",
-                ));
+                return Err(Error::option(option, format!("{}: {error}", file.display()), "mend the row"));
             }
         }
     }
     if pairs.is_empty() {
-        let found =
-            format!("{} holds no pair that can be used ({dropped} leave no room)", config.data.display());
-        return Err(Error::option("data", found, "give pairs, or a larger max_length"));
+        let found = format!("{} holds no pair that can be used ({dropped} leave no room)", file.display());
+        return Err(Error::option(option, found, "give pairs, or a larger max_length"));
     }
-    let hash = hash(&pairs);
-    Ok(Data { encoder, pairs, dropped, similarity: SimilarityReport::default(), hash })
+    Ok((pairs, dropped))
 }
 
 /// Scores every chosen sentence (and every rejected one with `rejected`) against its picture by the config's CLIP.
@@ -166,8 +222,11 @@ pub fn score<B: Backend>(
         rejected,
     };
     let told = |error: &dyn std::fmt::Display| error.to_string();
+    let mut all = std::mem::take(&mut data.pairs);
+    let count = all.len();
+    all.append(&mut data.held_out);
     data.similarity = scorer.score(
-        &mut data.pairs,
+        &mut all,
         None,
         &mut |pixels| {
             let pixels =
@@ -179,6 +238,8 @@ pub fn score<B: Backend>(
             Ok(rows(clip.text_embeds(ids, mask).map_err(|error| told(&error))?))
         },
     )?;
+    data.held_out = all.split_off(count);
+    data.pairs = all;
     data.hash = hash(&data.pairs);
     Ok(())
 }

@@ -19,7 +19,7 @@ pub const REFERENCE_FILE: &str = "reference_log_probs.jsonl";
 /// What the values depend on; the first line of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReferenceKey {
-    /// Hash of the model's weights and config.
+    /// Hash of the reference's weights and config.
     pub model: String,
     /// Hash of the encoded pairs: tokens, images by name, template.
     pub data: String,
@@ -30,12 +30,12 @@ pub struct ReferenceKey {
 }
 
 impl ReferenceKey {
-    /// The key of a run: reads all of the model's files and all pictures once.
+    /// The key of a run: reads all of the reference's files and all pictures once.
     ///
     /// # Errors
     /// A folder or picture that cannot be read.
     pub fn new(config: &TrainConfig, data: &Data) -> Result<Self> {
-        let folder = config.model.as_path();
+        let folder = config.ref_model.as_ref().unwrap_or(&config.model).as_path();
         let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
             .map_err(|source| Error::io(folder, source))?
             .filter_map(|entry| Some(entry.ok()?.path()))
@@ -100,7 +100,7 @@ impl ReferenceCache {
         let mut lines = text.split_inclusive('\n');
         let found = lines.next().unwrap_or_default();
         if found.trim_end() != head {
-            let why = "holds log-probabilities of another model, template, data or pictures; delete it, or give another output_dir";
+            let why = "holds log-probabilities of another reference, template, data or pictures; delete it, or give another output_dir";
             return Err(Error::stored(path, why));
         }
         let (mut rows, mut kept) = (Vec::new(), found.to_owned());

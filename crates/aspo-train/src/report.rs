@@ -46,9 +46,9 @@ pub struct MarkedSentence {
 
 /// Curves drawn together: heading, and the metrics in it.
 const CURVES: [(&str, &[&str]); 7] = [
-    ("Loss", &["loss"]),
-    ("Reward margin", &["rewards/margins"]),
-    ("Reward accuracy", &["rewards/accuracies"]),
+    ("Loss", &["loss", "eval_loss"]),
+    ("Reward margin", &["rewards/margins", "eval_rewards/margins"]),
+    ("Reward accuracy", &["rewards/accuracies", "eval_rewards/accuracies"]),
     ("Rewards", &["rewards/chosen", "rewards/rejected"]),
     ("Log-probabilities (both falling: displacement)", &["logps/chosen", "logps/rejected"]),
     ("Gradient norm", &["grad_norm"]),

@@ -3,27 +3,23 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use aspo_data::EncodedPair;
 use aspo_data::order::Order;
-use aspo_data::{EncodedPair, ImageLoader};
-use aspo_loss::{ChunkOptions, Objective};
-use aspo_models::lora::{attach, load_adapter, save_adapter, without_adapters};
+use aspo_models::lora::{attach, load_adapter, save_adapter};
 use aspo_models::{Adapter, stable_ids};
 use burn::backend::Autodiff;
-use burn::optim::Optimizer;
 use burn::tensor::backend::Backend;
 
 use crate::checkpoint::{self, TrainerState};
 use crate::config::{OnNonFinite, TrainConfig};
 use crate::error::{Error, Result};
-use crate::features::VisionFeatures;
 use crate::metric::{MetricFile, MetricLine, Window, keep_lines};
-use crate::optimize::{StepGradients, accumulate, adamw};
 use crate::policy::Policy;
-use crate::prepare::{Data, processor};
-use crate::reference::{REFERENCE_FILE, ReferenceCache, ReferenceKey};
+use crate::prepare::Data;
+use crate::replica::Replica;
 use crate::sample::Sample;
 use crate::schedule::warmup_steps;
-use crate::step::{MicroBatch, ReferenceRow};
+use crate::team::Team;
 use crate::tensorboard::EventFile;
 
 /// Prompts that are answered every `eval_steps`.
@@ -63,8 +59,9 @@ pub struct Finished<M> {
     pub seconds: f64,
 }
 
-/// Trains the adapter of `base` by the config's loss. With `resume`, goes on from the newest whole checkpoint of the
-/// output folder. `watch` is called after every step, `warn` with what was found wrong but could be got around.
+/// Trains the adapter of `base` by the config's loss on one device. With `resume`, goes on from the newest whole
+/// checkpoint of the output folder. `watch` is called after every step, `warn` with what was found wrong but could be got
+/// around.
 ///
 /// # Errors
 /// An output folder that holds another run; anything wrong with pictures, tokens or numbers; a full disk. Checkpoints
@@ -75,133 +72,198 @@ pub fn train<B: Backend, M: Policy<B>>(
     data: &Data,
     resume: bool,
     device: &B::Device,
+    watch: impl FnMut(&StepReport),
+    warn: impl FnMut(&str),
+) -> Result<Finished<M>> {
+    train_on::<B, M>(config, base, data, resume, std::slice::from_ref(device), watch, warn)
+}
+
+/// As [`train`], on several devices of one process, of which the first is the one that `base` is on. They share the
+/// micro-batches of each step, so that the run is the same on any number of devices but for the rounding of sums, and may
+/// be resumed on another number. (TRL's `gradient_accumulation_steps` counts the forward passes of each device, ours those
+/// of all.)
+///
+/// Every device holds the whole model, its own moments and features, and a copy of `ref_model`. More than one needs the
+/// feature `collective`.
+///
+/// # Errors
+/// As [`train`]. No device, more devices than micro-batches of a step, dropout with several devices.
+pub fn train_on<B: Backend, M: Policy<B>>(
+    config: &TrainConfig,
+    base: M,
+    data: &Data,
+    resume: bool,
+    devices: &[B::Device],
     mut watch: impl FnMut(&StepReport),
     mut warn: impl FnMut(&str),
 ) -> Result<Finished<M>> {
     config.validate()?;
-    let objective = config.objective()?;
-    let folder = config.output_dir.as_path();
-    let total = config.total_steps(data.pairs.len());
-    let mut start = Start::<M>::new::<B>(config, base, data, resume, &mut warn)?;
-    let mut optimizer = adamw(config).init::<Autodiff<B>, M>();
-    if let Some(checkpoint) = &start.checkpoint {
-        let record = checkpoint::optimizer::<Autodiff<B>, _>(checkpoint, device)?;
-        optimizer = optimizer.load_record(record);
-    }
-    let lengths: Vec<usize> = data.pairs.iter().map(EncodedPair::length).collect();
-    let mut order = Order::new(&lengths, config.global_batch(), 1, config.seed)?;
-    (0..start.state.step + start.state.skipped_steps).for_each(|_| drop(order.next_batch()));
-    let per_epoch = order.batches_per_epoch();
-    let size = start.model.image_size();
-    let images = ImageLoader::new(&config.images, processor(&config.model, size)?)?;
-    let mut work = Work {
-        config,
-        objective,
-        data,
-        features: VisionFeatures::new(images),
-        reference: None,
-        chunk: ChunkOptions::default(),
-        device: device.clone(),
-    };
-    if config.precompute_ref_log_probs {
-        work.precompute::<M>(&start.model)?;
-    }
-    let metrics = MetricFile::open(folder, start.state.step)?;
-    if config.eval_steps > 0 {
-        keep_lines(&folder.join("samples.jsonl"), start.state.step)?;
-    }
-    let mut events = EventFile::create(folder, start.state.step)?;
-
-    let begin = Instant::now();
-    let first = start.state.step;
-    let mut newest = start.checkpoint.clone();
-    while start.state.step < total {
-        let step = start.state.step;
-        let pairs = order.next_batch();
-        let named = newest.as_ref().map_or("none yet".to_owned(), |path| path.display().to_string());
-        let outcome = work.step(&start.model, &pairs, step + 1, &named);
-        let done = match outcome {
-            Err(Error::NotFinite { .. }) if config.on_non_finite == OnNonFinite::Skip => {
-                start.state.skipped_steps += 1;
-                if start.state.skipped_steps > total {
-                    outcome?;
-                }
-                continue;
-            }
-            outcome => outcome?,
-        };
-        // Hugging Face's schedulers give step 0 a rate of 0; ours counts from 1, so that no step is wasted.
-        let warmup = warmup_steps(total, config.warmup_ratio);
-        let rate = config.lr_scheduler_type.rate(config.learning_rate, step + 1, warmup, total + 1);
-        start.model = optimizer.step(rate, start.model, done.gradients);
-        start.state.step += 1;
-
-        let count = pairs.len() as f64;
-        let mut values: Vec<(String, f64)> =
-            done.metrics.iter().map(|(name, mean)| (name.to_owned(), mean)).collect();
-        values.push(("grad_norm".into(), done.norm));
-        for (name, mean) in &values {
-            start.state.window.add(name, *mean, count);
-        }
-        let also = [
-            ("learning_rate".to_owned(), rate),
-            ("epoch".to_owned(), start.state.step as f64 / per_epoch as f64),
-            ("aspo/skipped_steps".to_owned(), start.state.skipped_steps as f64),
-        ];
-        if start.state.step % config.logging_steps == 0 || start.state.step == total {
-            let mut line = start.state.window.take();
-            line.extend(also.clone());
-            let line = MetricLine { step: start.state.step, values: line };
-            metrics.append(&line)?;
-            events.append(&line)?;
-        }
-        if config.eval_steps > 0 && start.state.step % config.eval_steps == 0 {
-            let shown = &data.pairs[..data.pairs.len().min(SAMPLES)];
-            let (plain, features) = (start.model.valid(), &mut work.features);
-            let samples = Sample::of(&plain, &data.encoder, shown, start.state.step, features, device)?;
-            samples.iter().try_for_each(|sample| sample.append(folder))?;
-        }
-        let due = config.save_steps > 0 && start.state.step % config.save_steps == 0;
-        if due || start.state.step == total {
-            let record = optimizer.to_record();
-            let limit = config.save_total_limit;
-            let path = checkpoint::save::<Autodiff<B>, M, _>(
-                folder,
-                &start.model,
-                &start.adapter,
-                record,
-                &start.state,
-                limit,
-            )?;
-            newest = Some(path);
-        }
-        values.extend(also);
-        watch(&StepReport {
-            step: start.state.step,
-            total,
-            values: MetricLine { step: start.state.step, values: values.into_iter().collect() },
-            pairs: pairs.len(),
-            tokens: done.tokens,
-            seconds: begin.elapsed().as_secs_f64(),
-            done_here: start.state.step - first,
+    let first = check_devices::<B>(config, devices)?;
+    let (state, start) = Start::<M>::new::<B>(config, base, data, resume, &mut warn)?;
+    let checkpoint = start.checkpoint.as_deref();
+    let replica = Replica::<B, M>::new(config, data, start.model, checkpoint, first)?;
+    let run = Run { config, data, total: config.total_steps(data.pairs.len()), adapter: start.adapter };
+    #[cfg(feature = "collective")]
+    if devices.len() > 1 {
+        use crate::devices::{Others, only_run};
+        let copies = devices[1..].iter().map(|device| replica.fork(checkpoint, device));
+        let copies = copies.collect::<Result<Vec<_>>>()?;
+        let _only = only_run();
+        return std::thread::scope(|scope| {
+            let team = Team { others: Some(Others::start(scope, copies, first)?) };
+            run.steps(&team, replica, state, start.checkpoint.clone(), &mut watch)
         });
     }
-    let adapter = folder.join("adapter");
-    save_adapter(&start.model, &start.adapter, &adapter)?;
-    Ok(Finished {
-        model: start.model,
-        adapter,
-        steps: start.state.step,
-        skipped_steps: start.state.skipped_steps,
-        seconds: begin.elapsed().as_secs_f64(),
-    })
+    run.steps(&Team::default(), replica, state, start.checkpoint.clone(), &mut watch)
+}
+
+/// The first device, if so many can share a step.
+fn check_devices<'a, B: Backend>(config: &TrainConfig, devices: &'a [B::Device]) -> Result<&'a B::Device> {
+    let count = devices.len();
+    let Some(first) = devices.first() else {
+        return Err(Error::option("devices", "none given", "give one or more"));
+    };
+    if count > 1 && cfg!(not(feature = "collective")) {
+        return Err(Error::option(
+            "devices",
+            count,
+            "build aspo-train with the feature `collective`, or give one",
+        ));
+    }
+    if count > config.gradient_accumulation_steps {
+        let found = format!("{count} for {} forward passes a step", config.gradient_accumulation_steps);
+        let remedy = "raise gradient_accumulation_steps, which counts those of all devices, to a multiple of the devices";
+        return Err(Error::option("devices", found, remedy));
+    }
+    if count > 1 && config.lora.lora_dropout > 0.0 {
+        let found =
+            format!("{count} with lora.lora_dropout above 0, whose masks would not follow from the seed");
+        return Err(Error::option("devices", found, "set lora.lora_dropout to 0, or train on one"));
+    }
+    Ok(first)
+}
+
+/// What stays the same from step to step.
+struct Run<'a> {
+    config: &'a TrainConfig,
+    data: &'a Data,
+    total: usize,
+    adapter: Adapter,
+}
+
+impl Run<'_> {
+    /// All steps that are left, then the adapter's folder.
+    fn steps<'r, B: Backend, M: Policy<B>>(
+        &self,
+        team: &Team<B>,
+        mut replica: Replica<'r, B, M>,
+        mut state: TrainerState,
+        mut newest: Option<PathBuf>,
+        watch: &mut impl FnMut(&StepReport),
+    ) -> Result<Finished<M>> {
+        let Self { config, data, total, ref adapter } = *self;
+        let folder = config.output_dir.as_path();
+        let lengths: Vec<usize> = data.pairs.iter().map(EncodedPair::length).collect();
+        let mut order = Order::new(&lengths, config.global_batch(), 1, config.seed)?;
+        (0..state.step + state.skipped_steps).for_each(|_| drop(order.next_batch()));
+        let per_epoch = order.batches_per_epoch();
+        let metrics = MetricFile::open(folder, state.step)?;
+        if config.eval_steps > 0 {
+            keep_lines(&folder.join("samples.jsonl"), state.step)?;
+        }
+        let mut events = EventFile::create(folder, state.step)?;
+
+        let begin = Instant::now();
+        let first = state.step;
+        while state.step < total {
+            let step = state.step;
+            let pairs = order.next_batch();
+            let named = newest.as_ref().map_or("none yet".to_owned(), |path| path.display().to_string());
+            let outcome = team.gradients(&mut replica, &pairs, step + 1, &named);
+            let done = match outcome {
+                Err(Error::NotFinite { .. }) if config.on_non_finite == OnNonFinite::Skip => {
+                    state.skipped_steps += 1;
+                    if state.skipped_steps > total {
+                        outcome?;
+                    }
+                    continue;
+                }
+                outcome => outcome?,
+            };
+            // Hugging Face's schedulers give step 0 a rate of 0; ours counts from 1, so that no step is wasted.
+            let warmup = warmup_steps(total, config.warmup_ratio);
+            let rate = config.lr_scheduler_type.rate(config.learning_rate, step + 1, warmup, total + 1);
+            replica = team.apply(replica, rate, done.gradients);
+            state.step += 1;
+
+            let count = pairs.len() as f64;
+            let mut values: Vec<(String, f64)> =
+                done.metrics.iter().map(|(name, mean)| (name.to_owned(), mean)).collect();
+            values.push(("grad_norm".into(), done.norm));
+            for (name, mean) in &values {
+                state.window.add(name, *mean, count);
+            }
+            let also = [
+                ("learning_rate".to_owned(), rate),
+                ("epoch".to_owned(), state.step as f64 / per_epoch as f64),
+                ("aspo/skipped_steps".to_owned(), state.skipped_steps as f64),
+            ];
+            if state.step.is_multiple_of(config.logging_steps) || state.step == total {
+                let mut line = state.window.take();
+                line.extend(also.clone());
+                let line = MetricLine { step: state.step, values: line };
+                metrics.append(&line)?;
+                events.append(&line)?;
+            }
+            if config.eval_steps > 0 && state.step.is_multiple_of(config.eval_steps) {
+                let shown = &data.pairs[..data.pairs.len().min(SAMPLES)];
+                let (plain, features) = (replica.policy.valid(), &mut replica.features);
+                let samples =
+                    Sample::of(&plain, &data.encoder, shown, state.step, features, &replica.device)?;
+                samples.iter().try_for_each(|sample| sample.append(folder))?;
+                if !data.held_out.is_empty() {
+                    let means = replica.evaluate(state.step, &named)?;
+                    let values = means.iter().map(|(name, mean)| (format!("eval_{name}"), mean)).collect();
+                    let line = MetricLine { step: state.step, values };
+                    metrics.append(&line)?;
+                    events.append(&line)?;
+                }
+            }
+            let due = config.save_steps > 0 && state.step.is_multiple_of(config.save_steps);
+            if due || state.step == total {
+                let (record, limit) = (replica.record(), config.save_total_limit);
+                let model = &replica.policy;
+                let path =
+                    checkpoint::save::<Autodiff<B>, M, _>(folder, model, adapter, record, &state, limit)?;
+                newest = Some(path);
+            }
+            values.extend(also);
+            watch(&StepReport {
+                step: state.step,
+                total,
+                values: MetricLine { step: state.step, values: values.into_iter().collect() },
+                pairs: pairs.len(),
+                tokens: done.tokens,
+                seconds: begin.elapsed().as_secs_f64(),
+                done_here: state.step - first,
+            });
+        }
+        let path = folder.join("adapter");
+        save_adapter(&replica.policy, adapter, &path)?;
+        Ok(Finished {
+            model: replica.policy,
+            adapter: path,
+            steps: state.step,
+            skipped_steps: state.skipped_steps,
+            seconds: begin.elapsed().as_secs_f64(),
+        })
+    }
 }
 
 /// Where a run begins: fresh, or at a checkpoint.
 struct Start<M> {
     model: M,
     adapter: Adapter,
-    state: TrainerState,
     checkpoint: Option<PathBuf>,
 }
 
@@ -212,7 +274,7 @@ impl<M> Start<M> {
         data: &Data,
         resume: bool,
         warn: &mut impl FnMut(&str),
-    ) -> Result<Self>
+    ) -> Result<(TrainerState, Self)>
     where
         M: Policy<B>,
     {
@@ -235,7 +297,7 @@ impl<M> Start<M> {
                 data: data.hash.clone(),
                 version: env!("CARGO_PKG_VERSION").into(),
             };
-            return Ok(Start { model, adapter, state, checkpoint: None });
+            return Ok((state, Start { model, adapter, checkpoint: None }));
         }
         let (path, state, faults) = checkpoint::newest(folder)?;
         faults.iter().for_each(|fault| warn(&fault.to_string()));
@@ -243,7 +305,7 @@ impl<M> Start<M> {
         checkpoint::sweep(folder)?;
         let (model, adapter) = load_adapter(base, &path)?;
         let model = stable_ids(model);
-        Ok(Start { model, adapter, state, checkpoint: Some(path) })
+        Ok((state, Start { model, adapter, checkpoint: Some(path) }))
     }
 }
 
@@ -252,6 +314,7 @@ fn fits(config: &TrainConfig, data: &Data, path: &Path, state: &TrainerState) ->
     // What may change from one process to the next.
     let same = |config: &TrainConfig| TrainConfig {
         output_dir: PathBuf::new(),
+        eval_data: None,
         eval_steps: 0,
         save_steps: 0,
         save_total_limit: 0,
@@ -276,79 +339,4 @@ fn fits(config: &TrainConfig, data: &Data, path: &Path, state: &TrainerState) ->
         return Err(Error::stored(path, "was made with other pairs or scores; resume with the same data"));
     }
     Ok(())
-}
-
-/// What every step needs.
-struct Work<'a, B: Backend> {
-    config: &'a TrainConfig,
-    objective: Objective,
-    data: &'a Data,
-    features: VisionFeatures,
-    reference: Option<ReferenceCache>,
-    chunk: ChunkOptions,
-    device: B::Device,
-}
-
-impl<B: Backend> Work<'_, B> {
-    fn micro<P: aspo_models::VisionLanguageModel<B>>(
-        &mut self,
-        model: &P,
-        pairs: &[usize],
-    ) -> Result<MicroBatch<B>> {
-        let rows: Vec<&EncodedPair> = pairs.iter().map(|&index| &self.data.pairs[index]).collect();
-        let pad = self.data.encoder.tokenizer.pad();
-        MicroBatch::new(&rows, self.config.pair_packing, pad, &mut self.features, model, &self.device)
-    }
-
-    /// Gradients of one optimiser step, clipped, not yet applied.
-    fn step<M: Policy<B>>(
-        &mut self,
-        policy: &M,
-        pairs: &[usize],
-        step: usize,
-        checkpoint: &str,
-    ) -> Result<StepGradients> {
-        let plain = policy.valid();
-        let reference = without_adapters(&plain);
-        let (config, objective) = (self.config, self.objective.clone());
-        if config.lora.lora_dropout > 0.0 {
-            // A backend does not tell its random state: that of each step follows from seed and step instead.
-            B::seed(&self.device, config.seed.rotate_left(32) ^ step as u64);
-        }
-        let batches = pairs.chunks(config.per_device_train_batch_size).map(|part| {
-            let batch = self.micro(&plain, part)?;
-            let rows = self.reference_rows(&reference, &batch, part)?;
-            Ok((batch, rows))
-        });
-        accumulate(policy, batches, pairs.len(), config, &objective, step, checkpoint)
-    }
-
-    fn reference_rows<P: aspo_models::VisionLanguageModel<B>>(
-        &self,
-        reference: &P,
-        batch: &MicroBatch<B>,
-        pairs: &[usize],
-    ) -> Result<Option<Vec<ReferenceRow>>> {
-        if !self.objective.needs_reference() {
-            return Ok(None);
-        }
-        match &self.reference {
-            Some(cache) => Ok(Some(pairs.iter().map(|&index| cache.row(index).clone()).collect())),
-            None => batch.reference(reference, &self.chunk).map(Some),
-        }
-    }
-
-    fn precompute<M: Policy<B>>(&mut self, policy: &M) -> Result<()> {
-        let reference = without_adapters(&policy.valid());
-        let key = ReferenceKey::new(self.config, self.data)?;
-        let path = self.config.output_dir.join(REFERENCE_FILE);
-        let mut cache = ReferenceCache::open(&path, &key)?;
-        let missing: Vec<usize> = (cache.len()..self.data.pairs.len()).collect();
-        for part in missing.chunks(self.config.per_device_train_batch_size) {
-            let batch = self.micro(&reference, part)?;
-            cache.extend(batch.reference(&reference, &self.chunk)?)?;
-        }
-        self.reference = Some(cache);
-        Ok(())
-    }
 }

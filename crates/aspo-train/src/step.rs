@@ -105,15 +105,11 @@ impl<B: Backend> MicroBatch<B> {
         reference: &M,
         chunk: &ChunkOptions,
     ) -> Result<Vec<ReferenceRow>> {
-        let responses = &self.host.responses;
-        let hidden =
-            reference.hidden_at(&self.input(self.features.clone()), self.ints(&responses.positions))?;
-        let log_probs =
-            chunked_log_probs_forward(hidden, reference.head(), self.ints(&responses.targets), chunk)?;
-        let values: Vec<f32> = log_probs.into_data().iter::<f32>().collect();
-        let mut rows = Vec::with_capacity(responses.token_counts.len());
+        let values: Vec<f32> = self.log_probs(reference, chunk)?.into_data().iter::<f32>().collect();
+        let counts = &self.host.responses.token_counts;
+        let mut rows = Vec::with_capacity(counts.len());
         let mut start = 0;
-        for &count in &responses.token_counts {
+        for &count in counts {
             rows.push(values[start..start + count].to_vec());
             start += count;
         }
@@ -123,6 +119,28 @@ impl<B: Backend> MicroBatch<B> {
             .zip(rejected)
             .map(|(chosen, rejected)| ReferenceRow { chosen, rejected })
             .collect())
+    }
+
+    fn log_probs<M: LanguageModel<B>>(&self, model: &M, chunk: &ChunkOptions) -> Result<Tensor<B, 1>> {
+        let responses = &self.host.responses;
+        let hidden = model.hidden_at(&self.input(self.features.clone()), self.ints(&responses.positions))?;
+        Ok(chunked_log_probs_forward(hidden, model.head(), self.ints(&responses.targets), chunk)?)
+    }
+
+    /// Metrics of pairs that are not trained on, the loss among them. `policy` is without gradients (`valid()`).
+    ///
+    /// # Errors
+    /// Ids outside the vocabulary, a loss that is not finite.
+    pub fn evaluate<M: LanguageModel<B>>(
+        &self,
+        policy: &M,
+        objective: &Objective,
+        reference: Option<&[ReferenceRow]>,
+        chunk: &ChunkOptions,
+    ) -> Result<Metrics> {
+        // The loss is written for a backend with gradients; here it has nothing to follow.
+        let log_probs = Tensor::from_inner(self.log_probs(policy, chunk)?);
+        Ok(self.preference(log_probs, objective, reference, self.host.pairs())?.1.metrics)
     }
 
     /// Loss (a sum over pairs, divided by `global_pairs`), gradients and metrics of the policy.

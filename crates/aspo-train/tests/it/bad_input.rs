@@ -5,7 +5,7 @@ use std::path::Path;
 use aspo_train::{OnNonFinite, Result, TrainConfig};
 use burn_flex::Flex;
 
-use crate::support::{World, listing, spoiled_model, whole_run};
+use crate::support::{World, listing, spoiled_model, whole_run, whole_run_on};
 
 /// Runs what must fail and gives its message.
 fn refused(config: &TrainConfig) -> String {
@@ -57,7 +57,7 @@ fn a_value_of_another_type_is_named_with_its_line() {
 fn options_that_cannot_be_honoured_are_refused_before_anything_is_read() {
     let world = World::new();
     let base = TrainConfig { model: "/nowhere".into(), ..world.config.clone() };
-    let cases: [(&[&str], TrainConfig); 14] = [
+    let cases: [(&[&str], TrainConfig); 17] = [
         (&["`clip`", "similarity", "`alpha = 0`"], TrainConfig { alpha: 0.5, ..base.clone() }),
         (&["alpha", "1.5"], TrainConfig { alpha: 1.5, ..base.clone() }),
         (&["beta", "-0.1"], TrainConfig { beta: -0.1, ..base.clone() }),
@@ -88,9 +88,39 @@ fn options_that_cannot_be_honoured_are_refused_before_anything_is_read() {
             &["`precompute_ref_log_probs`", "no reference"],
             TrainConfig { precompute_ref_log_probs: true, loss_type: vec!["sft".into()], ..base.clone() },
         ),
+        (
+            &["`eval_data`", "eval_steps is 0"],
+            TrainConfig { eval_data: Some("more.json".into()), ..base.clone() },
+        ),
+        (&["ld_alpha", "1.5"], TrainConfig { ld_alpha: Some(1.5), ..base.clone() }),
+        (
+            &["`ref_model`", "other", "no reference"],
+            TrainConfig { ref_model: Some("other".into()), loss_type: vec!["sft".into()], ..base.clone() },
+        ),
     ];
     for (parts, config) in cases {
         assert_tells(&refused(&config), parts);
+    }
+    assert!(!world.config.output_dir.exists(), "nothing was begun");
+}
+
+#[test]
+fn devices_that_cannot_share_a_step_are_refused() {
+    let world = World::new();
+    let config = TrainConfig { gradient_accumulation_steps: 2, ..world.config.clone() };
+    let on = |count: usize, config: &TrainConfig| {
+        told(whole_run_on::<Flex>(config, &vec![Default::default(); count], false, |_| (), |_| ()))
+    };
+    assert_tells(&on(0, &config), &["`devices`", "none given"]);
+    if cfg!(not(feature = "collective")) {
+        assert_tells(&on(2, &config), &["`devices`: 2", "feature `collective`"]);
+    } else {
+        assert_tells(
+            &on(3, &config),
+            &["`devices`", "3 for 2 forward passes", "gradient_accumulation_steps"],
+        );
+        let lora = aspo_train::LoraOptions { lora_dropout: 0.1, ..config.lora.clone() };
+        assert_tells(&on(2, &TrainConfig { lora, ..config }), &["`devices`", "lora_dropout", "to 0"]);
     }
     assert!(!world.config.output_dir.exists(), "nothing was begun");
 }
@@ -104,7 +134,9 @@ fn a_folder_that_is_not_there_is_named_with_its_option() {
         ("model", TrainConfig { model: gone.clone(), ..base.clone() }),
         ("tokenizer", TrainConfig { tokenizer: None, ..base.clone() }),
         ("data", TrainConfig { data: gone.clone(), ..base.clone() }),
+        ("eval_data", TrainConfig { eval_data: Some(gone.clone()), eval_steps: 1, ..base.clone() }),
         ("images", TrainConfig { images: gone.clone(), ..base.clone() }),
+        ("ref_model", TrainConfig { ref_model: Some(gone.clone()), ..base.clone() }),
         ("clip", TrainConfig { clip: Some(gone.clone()), ..base.clone() }),
     ];
     for (option, config) in cases {

@@ -62,10 +62,11 @@ fn the_recipes_of_llava_are_those_published() {
 fn paths_of_a_config_are_relative_to_its_folder_and_the_output_to_the_program() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.toml");
-    let text = "model = \"llava\"\nclip = \"../clip\"\ndata = \"/data/pairs.json\"\noutput_dir = \"out\"\n";
+    let text = "model = \"llava\"\nref_model = \"other\"\nclip = \"../clip\"\ndata = \"/data/pairs.json\"\noutput_dir = \"out\"\n";
     std::fs::write(&path, text).unwrap();
     let config = TrainConfig::from_toml(&path).unwrap();
     assert_eq!(config.model, folder.path().join("llava"));
+    assert_eq!(config.ref_model, Some(folder.path().join("other")));
     assert_eq!(config.clip, Some(folder.path().join("../clip")));
     assert_eq!(config.data, Path::new("/data/pairs.json"));
     assert_eq!((config.images, config.output_dir), (PathBuf::new(), PathBuf::from("out")));

@@ -2,10 +2,14 @@
 
 mod bad_input;
 mod config;
+#[cfg(feature = "collective")]
+mod devices;
 mod equal;
+mod held_out;
 mod kill;
 mod numbers;
 mod oracle;
+mod reference;
 mod resume;
 mod support;
 mod tensorboard;

@@ -6,7 +6,7 @@ use aspo_data::Template;
 use aspo_models::lora::load_adapter;
 use aspo_models::{Llava, LlavaConfig, LoadOptions, ModelConfig, Pretrained};
 use aspo_train::{
-    Data, Finished, Result, StepReport, TrainConfig, VisionFeatures, check_paths, processor, read, train,
+    Data, Finished, Result, StepReport, TrainConfig, VisionFeatures, check_paths, processor, read, train_on,
 };
 use burn::backend::Autodiff;
 use burn::module::{Module, ModuleVisitor, Param};
@@ -174,13 +174,24 @@ pub fn whole_run<B: Backend>(
     watch: impl FnMut(&StepReport),
     warn: impl FnMut(&str),
 ) -> Result<Finished<Llava<Autodiff<B>>>> {
+    whole_run_on::<B>(config, &[B::Device::default()], resume, watch, warn)
+}
+
+/// The same on several devices.
+pub fn whole_run_on<B: Backend>(
+    config: &TrainConfig,
+    devices: &[B::Device],
+    resume: bool,
+    watch: impl FnMut(&StepReport),
+    warn: impl FnMut(&str),
+) -> Result<Finished<Llava<Autodiff<B>>>> {
     config.validate()?;
     check_paths(config)?;
     let shape = LlavaConfig::load(&config.model)?;
     let data = read(config, shape.tokens_per_image())?;
     let device = B::Device::default();
     let base = Llava::<Autodiff<B>>::from_pretrained(&config.model, &LoadOptions::default(), &device)?.0;
-    train::<B, _>(config, base, &data, resume, &device, watch, warn)
+    train_on::<B, _>(config, base, &data, resume, devices, watch, warn)
 }
 
 /// A policy whose adapter is not zero: the end of an oracle's trajectory.
@@ -232,6 +243,50 @@ pub fn spoiled_model(target: &Path) {
         *byte = nan[index % 4];
     }
     std::fs::write(target.join("model.safetensors"), bytes).unwrap();
+}
+
+/// Copies the tiny LLaVA with the tensors whose name begins with `prefix` times 1.3: another checkpoint of the same kind.
+pub fn other_model(target: &Path, prefix: &str) {
+    edited_model(
+        target,
+        |_| (),
+        |name, shape, values| {
+            if name.starts_with(prefix) {
+                values.iter_mut().for_each(|value| *value *= 1.3);
+            }
+            shape
+        },
+    );
+}
+
+/// Copies the tiny LLaVA with its config and each of its tensors edited; `tensor` gives the new shape.
+pub fn edited_model(
+    target: &Path,
+    config: impl Fn(&mut Value),
+    tensor: impl Fn(&str, Vec<usize>, &mut Vec<f32>) -> Vec<usize>,
+) {
+    let source = fixtures().join("models/llava");
+    std::fs::create_dir_all(target).unwrap();
+    let mut json: Value =
+        serde_json::from_slice(&std::fs::read(source.join("config.json")).unwrap()).unwrap();
+    config(&mut json);
+    std::fs::write(target.join("config.json"), json.to_string()).unwrap();
+    let bytes = std::fs::read(source.join("model.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let edited: Vec<(String, Vec<usize>, Vec<u8>)> = file
+        .iter()
+        .map(|(name, view)| {
+            let floats = view.data().chunks_exact(4).map(|four| f32::from_le_bytes(four.try_into().unwrap()));
+            let mut values: Vec<f32> = floats.collect();
+            let shape = tensor(name, view.shape().to_vec(), &mut values);
+            (name.to_owned(), shape, values.iter().flat_map(|value| value.to_le_bytes()).collect())
+        })
+        .collect();
+    let views = edited.iter().map(|(name, shape, data)| {
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), data);
+        (name.as_str(), view.unwrap())
+    });
+    safetensors::serialize_to_file(views, None, &target.join("model.safetensors")).unwrap();
 }
 
 /// Every file under a folder, by relative path.

@@ -1,0 +1,239 @@
+//! The policy on one device: its share of a step's gradients, and the step itself.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use aspo_data::{EncodedPair, ImageLoader};
+use aspo_loss::{ChunkOptions, Metrics, Objective};
+use aspo_models::lora::without_adapters;
+use burn::backend::Autodiff;
+use burn::optim::adaptor::OptimizerAdaptor;
+use burn::optim::{AdamW, GradientsParams, Optimizer};
+use burn::tensor::backend::Backend;
+
+use crate::checkpoint;
+use crate::config::{OnNonFinite, TrainConfig};
+use crate::error::{Error, Result};
+use crate::features::VisionFeatures;
+use crate::optimize::{Share, adamw, gather};
+use crate::policy::Policy;
+use crate::prepare::{Data, processor};
+use crate::reference::{REFERENCE_FILE, ReferenceCache, ReferenceKey};
+use crate::reference_model::ReferenceModel;
+use crate::step::{MicroBatch, ReferenceRow};
+
+/// Where the reference's log-probabilities come from.
+enum Reference<B: Backend, P> {
+    /// Nowhere: the loss has none.
+    None,
+    /// The policy with its adapter off.
+    AdapterOff,
+    /// A second checkpoint.
+    Model(ReferenceModel<B, P>),
+    /// Known before the first step.
+    Cached(Arc<ReferenceCache>),
+}
+
+/// Policy, optimiser and reference on one device.
+pub(crate) struct Replica<'a, B: Backend, M: Policy<B>> {
+    pub config: &'a TrainConfig,
+    pub policy: M,
+    pub features: VisionFeatures,
+    pub device: B::Device,
+    objective: Objective,
+    data: &'a Data,
+    optimizer: OptimizerAdaptor<AdamW, M, Autodiff<B>>,
+    reference: Reference<B, M::Plain>,
+    /// The reference's log-probabilities of the pairs held out, if the loss has a reference.
+    held_out: Vec<ReferenceRow>,
+}
+
+impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
+    /// The policy, adapter attached, with the optimiser of a `checkpoint`, if any.
+    ///
+    /// # Errors
+    /// A reference that cannot be loaded or does not fit, a cache of another one.
+    pub fn new(
+        config: &'a TrainConfig,
+        data: &'a Data,
+        policy: M,
+        checkpoint: Option<&Path>,
+        device: &B::Device,
+    ) -> Result<Self> {
+        let mut replica = Self::with(config, data, policy, Reference::None, checkpoint, device)?;
+        if !replica.objective.needs_reference() {
+            return Ok(replica);
+        }
+        let cache = config.precompute_ref_log_probs.then(|| replica.cache()).transpose()?;
+        let known = cache.as_ref().map_or(0, ReferenceCache::len);
+        // A second checkpoint is read only if it has something to say.
+        let asked = cache.is_none() || known < data.pairs.len() || !data.held_out.is_empty();
+        let second = config.ref_model.as_ref().filter(|_| asked);
+        replica.reference = match second {
+            Some(folder) => Reference::Model(replica.second(folder)?),
+            None => Reference::AdapterOff,
+        };
+        replica.held_out = replica.known(&data.held_out, |_| Ok(()))?;
+        if let Some(mut cache) = cache {
+            replica.known(&data.pairs[known..], |rows| cache.extend(rows.to_vec()))?;
+            replica.reference = Reference::Cached(Arc::new(cache));
+        }
+        Ok(replica)
+    }
+
+    /// The same on another device. Its parameters are leaves of their own: threads whose graphs share leaves wait for
+    /// each other.
+    ///
+    /// # Errors
+    /// A checkpoint that cannot be read.
+    #[cfg(feature = "collective")]
+    pub fn fork(&self, checkpoint: Option<&Path>, device: &B::Device) -> Result<Self> {
+        let reference = match (&self.reference, &self.config.ref_model) {
+            (Reference::Model(model), Some(folder)) => {
+                Reference::Model(model.on(self.config, folder, device)?)
+            }
+            (Reference::Cached(cache), _) => Reference::Cached(cache.clone()),
+            (Reference::None, _) => Reference::None,
+            _ => Reference::AdapterOff,
+        };
+        Self::with(self.config, self.data, self.policy.clone().fork(device), reference, checkpoint, device)
+    }
+
+    fn with(
+        config: &'a TrainConfig,
+        data: &'a Data,
+        policy: M,
+        reference: Reference<B, M::Plain>,
+        checkpoint: Option<&Path>,
+        device: &B::Device,
+    ) -> Result<Self> {
+        let mut optimizer = adamw(config).init::<Autodiff<B>, M>();
+        if let Some(checkpoint) = checkpoint {
+            optimizer = optimizer.load_record(checkpoint::optimizer::<Autodiff<B>, _>(checkpoint, device)?);
+        }
+        let images = ImageLoader::new(&config.images, processor(&config.model, policy.image_size())?)?;
+        Ok(Self {
+            config,
+            policy,
+            features: VisionFeatures::new(images),
+            device: device.clone(),
+            objective: config.objective()?,
+            data,
+            optimizer,
+            reference,
+            held_out: Vec::new(),
+        })
+    }
+
+    /// Gradients of the mean loss over `pairs` pairs, as far as they come from these `parts`, each of them a
+    /// micro-batch; not clipped.
+    ///
+    /// # Errors
+    /// As [`accumulate`](crate::accumulate).
+    pub fn share(
+        &mut self,
+        parts: &[&[usize]],
+        pairs: usize,
+        step: usize,
+        checkpoint: &str,
+    ) -> Result<Share> {
+        let (config, data) = (self.config, self.data);
+        let plain = self.policy.valid();
+        let without = without_adapters(&plain);
+        if config.lora.lora_dropout > 0.0 {
+            // A backend does not tell its random state: that of each step follows from seed and step instead.
+            B::seed(&self.device, config.seed.rotate_left(32) ^ step as u64);
+        }
+        let pad = data.encoder.tokenizer.pad();
+        let (features, reference, device) = (&mut self.features, &mut self.reference, &self.device);
+        let batches = parts.iter().map(|part| {
+            let rows: Vec<&EncodedPair> = part.iter().map(|&index| &data.pairs[index]).collect();
+            let batch = MicroBatch::new(&rows, config.pair_packing, pad, features, &plain, device)?;
+            let known: Option<Vec<ReferenceRow>> = match reference {
+                Reference::None => None,
+                Reference::AdapterOff => Some(batch.reference(&without, &ChunkOptions::default())?),
+                Reference::Model(model) => Some(model.rows(&rows, config.pair_packing, pad)?),
+                Reference::Cached(cache) => {
+                    Some(part.iter().map(|&index| cache.row(index).clone()).collect())
+                }
+            };
+            Ok((batch, known))
+        });
+        gather(&self.policy, batches, pairs, config, &self.objective, step, checkpoint)
+    }
+
+    /// The optimiser's step.
+    pub fn apply(mut self, rate: f64, gradients: GradientsParams) -> Self {
+        self.policy = self.optimizer.step(rate, self.policy, gradients);
+        self
+    }
+
+    /// The moments, for a checkpoint.
+    pub fn record(&self) -> <OptimizerAdaptor<AdamW, M, Autodiff<B>> as Optimizer<M, Autodiff<B>>>::Record {
+        self.optimizer.to_record()
+    }
+
+    fn second(&self, folder: &Path) -> Result<ReferenceModel<B, M::Plain>> {
+        ReferenceModel::load(self.config, folder, &self.policy.valid(), self.data, &self.device)
+    }
+
+    /// The file of log-probabilities of this run, as far as it goes.
+    fn cache(&self) -> Result<ReferenceCache> {
+        let key = ReferenceKey::new(self.config, self.data)?;
+        ReferenceCache::open(&self.config.output_dir.join(REFERENCE_FILE), &key)
+    }
+
+    /// The live reference's log-probabilities of `pairs`, told to `part` batch by batch.
+    fn known(
+        &mut self,
+        pairs: &[EncodedPair],
+        mut part: impl FnMut(&[ReferenceRow]) -> Result<()>,
+    ) -> Result<Vec<ReferenceRow>> {
+        let without = without_adapters(&self.policy.valid());
+        let (packed, pad) = (self.config.pair_packing, self.data.encoder.tokenizer.pad());
+        let mut known = Vec::with_capacity(pairs.len());
+        for pairs in pairs.chunks(self.config.per_device_train_batch_size) {
+            let pairs: Vec<&EncodedPair> = pairs.iter().collect();
+            let rows = match &mut self.reference {
+                Reference::Model(model) => model.rows(&pairs, packed, pad)?,
+                _ => MicroBatch::new(&pairs, packed, pad, &mut self.features, &without, &self.device)?
+                    .reference(&without, &ChunkOptions::default())?,
+            };
+            part(&rows)?;
+            known.extend(rows);
+        }
+        Ok(known)
+    }
+
+    /// Means over the pairs held out, by TRL's names. `step` and `checkpoint` are for the message.
+    ///
+    /// # Errors
+    /// A picture that cannot be had, a loss that is not finite (unless such are skipped).
+    pub fn evaluate(&mut self, step: usize, checkpoint: &str) -> Result<Metrics> {
+        let plain = self.policy.valid();
+        let size = self.config.per_device_train_batch_size;
+        let (packed, pad) = (self.config.pair_packing, self.data.encoder.tokenizer.pad());
+        let mut metrics = Metrics::default();
+        for (part, pairs) in self.data.held_out.chunks(size).enumerate() {
+            let rows: Vec<&EncodedPair> = pairs.iter().collect();
+            let batch = MicroBatch::new(&rows, packed, pad, &mut self.features, &plain, &self.device)?;
+            let known = self.held_out.get(part * size..part * size + pairs.len());
+            match batch.evaluate(&plain, &self.objective, known, &ChunkOptions::default()) {
+                Err(Error::Loss(aspo_loss::Error::NotFinite { found, .. })) => {
+                    if self.config.on_non_finite == OnNonFinite::Stop {
+                        let (what, checkpoint) = ("loss of pairs held out", checkpoint.to_owned());
+                        return Err(Error::NotFinite {
+                            step,
+                            what,
+                            found,
+                            pairs: batch.host.ids,
+                            checkpoint,
+                        });
+                    }
+                }
+                told => metrics.merge(&told?),
+            }
+        }
+        Ok(metrics)
+    }
+}
