@@ -43,7 +43,7 @@ struct Args {
     #[arg(long, default_value_t = 3200)]
     count: usize,
     /// Of each drawn scene, also ask this many times whether some thing is there
-    #[arg(long, default_value_t = 3, conflicts_with = "questions")]
+    #[arg(long, default_value_t = 0, conflicts_with = "questions")]
     presence: usize,
     /// Step of the diffusion noise, 0 to 999; ASPO's is 500
     #[arg(long, default_value_t = 700)]
