@@ -1,4 +1,4 @@
-//! Sentence weights and the scaling that keeps long responses from gaining by them (METHOD 2–6), as pure functions of
+//! Sentence weights and the scaling that keeps long responses from gaining by them (steps 2 to 6 of docs/method.md), as pure functions of
 //! detached host numbers.
 
 use core::fmt;

@@ -119,7 +119,7 @@ fn min_max(x: &[f64]) -> Vec<f64> {
     x.iter().map(|v| if high - low <= 1e-8 { 0.0 } else { (v - low) / (high - low) }).collect()
 }
 
-/// `(loss, margins)` of `[rows, tokens]` log-probabilities of policy and reference (METHOD, the objective).
+/// `(loss, margins)` of `[rows, tokens]` log-probabilities of policy and reference (docs/method.md, step 5).
 fn objective<B: Backend>(
     name: &str,
     p: &Pairs<B>,

@@ -25,7 +25,7 @@ fn every_ready_config_parses_and_can_be_honoured() {
     }
 }
 
-/// SeVa's recipe as METHOD's sources give it: r 1024, α 2048, rate 2e-6, cosine with 3% warmup, 16 × 8 pairs.
+/// SeVa's recipe as its repository gives it: r 1024, α 2048, rate 2e-6, cosine with 3% warmup, 16 × 8 pairs.
 #[test]
 fn the_recipes_of_llava_are_those_published() {
     for path in ready() {
