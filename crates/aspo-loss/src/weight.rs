@@ -1,5 +1,5 @@
-//! Sentence weights and the scaling that keeps long responses from gaining by them (steps 2 to 6 of docs/method.md), as pure functions of
-//! detached host numbers.
+//! Sentence weights and the scaling that keeps long responses from gaining by them (steps 2 to 6 of docs/method.md), as
+//! pure functions of detached host numbers.
 
 use core::fmt;
 use core::str::FromStr;
