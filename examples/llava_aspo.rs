@@ -93,7 +93,7 @@ struct Args {
     device: Option<Device>,
     /// Devices that share each step (one process, one thread each)
     #[cfg(feature = "collective")]
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     devices: u16,
 }
 
