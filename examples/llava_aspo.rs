@@ -93,7 +93,7 @@ struct Args {
     device: Option<Device>,
     /// Devices that share each step (one process, one thread each)
     #[cfg(feature = "collective")]
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     devices: u16,
 }
 
@@ -296,11 +296,13 @@ fn check_vocabulary(
         return refuse(format!("its <image> is token {own}, the model's is {image}"));
     }
     let ids = |pair: &EncodedPair| [&pair.prompt_ids[..], &pair.chosen.ids, &pair.rejected.ids].concat();
-    for pair in &data.pairs {
+    let held_out = config.eval_data.as_ref().unwrap_or(&config.data);
+    let trained_on = data.pairs.iter().map(|pair| (pair, &config.data));
+    for (pair, file) in trained_on.chain(data.held_out.iter().map(|pair| (pair, held_out))) {
         // The image token may lie outside the table: its row is never looked at.
         if let Some(id) = ids(pair).into_iter().find(|&id| id as usize >= vocabulary && id as usize != image)
         {
-            let (pair, file) = (&pair.id, config.data.display());
+            let (pair, file) = (&pair.id, file.display());
             return refuse(format!(
                 "pair {pair:?} of {file} has the token id {id}, but the model has {vocabulary}"
             ));

@@ -69,7 +69,7 @@ struct Outcome {
     measured: Measured,
     /// Share of pairs whose chosen answer has the higher reward, over the last quarter of the steps.
     accuracy: f64,
-    /// Change of `log π(chosen)` from the first metrics to the last.
+    /// Change of `log π(chosen)` from the first quarter of the steps to the last.
     displacement: f64,
     steps: usize,
 }

@@ -92,7 +92,10 @@ impl OnBackend for Job {
         let mut reply = |requests: &[Request]| {
             let asked: Vec<Asked> = requests
                 .iter()
-                .map(|request| Asked { question: &request.pair.prompt, pixels: Some(&request.pixels[0]) })
+                .map(|request| Asked {
+                    question: &request.pair.prompt,
+                    pixels: request.pixels.first().map(Vec::as_slice),
+                })
                 .collect();
             answer(&model, &encoder, &asked, asked.len().max(1), args.max_new_tokens, &device)
                 .map_err(|error| error.to_string())

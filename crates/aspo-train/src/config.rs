@@ -41,7 +41,7 @@ pub struct TrainConfig {
     pub loss_type: Vec<String>,
     /// Weights of the losses; left out, 1 each.
     pub loss_weights: Option<Vec<f64>>,
-    /// DPO's temperature. Default 0.1.
+    /// DPO's temperature, above 0. Default 0.1.
     pub beta: f64,
     /// ASPO's share of similarity against perplexity, 0 to 1. Default 0.5.
     pub alpha: f64,
@@ -49,11 +49,12 @@ pub struct TrainConfig {
     pub reward_scaling: String,
     /// ASPO weighs sentences of `chosen` (default) or of `both` answers (an extension).
     pub weigh: String,
-    /// Chance that a preference is the wrong way round; for the losses that know it. Default 0.
+    /// Chance that a preference is the wrong way round, 0 to 0.5; for `sigmoid`, `robust`, `simpo` and `exo_pair` (which
+    /// needs more than 0). Default 0.
     pub label_smoothing: f64,
     /// LD-DPO's weight, 0 to 1, of tokens beyond the length of the pair's shorter answer; left out, 1.
     pub ld_alpha: Option<f64>,
-    /// DiscoPOP's temperature. Default 0.05.
+    /// DiscoPOP's temperature, above 0, at most 1. Default 0.05.
     pub discopop_tau: f64,
 
     /// Peak learning rate. Default 1e-5, TRL's advice for LoRA; SeVa's recipe has 2e-6.
@@ -64,7 +65,7 @@ pub struct TrainConfig {
     pub warmup_ratio: f64,
     /// Pairs of a forward pass. Default 8.
     pub per_device_train_batch_size: usize,
-    /// Forward passes of an optimiser step. Default 1.
+    /// Forward passes of an optimiser step, those of all devices together. Default 1.
     pub gradient_accumulation_steps: usize,
     /// Limit of the gradients' global norm; 0 is none. Default 1.
     pub max_grad_norm: f64,
@@ -80,7 +81,7 @@ pub struct TrainConfig {
     pub adam_epsilon: f64,
     /// AdamW's decay. Default 0.
     pub weight_decay: f64,
-    /// Seed of the order of pairs and of the adapter's start. Default 42.
+    /// Seed of the order of pairs, of the adapter's start and of dropout. Default 42.
     pub seed: u64,
 
     /// Compute the reference's log-probabilities of all pairs first and keep them in a file. Default false.
@@ -330,6 +331,10 @@ impl TrainConfig {
         if objective.needs_similarity() && self.clip.is_none() {
             let remedy = "name the folder of a CLIP, or set `alpha = 0` to weigh by perplexity alone";
             return Err(Error::option("clip", "not given, but ASPO weighs sentences by similarity", remedy));
+        }
+        if self.discopop_tau != Self::default().discopop_tau && !objective.has(LossType::Discopop) {
+            let remedy = "leave it out, or add `discopop` to `loss_type`";
+            return Err(Error::option("discopop_tau", self.discopop_tau, remedy));
         }
         if self.gradient_checkpointing && self.lora.lora_dropout > 0.0 {
             let found = "with lora.lora_dropout above 0, whose second run would draw another mask";

@@ -171,6 +171,9 @@ impl fmt::Display for Plan {
             ("logits", self.logit_bytes, ""),
             ("at the peak", self.total_bytes(), ""),
         ] {
+            if name == "reference" && bytes == 0 {
+                continue;
+            }
             writeln!(f, "  {name:<17} {:>12}{note}", human(bytes))?;
         }
         write!(f, "  operations        {:>12}  a step", format!("{:.2e}", self.step_flops))

@@ -47,8 +47,8 @@ impl<B: Backend, P: Pretrained<B> + VisionLanguageModel<B>> ReferenceModel<B, P>
             return told("the image token", model.image_token() as usize, policy.image_token() as usize);
         }
         let [vocabulary, _] = model.head().dims();
-        let read =
-            data.pairs.iter().flat_map(|pair| [&pair.prompt_ids, &pair.chosen.ids, &pair.rejected.ids]);
+        let pairs = data.pairs.iter().chain(&data.held_out);
+        let read = pairs.flat_map(|pair| [&pair.prompt_ids, &pair.chosen.ids, &pair.rejected.ids]);
         if read.flatten().any(|&id| id != policy.image_token() && id as usize >= vocabulary) {
             return told("a vocabulary of", vocabulary, policy.head().dims()[0]);
         }

@@ -57,7 +57,7 @@ fn a_value_of_another_type_is_named_with_its_line() {
 fn options_that_cannot_be_honoured_are_refused_before_anything_is_read() {
     let world = World::new();
     let base = TrainConfig { model: "/nowhere".into(), ..world.config.clone() };
-    let cases: [(&[&str], TrainConfig); 17] = [
+    let cases: [(&[&str], TrainConfig); 18] = [
         (&["`clip`", "similarity", "`alpha = 0`"], TrainConfig { alpha: 0.5, ..base.clone() }),
         (&["alpha", "1.5"], TrainConfig { alpha: 1.5, ..base.clone() }),
         (&["beta", "-0.1"], TrainConfig { beta: -0.1, ..base.clone() }),
@@ -92,6 +92,7 @@ fn options_that_cannot_be_honoured_are_refused_before_anything_is_read() {
             &["`eval_data`", "eval_steps is 0"],
             TrainConfig { eval_data: Some("more.json".into()), ..base.clone() },
         ),
+        (&["`discopop_tau`", "0.1", "`discopop`"], TrainConfig { discopop_tau: 0.1, ..base.clone() }),
         (&["ld_alpha", "1.5"], TrainConfig { ld_alpha: Some(1.5), ..base.clone() }),
         (
             &["`ref_model`", "other", "no reference"],
