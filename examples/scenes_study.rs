@@ -106,6 +106,7 @@ impl OnBackend for Job {
         let shape = LlavaConfig::load(&config.model)?;
         let mut data = read(&config, shape.tokens_per_image())?;
         score::<B>(&config, &mut data, false, &device)?;
+        same_study(&args, &config, &data)?;
         let world = args.out.join("world");
         write(&world, 1, Split::Test, args.eval_scenes)?;
         let load = || Llava::<Autodiff<B>>::from_pretrained(&config.model, &LoadOptions::default(), &device);
@@ -151,6 +152,21 @@ impl OnBackend for Job {
         println!("\n{tables}");
         let page = args.page.unwrap_or_else(|| here.join("../docs/evidence.md"));
         insert(&page, &tables)
+    }
+}
+
+/// Refuses a folder that holds runs of other settings: their rows would stand in one table with these.
+fn same_study(args: &Args, config: &TrainConfig, data: &Data) -> Result<(), Failure> {
+    let settings =
+        serde_json::json!({ "config": config, "data": data.hash, "eval_scenes": args.eval_scenes });
+    let path = args.out.join("study.json");
+    match stored::<serde_json::Value>(&path)? {
+        None => store(&path, &settings),
+        Some(found) if found == settings => Ok(()),
+        Some(_) => {
+            Err(format!("{}: a study with other settings or pairs; give another `--out`", path.display())
+                .into())
+        }
     }
 }
 

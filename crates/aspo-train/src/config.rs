@@ -59,7 +59,7 @@ pub struct TrainConfig {
 
     /// Peak learning rate. Default 1e-5, TRL's advice for LoRA; SeVa's recipe has 2e-6.
     pub learning_rate: f64,
-    /// `cosine` (default), `linear` or `constant_with_warmup`.
+    /// `cosine` (default), `linear`, `constant_with_warmup`, or `constant`, which takes no notice of `warmup_ratio`.
     pub lr_scheduler_type: Schedule,
     /// Share of the steps over which the rate rises. Default 0.03.
     pub warmup_ratio: f64,

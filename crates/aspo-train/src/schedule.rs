@@ -11,8 +11,9 @@ pub enum Schedule {
     Cosine,
     /// A straight line, to zero at the last step.
     Linear,
-    /// Not at all. The name is Hugging Face's `constant_with_warmup`; with no warmup it is `constant`.
-    #[serde(alias = "constant")]
+    /// Not at all, and no warmup either: the peak from the first step.
+    Constant,
+    /// Not at all, after the warmup.
     ConstantWithWarmup,
 }
 
@@ -21,6 +22,9 @@ impl Schedule {
     ///
     /// The same values as `transformers.get_cosine_schedule_with_warmup` and its kin.
     pub fn rate(self, peak: f64, step: usize, warmup: usize, total: usize) -> f64 {
+        if self == Schedule::Constant {
+            return peak;
+        }
         if step < warmup {
             return peak * step as f64 / warmup as f64;
         }
@@ -28,7 +32,7 @@ impl Schedule {
         let factor = match self {
             Schedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
             Schedule::Linear => 1.0 - progress,
-            Schedule::ConstantWithWarmup => 1.0,
+            Schedule::Constant | Schedule::ConstantWithWarmup => 1.0,
         };
         peak * factor.max(0.0)
     }

@@ -38,6 +38,10 @@ fn schedules_are_those_of_transformers() {
             assert!((rate - wanted).abs() < 1e-9, "{schedule:?} step {step}: {rate}, not {wanted}");
         }
     }
+    assert!(
+        (0..10).all(|step| Schedule::Constant.rate(1.0, step, 2, 10) == 1.0),
+        "`constant` does not warm up"
+    );
     assert_eq!(Schedule::Cosine.rate(1.0, 10, 2, 10), 0.0);
     assert_eq!(Schedule::Linear.rate(3.0, 0, 0, 10), 3.0);
 }
