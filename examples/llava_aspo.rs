@@ -95,6 +95,10 @@ struct Args {
     #[cfg(feature = "collective")]
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     devices: u16,
+    /// burn-train's dashboard in place of the progress line
+    #[cfg(feature = "tui")]
+    #[arg(long)]
+    tui: bool,
 }
 
 fn main() {
@@ -140,6 +144,10 @@ fn config(args: &Args) -> Result<TrainConfig, Failure> {
             let losses = config.loss_type.join(" + ");
             return Err(format!("option `{option}`: {losses} weighs no sentences; leave it out").into());
         }
+    }
+    #[cfg(feature = "tui")]
+    if args.tui && !std::io::IsTerminal::is_terminal(&std::io::stdout()) {
+        return Err("option `tui`: standard output is not a terminal; leave it out".into());
     }
     config.validate()?;
     check_paths(&config)?;
@@ -226,6 +234,10 @@ impl Job {
         };
 
         let mut progress = Progress::default();
+        #[cfg(feature = "tui")]
+        if args.tui {
+            progress.open_dashboard();
+        }
         let finished = train_on::<B, _>(
             &config,
             base,

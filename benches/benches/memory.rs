@@ -2,15 +2,14 @@
 //! them. `cargo bench -p aspo-benches --bench memory` (or with `--profile dev`, which reuses the dependencies of
 //! `cargo test`) writes `benches/results/memory.csv` and draws `docs/figures/memory.svg`.
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::fmt::Write as _;
 use std::path::Path;
-use std::sync::atomic::{AtomicIsize, Ordering::Relaxed};
 
 use aspo_models::{Llava, LlavaConfig, LoadOptions, ModelConfig, Pretrained};
 use aspo_train::{StepReport, TrainConfig, read, score, train};
 use burn::backend::Autodiff;
 use burn_flex::Flex;
+use peak_alloc::PeakAlloc;
 use serde_json::Value;
 
 /// Steps of the whole run, and between two readings.
@@ -21,32 +20,9 @@ const WARM_UP: usize = 200;
 /// Pairs of the run, taken evenly from the file; steps are of two of them.
 const PAIRS: usize = 32;
 
-/// Counts the bytes that the whole process holds, which the allocator's own caches do not blur.
-struct Counting;
-static HELD: AtomicIsize = AtomicIsize::new(0);
-
-// SAFETY: every call is handed to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        HELD.fetch_add(layout.size() as isize, Relaxed);
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        HELD.fetch_add(layout.size() as isize, Relaxed);
-        unsafe { System.alloc_zeroed(layout) }
-    }
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        HELD.fetch_sub(layout.size() as isize, Relaxed);
-        unsafe { System.dealloc(ptr, layout) }
-    }
-    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        HELD.fetch_add(size as isize - layout.size() as isize, Relaxed);
-        unsafe { System.realloc(ptr, layout, size) }
-    }
-}
-
+/// Counts the bytes held by the whole process, so that a peak can be told apart from what the allocator keeps.
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static HELD: PeakAlloc = PeakAlloc;
 
 /// One reading after a step, in KiB.
 struct Reading {
@@ -61,7 +37,7 @@ fn reading(step: usize) -> Reading {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find(|line| line.starts_with("VmRSS:"));
     let resident = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(f64::NAN);
-    Reading { step, resident, held: HELD.load(Relaxed) as f64 / 1024.0 }
+    Reading { step, resident, held: HELD.current_usage() as f64 / 1024.0 }
 }
 
 fn run(steps: usize) -> Vec<Reading> {

@@ -1,9 +1,7 @@
 //! Language models: tokens a second of reading, writing and a training step, and the memory of a training step with
 //! and without recomputation of blocks. `cargo bench -p aspo-benches --bench models`.
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::hint::black_box;
-use std::sync::atomic::{AtomicIsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use aspo_models::lora::{LoraConfig, Names, attach};
@@ -16,42 +14,14 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use burn_flex::Flex;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use peak_alloc::PeakAlloc;
 
 type Plain = Flex;
 type Tracked = Autodiff<Flex>;
 
-/// Counts the bytes held by the whole process, so that a peak can be told.
-struct Counting;
-static HELD: AtomicIsize = AtomicIsize::new(0);
-static PEAK: AtomicIsize = AtomicIsize::new(0);
-
-fn count(bytes: isize) {
-    let held = HELD.fetch_add(bytes, Relaxed) + bytes;
-    PEAK.fetch_max(held, Relaxed);
-}
-
-// SAFETY: every call is handed to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        unsafe { System.alloc_zeroed(layout) }
-    }
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        count(-(layout.size() as isize));
-        unsafe { System.dealloc(ptr, layout) }
-    }
-    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(size as isize - layout.size() as isize);
-        unsafe { System.realloc(ptr, layout, size) }
-    }
-}
-
+/// Counts the bytes held by the whole process, so that a peak can be told apart from what the allocator keeps.
 #[global_allocator]
-static COUNTING: Counting = Counting;
+static HELD: PeakAlloc = PeakAlloc;
 
 fn config(hidden: usize, layers: usize) -> LlamaConfig {
     let json = serde_json::json!({
@@ -122,10 +92,10 @@ fn memory(_: &mut Criterion) {
         let input = rows::<Tracked>(2, tokens);
         let peak = |step: &dyn Fn() -> GradientsParams| {
             drop(step());
-            let before = HELD.load(Relaxed);
-            PEAK.store(before, Relaxed);
+            let before = HELD.current_usage();
+            HELD.reset_peak_usage();
             drop(step());
-            (PEAK.load(Relaxed) - before) as f64 / 1e6
+            (HELD.peak_usage() - before) as f64 / 1e6
         };
         let plain = peak(&|| plain_step(&model, &input));
         let recomputed = peak(&|| recomputed_step(&model, &input));

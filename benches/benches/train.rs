@@ -17,9 +17,7 @@
 //! does two steps of one way alone: the growth of its peak resident memory (VmHWM) since before the model was made, and
 //! the most bytes that it held at a time, beside the plan's.
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicIsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use aspo_data::{EncodedAnswer, EncodedPair, HostBatch, ImageLoader, ImageProcessor, ImageSource};
@@ -41,41 +39,13 @@ use burn::optim::{AdamW, GradientsAccumulator, GradientsParams, Optimizer};
 use burn::prelude::*;
 use burn_flex::Flex;
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
+use peak_alloc::PeakAlloc;
 
 type A = Autodiff<Flex>;
 
 /// Counts the bytes held by the whole process, so that a peak can be told apart from what the allocator keeps.
-struct Counting;
-static HELD: AtomicIsize = AtomicIsize::new(0);
-static PEAK: AtomicIsize = AtomicIsize::new(0);
-
-fn count(bytes: isize) {
-    let held = HELD.fetch_add(bytes, Relaxed) + bytes;
-    PEAK.fetch_max(held, Relaxed);
-}
-
-// SAFETY: every call is handed to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        unsafe { System.alloc_zeroed(layout) }
-    }
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        count(-(layout.size() as isize));
-        unsafe { System.dealloc(ptr, layout) }
-    }
-    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(size as isize - layout.size() as isize);
-        unsafe { System.realloc(ptr, layout, size) }
-    }
-}
-
 #[global_allocator]
-static COUNTING: Counting = Counting;
+static HELD: PeakAlloc = PeakAlloc;
 
 /// How a step is done; the default is the trainer's.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -356,13 +326,13 @@ const MB: f64 = 1e6;
 
 /// Two steps, the first of which makes the optimiser's moments; bytes since before the model was made.
 fn child(size: Size, way: Way) -> Memory {
-    let (resident, held) = (peak_memory().unwrap_or(0), HELD.load(Relaxed));
+    let (resident, held) = (peak_memory().unwrap_or(0), HELD.current_usage());
     let mut run = Run::new(size);
-    PEAK.store(HELD.load(Relaxed), Relaxed);
+    HELD.reset_peak_usage();
     (0..2).for_each(|_| run.step(way));
     Memory {
         resident: (peak_memory().unwrap_or(0) - resident) as f64 / MB,
-        held: (PEAK.load(Relaxed) - held) as f64 / MB,
+        held: (HELD.peak_usage() - held) as f64 / MB,
     }
 }
 

@@ -40,16 +40,35 @@ pub fn show_example(data: &Data, config: &TrainConfig) -> Result<(), Failure> {
 }
 
 /// A line that is written over while it goes to a terminal, else one line every few steps.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Progress {
     pairs: usize,
     tokens: usize,
     open: bool,
+    #[cfg(feature = "tui")]
+    dashboard: Option<aspo_train::Dashboard>,
 }
 
 impl Progress {
+    /// Shows burn-train's dashboard from here on, in place of the line. Standard output must be a terminal.
+    #[cfg(feature = "tui")]
+    pub fn open_dashboard(&mut self) {
+        self.dashboard = Some(aspo_train::Dashboard::new());
+    }
+
     /// After a step.
     pub fn show(&mut self, report: &StepReport) {
+        #[cfg(feature = "tui")]
+        if let Some(dashboard) = &mut self.dashboard {
+            dashboard.show(report);
+            if dashboard.stopped() {
+                // Dropped first: the terminal is itself again.
+                self.dashboard = None;
+                println!("stopped after step {}; --resume goes on from the newest checkpoint", report.step);
+                std::process::exit(1);
+            }
+            return;
+        }
         self.pairs += report.pairs;
         self.tokens += report.tokens;
         let terminal = std::io::stdout().is_terminal();
@@ -79,6 +98,8 @@ impl Progress {
 
     /// After the last.
     pub fn end(&mut self) {
+        #[cfg(feature = "tui")]
+        drop(self.dashboard.take());
         if std::mem::take(&mut self.open) {
             println!();
         }

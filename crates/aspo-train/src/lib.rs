@@ -15,7 +15,8 @@
 //!
 //! What is left is a PEFT adapter and, if it is written, a [`Report`].
 //!
-//! [`train_on`] shares each step among several devices of one process (feature `collective`).
+//! [`train_on`] shares each step among several devices of one process (feature `collective`); the feature `tui` adds
+//! burn-train's dashboard, `Dashboard`, to be fed from `watch`.
 //!
 //! ```no_run
 //! use aspo_models::{Llava, LlavaConfig, LoadOptions, ModelConfig, Pretrained};
@@ -61,6 +62,8 @@
 mod checkpoint;
 mod clip;
 mod config;
+#[cfg(feature = "tui")]
+mod dashboard;
 #[cfg(feature = "collective")]
 mod devices;
 mod error;
@@ -85,6 +88,8 @@ mod weigh;
 pub use checkpoint::TrainerState;
 pub use clip::clip_grad_norm;
 pub use config::{LoraOptions, OnNonFinite, TrainConfig};
+#[cfg(feature = "tui")]
+pub use dashboard::Dashboard;
 pub use error::{Error, Result};
 pub use features::VisionFeatures;
 pub use metric::{MetricFile, MetricLine, Window};
@@ -100,8 +105,3 @@ pub use schedule::{Schedule, warmup_steps};
 pub use step::{MicroBatch, ReferenceRow, StepOutput};
 pub use tensorboard::EventFile;
 pub use weigh::{WeighedSentence, weigh};
-
-/// Lower-case hexadecimal.
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
