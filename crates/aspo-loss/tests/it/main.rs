@@ -1,5 +1,6 @@
 //! The crate's tests: bodies written once, generic over the backend, run on every backend that is built.
 
+mod aspo;
 mod common;
 mod finite;
 mod hand;
