@@ -66,7 +66,7 @@ impl Order {
             hash.update((*number as u64).to_le_bytes());
         }
         hash.update(seed.to_le_bytes());
-        let fingerprint = crate::pair::hex(&hash.finalize()[..16]);
+        let fingerprint = format!("{:.32}", format!("{:x}", hash.finalize()));
         let mut order = Self {
             lengths: lengths.to_vec(),
             batch,

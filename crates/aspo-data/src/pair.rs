@@ -18,7 +18,7 @@ impl ImageSource {
     pub fn key(&self) -> String {
         match self {
             Self::Path(path) => path.clone(),
-            Self::Bytes(bytes) => format!("sha256:{}", hex(&Sha256::digest(bytes))),
+            Self::Bytes(bytes) => format!("sha256:{:x}", Sha256::digest(bytes)),
         }
     }
 }
@@ -114,13 +114,4 @@ impl Pair {
         }
         hash.finalize().into()
     }
-}
-
-/// Lower-case hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

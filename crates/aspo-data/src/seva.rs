@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::files::{self, write_atomic};
 use crate::image::ImageLoader;
 use crate::noise::{add_noise, schedule};
-use crate::pair::{ImageSource, Pair, hex};
+use crate::pair::{ImageSource, Pair};
 use crate::prompt::Template;
 use crate::write::{seva_row, write_seva};
 
@@ -292,7 +292,7 @@ fn fingerprint(questions: &[Pair], images: &ImageLoader) -> String {
     for question in questions {
         hash.update(question.content_hash());
     }
-    hex(&hash.finalize())
+    format!("{:x}", hash.finalize())
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {

@@ -193,7 +193,7 @@ fn name(path: &Path) -> String {
 
 fn hash(path: &Path) -> Result<String> {
     let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
-    Ok(crate::hex(&Sha256::digest(bytes)))
+    Ok(format!("{:x}", Sha256::digest(bytes)))
 }
 
 fn sync(path: &Path) -> Result<()> {

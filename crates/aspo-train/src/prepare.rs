@@ -275,5 +275,5 @@ fn hash(pairs: &[EncodedPair]) -> String {
         }
         pair.images.iter().for_each(|image| hash.update(image.key()));
     }
-    crate::hex(&hash.finalize())
+    format!("{:x}", hash.finalize())
 }

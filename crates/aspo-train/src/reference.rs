@@ -57,9 +57,9 @@ impl ReferenceKey {
             }
         }
         Ok(Self {
-            model: crate::hex(&model.finalize()),
+            model: format!("{:x}", model.finalize()),
             data: data.hash.clone(),
-            images: crate::hex(&images.finalize()),
+            images: format!("{:x}", images.finalize()),
             bf16: config.bf16,
         })
     }

@@ -1,21 +1,11 @@
 //! The committed corpora of the fuzz targets, put through the same checks.
 
-use std::path::Path;
-
 #[path = "../../../../fuzz/src/models.rs"]
 mod checks;
+#[path = "../../../../fuzz/src/replay.rs"]
+mod replay;
 
-fn replay(target: &str, check: fn(&[u8])) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);
-    let mut files: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.sort();
-    assert!(!files.is_empty(), "nothing in {}", folder.display());
-    for file in files {
-        // Shown where the check fails.
-        println!("{}", file.display());
-        check(&std::fs::read(&file).unwrap());
-    }
-}
+use replay::replay;
 
 #[test]
 fn configs_of_the_corpus_are_configs_or_errors() {
