@@ -134,10 +134,13 @@ pub fn save<B: Backend, M: Module<B>>(
 /// One safetensors file with PyTorch's `format` mark, written beside its name, synced and renamed.
 pub(crate) fn write_tensors(path: &Path, tensors: &[&Pending]) -> Result<()> {
     let partial = path.with_extension("safetensors.partial");
+    // What safetensors writes can be read by its owner alone: it gets the permissions of any new file.
+    let new = File::create(&partial).and_then(|file| file.metadata()).map_err(Error::io(&partial))?;
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let views = tensors.iter().map(|t| (t.name.as_str(), *t));
     serialize_to_file(views, Some(metadata), &partial)
         .map_err(|e| Error::Header { path: path.to_owned(), reason: format!("cannot be written: {e}") })?;
+    std::fs::set_permissions(&partial, new.permissions()).map_err(Error::io(&partial))?;
     File::open(&partial).and_then(|f| f.sync_all()).map_err(Error::io(&partial))?;
     std::fs::rename(&partial, path).map_err(Error::io(path))
 }

@@ -43,6 +43,10 @@ fn returns<B: Backend, M: Pretrained<B>>(case: &Path) {
     if case.join("model.safetensors").is_file() {
         let bytes = |folder: &Path| std::fs::read(folder.join("model.safetensors")).unwrap();
         assert!(bytes(case) == bytes(out.path()), "{}: the whole file, header included", case.display());
+        std::fs::File::create(out.path().join("new")).unwrap();
+        let of = |name: &str| std::fs::metadata(out.path().join(name)).unwrap().permissions();
+        assert_eq!(of("model.safetensors"), of("new"), "read by whom any new file is read");
+        std::fs::remove_file(out.path().join("new")).unwrap();
     }
     // What was written is read again, config included; in small shards too.
     let shards = SaveOptions { shard_bytes: 40_000, ..options };
