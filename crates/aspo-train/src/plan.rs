@@ -288,8 +288,10 @@ impl MicroShape<'_> {
         let projected = tokens * (4 * width + self.bytes * (2 * queries + 3 * keys));
         let gated = tokens
             * (self.gated() + self.adapted() + self.bytes * (3 * self.decoder.intermediate_size + 2 * width));
+        // Of the scores of a chunk, five at once: the exponentials, their gradients from the product and from the
+        // normaliser, the sum of these, and what goes on to the scores.
         let mixed =
-            tokens * self.bytes * (2 * queries + 2 * keys + width) + 16 * self.scores().min(CHUNK_SCORES);
+            tokens * self.bytes * (2 * queries + 2 * keys + width) + 20 * self.scores().min(CHUNK_SCORES);
         inputs + self.logits().max(projected + gated.max(mixed))
     }
 }

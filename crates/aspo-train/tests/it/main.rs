@@ -9,6 +9,7 @@ mod held_out;
 mod kill;
 mod numbers;
 mod oracle;
+mod plan;
 mod reference;
 mod resume;
 mod support;
