@@ -332,6 +332,19 @@ impl TrainConfig {
             let remedy = "name the folder of a CLIP, or set `alpha = 0` to weigh by perplexity alone";
             return Err(Error::option("clip", "not given, but ASPO weighs sentences by similarity", remedy));
         }
+        if !objective.has(LossType::Aspo) {
+            let default = Self::default();
+            for (option, value, default) in [
+                ("alpha", self.alpha.to_string(), default.alpha.to_string()),
+                ("reward_scaling", self.reward_scaling.clone(), default.reward_scaling),
+                ("weigh", self.weigh.clone(), default.weigh),
+            ] {
+                if value != default {
+                    let found = format!("{value}, but {} weighs no sentences", self.loss_type.join(" + "));
+                    return Err(Error::option(option, found, "leave it out, or add `aspo` to `loss_type`"));
+                }
+            }
+        }
         if self.discopop_tau != Self::default().discopop_tau && !objective.has(LossType::Discopop) {
             let remedy = "leave it out, or add `discopop` to `loss_type`";
             return Err(Error::option("discopop_tau", self.discopop_tau, remedy));

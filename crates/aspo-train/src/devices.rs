@@ -179,8 +179,7 @@ impl<B: Backend> Others<B> {
         let own = first.share(&of(0).collect::<Vec<_>>(), pairs, step, checkpoint);
         // All are heard before anything is decided.
         let told: Vec<Result<Told>> = self.hands.iter().map(|hand| hear(&hand.shares)).collect();
-        let done = own.and_then(|own| Ok((own, told.into_iter().collect::<Result<Vec<Told>>>()?)));
-        let done = done.and_then(|(mut share, told)| {
+        let done = all(own, told).and_then(|(mut share, told)| {
             let mut any = held::<B, M>(&first.policy, &share.gradients);
             for told in told {
                 any.iter_mut().zip(told.held).for_each(|(any, held)| *any |= held);
@@ -206,14 +205,29 @@ impl<B: Backend> Others<B> {
     }
 }
 
+/// The shares of all devices, or what went wrong: a loss that is not finite last, since it may be skipped and must not hide
+/// anything else.
+fn all(own: Result<Share>, others: Vec<Result<Told>>) -> Result<(Share, Vec<Told>)> {
+    let (told, mut faults): (Vec<_>, Vec<_>) = others.into_iter().partition(Result::is_ok);
+    let own = own.map_err(|fault| faults.push(Err(fault))).ok();
+    let faults = faults.into_iter().filter_map(Result::err);
+    match (own, faults.min_by_key(|fault| matches!(fault, Error::NotFinite { .. }))) {
+        (Some(own), None) => Ok((own, told.into_iter().flatten().collect())),
+        (_, fault) => Err(fault.unwrap_or_else(gone)),
+    }
+}
+
 /// A thread that is gone has panicked: its panic is told where the threads are joined.
 fn tell(hand: &Hand, order: Order) {
     let _ = hand.orders.send(order);
 }
 
 fn hear<T>(answers: &Receiver<Result<T>>) -> Result<T> {
-    let gone = |_| Error::option("devices", "the thread of one has ended", "look at the message above");
-    answers.recv().map_err(gone)?
+    answers.recv().map_err(|_| gone())?
+}
+
+fn gone() -> Error {
+    Error::option("devices", "the thread of one has ended", "look at the message above")
 }
 
 /// The life of a device: it ends with the orders.
@@ -252,5 +266,26 @@ fn work<B: Backend, M: Policy<B>>(
             }
             Order::Drop => gradients = GradientsParams::new(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loss_that_is_not_finite_hides_no_other_fault() {
+        let not_finite = || Error::NotFinite {
+            step: 1,
+            what: "loss",
+            found: f64::NAN,
+            pairs: Vec::new(),
+            checkpoint: String::new(),
+        };
+        let told = |own, other| all(Err(own), vec![Err(other)]).err().map(|fault| fault.to_string());
+        let gone_text = Some(gone().to_string());
+        assert_eq!(told(not_finite(), gone()), gone_text);
+        assert_eq!(told(gone(), not_finite()), gone_text);
+        assert_eq!(told(not_finite(), not_finite()), Some(not_finite().to_string()));
     }
 }

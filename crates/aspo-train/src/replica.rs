@@ -205,15 +205,16 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
         Ok(known)
     }
 
-    /// Means over the pairs held out, by TRL's names. `step` and `checkpoint` are for the message.
+    /// Means over the pairs held out, by TRL's names, and the pairs left out of them because the loss of their batch is not
+    /// finite and such are skipped. `step` and `checkpoint` are for the message.
     ///
     /// # Errors
     /// A picture that cannot be had, a loss that is not finite (unless such are skipped).
-    pub fn evaluate(&mut self, step: usize, checkpoint: &str) -> Result<Metrics> {
+    pub fn evaluate(&mut self, step: usize, checkpoint: &str) -> Result<(Metrics, usize)> {
         let plain = self.policy.valid();
         let size = self.config.per_device_train_batch_size;
         let (packed, pad) = (self.config.pair_packing, self.data.encoder.tokenizer.pad());
-        let mut metrics = Metrics::default();
+        let (mut metrics, mut skipped) = (Metrics::default(), 0);
         for (part, pairs) in self.data.held_out.chunks(size).enumerate() {
             let rows: Vec<&EncodedPair> = pairs.iter().collect();
             let batch = MicroBatch::new(&rows, packed, pad, &mut self.features, &plain, &self.device)?;
@@ -230,10 +231,11 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
                             checkpoint,
                         });
                     }
+                    skipped += pairs.len();
                 }
                 told => metrics.merge(&told?),
             }
         }
-        Ok(metrics)
+        Ok((metrics, skipped))
     }
 }

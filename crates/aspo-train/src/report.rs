@@ -59,7 +59,7 @@ const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;ma
 h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid #ddd}table{border-collapse:collapse}\
 td,th{padding:.25em .8em;border-bottom:1px solid #eee;text-align:right}td:first-child,th:first-child{text-align:left}\
 .curves{display:flex;flex-wrap:wrap;gap:1em}.curves figure{margin:0}figcaption{font-size:.85em}\
-.picture{display:flex;gap:1em;margin:1em 0;align-items:flex-start}.picture img{width:144px;image-rendering:pixelated;\
+.picture{display:flex;gap:1em;margin:1em 0;align-items:flex-start}.picture img{width:144px;flex:none;image-rendering:pixelated;\
 border:1px solid #ccc}.said{margin:.2em 0}.said b{display:inline-block;min-width:5em}\
 .s{padding:.1em .15em;border-radius:3px}.bad{text-decoration:underline wavy #c00}.key span{margin-right:1em}";
 

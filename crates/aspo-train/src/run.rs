@@ -222,8 +222,10 @@ impl Run<'_> {
                     Sample::of(&plain, &data.encoder, shown, state.step, features, &replica.device)?;
                 samples.iter().try_for_each(|sample| sample.append(folder))?;
                 if !data.held_out.is_empty() {
-                    let means = replica.evaluate(state.step, &named)?;
-                    let values = means.iter().map(|(name, mean)| (format!("eval_{name}"), mean)).collect();
+                    let (means, skipped) = replica.evaluate(state.step, &named)?;
+                    let skipped = std::iter::once(("aspo/skipped_pairs", skipped as f64));
+                    let values = means.iter().chain(skipped);
+                    let values = values.map(|(name, mean)| (format!("eval_{name}"), mean)).collect();
                     let line = MetricLine { step: state.step, values };
                     metrics.append(&line)?;
                     events.append(&line)?;

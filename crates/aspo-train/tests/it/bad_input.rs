@@ -57,7 +57,9 @@ fn a_value_of_another_type_is_named_with_its_line() {
 fn options_that_cannot_be_honoured_are_refused_before_anything_is_read() {
     let world = World::new();
     let base = TrainConfig { model: "/nowhere".into(), ..world.config.clone() };
-    let cases: [(&[&str], TrainConfig); 18] = [
+    let alpha = TrainConfig::default().alpha;
+    let other_loss = |loss: &str| TrainConfig { loss_type: vec![loss.into()], alpha, ..base.clone() };
+    let cases: [(&[&str], TrainConfig); 20] = [
         (&["`clip`", "similarity", "`alpha = 0`"], TrainConfig { alpha: 0.5, ..base.clone() }),
         (&["alpha", "1.5"], TrainConfig { alpha: 1.5, ..base.clone() }),
         (&["beta", "-0.1"], TrainConfig { beta: -0.1, ..base.clone() }),
@@ -86,17 +88,29 @@ fn options_that_cannot_be_honoured_are_refused_before_anything_is_read() {
         ),
         (
             &["`precompute_ref_log_probs`", "no reference"],
-            TrainConfig { precompute_ref_log_probs: true, loss_type: vec!["sft".into()], ..base.clone() },
+            TrainConfig { precompute_ref_log_probs: true, ..other_loss("sft") },
         ),
         (
             &["`eval_data`", "eval_steps is 0"],
             TrainConfig { eval_data: Some("more.json".into()), ..base.clone() },
         ),
         (&["`discopop_tau`", "0.1", "`discopop`"], TrainConfig { discopop_tau: 0.1, ..base.clone() }),
+        (
+            &["`alpha`", "0.25, but sigmoid weighs no sentences", "`aspo`"],
+            TrainConfig { alpha: 0.25, ..other_loss("sigmoid") },
+        ),
+        (
+            &["`weigh`", "both, but sigmoid + sft weighs", "leave it out"],
+            TrainConfig {
+                weigh: "both".into(),
+                loss_type: vec!["sigmoid".into(), "sft".into()],
+                ..other_loss("sft")
+            },
+        ),
         (&["ld_alpha", "1.5"], TrainConfig { ld_alpha: Some(1.5), ..base.clone() }),
         (
             &["`ref_model`", "other", "no reference"],
-            TrainConfig { ref_model: Some("other".into()), loss_type: vec!["sft".into()], ..base.clone() },
+            TrainConfig { ref_model: Some("other".into()), ..other_loss("sft") },
         ),
     ];
     for (parts, config) in cases {

@@ -1,13 +1,14 @@
 //! Pairs held out from training, looked at every `eval_steps`.
 
-use aspo_train::{MetricFile, TrainConfig};
+use aspo_train::{MetricFile, OnNonFinite, TrainConfig};
 use burn::tensor::backend::Backend;
 
-use crate::support::{World, apart, on_backends, other_model, whole_run};
+use crate::support::{World, apart, on_backends, other_model, spoiled_model, whole_run};
 
 on_backends!(
     the_loss_of_pairs_held_out_is_what_a_step_on_them_would_have,
     looking_at_pairs_held_out_leaves_training_as_it_is,
+    held_out_pairs_whose_loss_is_not_finite_stop_the_run_or_are_counted,
 );
 
 /// Losses of the steps, and `eval_loss` as `metrics.jsonl` has it.
@@ -71,4 +72,26 @@ fn looking_at_pairs_held_out_leaves_training_as_it_is<B: Backend>() {
     assert_eq!(found.1.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [3]);
     // Features of a picture may have been computed beside others: the last bits may differ.
     assert!(apart(&wanted.0, &found.0) < 1e-5, "{wanted:?} and {found:?}");
+}
+
+/// Eleven pairs in batches of two: the spoiled one is the last, and alone in its batch.
+fn held_out_pairs_whose_loss_is_not_finite_stop_the_run_or_are_counted<B: Backend>() {
+    let mut world = World::new();
+    world.config.model = world.folder.join("model");
+    spoiled_model(&world.config.model);
+    let held_out = world.folder.join("held_out.json");
+    let good = std::fs::read(&world.config.data).unwrap();
+    world.add_spoiled_pair();
+    std::fs::rename(&world.config.data, &held_out).unwrap();
+    std::fs::write(&world.config.data, good).unwrap();
+    let stop = TrainConfig { eval_data: Some(held_out), eval_steps: 1, max_steps: 1, ..world.config.clone() };
+    let error = whole_run::<B>(&stop, false, |_| (), |_| ()).unwrap_err().to_string();
+    assert!(error.contains("loss of pairs held out is NaN"), "{error}");
+    let output_dir = world.folder.join("skip");
+    let skip = TrainConfig { on_non_finite: OnNonFinite::Skip, output_dir, ..stop };
+    let (_, told) = run::<B>(&skip);
+    assert!(told[0].1.is_finite());
+    let lines = MetricFile::read(&skip.output_dir).unwrap();
+    let skipped = lines.iter().find_map(|line| line.values.get("eval_aspo/skipped_pairs"));
+    assert_eq!(skipped, Some(&1.0));
 }

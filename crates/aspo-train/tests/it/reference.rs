@@ -82,6 +82,7 @@ fn another_checkpoint_is_the_reference_through_its_own_eyes<B: Backend>() {
         let wanted = policy.iter().zip(&reference).map(loss).sum::<f64>() / pairs.len() as f64;
         let config = TrainConfig {
             loss_type: vec!["sigmoid".into()],
+            alpha: 0.5,
             ref_model: Some(other),
             per_device_train_batch_size: 10,
             gradient_accumulation_steps: 1,

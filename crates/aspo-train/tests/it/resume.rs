@@ -136,7 +136,7 @@ fn a_run_is_not_resumed_with_other_options_or_data<B: Backend>() {
     let others = [
         ("learning_rate", TrainConfig { learning_rate: 2e-3, ..config.clone() }),
         ("seed", TrainConfig { seed: u64::MAX, ..config.clone() }),
-        ("loss_type", TrainConfig { loss_type: vec!["sigmoid".into()], ..config.clone() }),
+        ("loss_type", TrainConfig { loss_type: vec!["sft".into(), "aspo".into()], ..config.clone() }),
         ("loss_weights", TrainConfig { loss_weights: Some(vec![0.5]), ..config.clone() }),
         (
             "lora",
