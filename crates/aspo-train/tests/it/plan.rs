@@ -65,7 +65,7 @@ fn the_plan_is_within_fifteen_percent_of_the_bytes_held() {
         .init_seeded::<Flex>(1, &device)
         .save_pretrained(folder.join("model"), &SaveOptions::default())
         .unwrap();
-    let (chosen, rejected) = ("It is so. ".repeat(15), "It is no. ".repeat(15));
+    let (chosen, rejected) = ("It is so. ".repeat(10), "It is no. ".repeat(10));
     world.write_pairs(&[(chosen.trim(), rejected.trim()); 10]);
     for way in ["packed", "unpacked", "packed-recompute", "unpacked-recompute"] {
         let config = config(folder, way);
