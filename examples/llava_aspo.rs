@@ -14,10 +14,11 @@ use aspo_examples::measure::measure;
 use aspo_examples::progress::{Progress, show_example};
 use aspo_models::config::model_type;
 use aspo_models::{
-    InstructBlip, InstructBlipConfig, LlamaConfig, Llava, LlavaConfig, LoadOptions, ModelConfig, Precision,
-    Pretrained,
+    InstructBlip, InstructBlipConfig, LlamaConfig, Llava, LlavaConfig, ModelConfig, Pretrained,
 };
-use aspo_train::{Data, Plan, Policy, TrainConfig, check_paths, human, peak_memory, read, score, train_on};
+use aspo_train::{
+    Data, Plan, Policy, TrainConfig, check_output, check_paths, human, peak_memory, read, score, train_on,
+};
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
 use clap::Parser;
@@ -151,6 +152,10 @@ fn config(args: &Args) -> Result<TrainConfig, Failure> {
     }
     config.validate()?;
     check_paths(&config)?;
+    split(&args.split)?;
+    if !args.plan {
+        check_output(&config, args.resume)?;
+    }
     Ok(config)
 }
 
@@ -216,11 +221,7 @@ impl Job {
         }
         show_example(&data, &config)?;
 
-        let options = LoadOptions {
-            precision: if config.bf16 { Precision::Bf16 } else { Precision::F32 },
-            ..LoadOptions::default()
-        };
-        let (base, _) = M::from_pretrained(&config.model, &options, &device)?;
+        let (base, _) = M::from_pretrained(&config.model, &config.load_options(), &device)?;
         let plain = base.valid();
         let world = config.output_dir.join("world");
         let split = split(&args.split)?;

@@ -52,9 +52,7 @@ fn main() -> Result<(), Failure> {
     println!("{} scenes, {} texts", lessons.len(), texts.len());
 
     let clip_folder = args.out.join("clip");
-    let clip: Clip<Flex> = if args.clip_steps == 0 {
-        Clip::from_pretrained(&clip_folder, &Default::default(), &device)?.0
-    } else {
+    if args.clip_steps > 0 {
         let tokenizer = tokenizer::clip(&texts)?;
         let settings = clip::Settings { steps: args.clip_steps, batch: 64, rate: 1e-3, seed: args.seed };
         let mut progress = Progress::new("clip", args.clip_steps);
@@ -63,8 +61,9 @@ fn main() -> Result<(), Failure> {
                 progress.show(step, &format!("loss {loss:.3}, own sentence first {right:.2}"));
             })?;
         save(&clip, &tokenizer, &clip_folder)?;
-        clip
-    };
+    }
+    // Each stage begins with the files of the one before, so that several sittings make what one does.
+    let clip: Clip<Flex> = Clip::from_pretrained(&clip_folder, &Default::default(), &device)?.0;
 
     let json = tokenizer::llava(&texts)?;
     let tokenizer =
@@ -109,6 +108,7 @@ fn main() -> Result<(), Failure> {
             progress.show(step, &format!("loss {loss:.3}"));
         })?;
         save(&model, &json, &folder)?;
+        model = Llava::from_pretrained(&folder, &Default::default(), &device)?.0;
     }
     Ok(())
 }

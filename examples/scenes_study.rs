@@ -13,7 +13,7 @@ use aspo_examples::Failure;
 use aspo_examples::backend::{Device, OnBackend, exit_on_error};
 use aspo_examples::measure::{Measured, measure};
 use aspo_examples::spread::{Spread, paired};
-use aspo_models::{Llava, LlavaConfig, LoadOptions, ModelConfig, Pretrained};
+use aspo_models::{Llava, LlavaConfig, ModelConfig, Pretrained};
 use aspo_train::{Data, MetricFile, MetricLine, REFERENCE_FILE, TrainConfig, read, score, train};
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
@@ -109,7 +109,7 @@ impl OnBackend for Job {
         same_study(&args, &config, &data)?;
         let world = args.out.join("world");
         write(&world, 1, Split::Test, args.eval_scenes)?;
-        let load = || Llava::<Autodiff<B>>::from_pretrained(&config.model, &LoadOptions::default(), &device);
+        let load = || Llava::<Autodiff<B>>::from_pretrained(&config.model, &config.load_options(), &device);
 
         let path = args.out.join("base.json");
         let base: Measured = match stored(&path)? {
@@ -212,7 +212,7 @@ impl Study<'_> {
                 }
                 let warn = |text: &str| eprintln!("warning: {text}");
                 let (base, _) =
-                    Llava::<Autodiff<B>>::from_pretrained(&run.model, &LoadOptions::default(), device)?;
+                    Llava::<Autodiff<B>>::from_pretrained(&run.model, &run.load_options(), device)?;
                 let done = train::<B, _>(&run, base, self.data, false, device, |_| (), warn)?;
                 if !shared.exists() {
                     write_text(&shared, &std::fs::read_to_string(&own)?)?;

@@ -64,7 +64,10 @@ impl Progress {
             if dashboard.stopped() {
                 // Dropped first: the terminal is itself again.
                 self.dashboard = None;
-                println!("stopped after step {}; --resume goes on from the newest checkpoint", report.step);
+                println!(
+                    "stopped after step {}: --resume goes on from the newest checkpoint, if one is written",
+                    report.step
+                );
                 std::process::exit(1);
             }
             return;

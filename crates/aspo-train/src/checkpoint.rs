@@ -192,8 +192,11 @@ fn name(path: &Path) -> String {
 }
 
 fn hash(path: &Path) -> Result<String> {
-    let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
-    Ok(format!("{:x}", Sha256::digest(bytes)))
+    let mut hash = Sha256::new();
+    std::fs::File::open(path)
+        .and_then(|mut file| std::io::copy(&mut file, &mut hash))
+        .map_err(|source| Error::io(path, source))?;
+    Ok(format!("{:x}", hash.finalize()))
 }
 
 fn sync(path: &Path) -> Result<()> {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use aspo_data::Template;
 use aspo_loss::{LossType, Objective, RewardScaling, Weigh};
 use aspo_models::lora::{LoraConfig, Names};
+use aspo_models::{LoadOptions, Precision};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -231,7 +232,7 @@ impl TrainConfig {
         self.per_device_train_batch_size * self.gradient_accumulation_steps
     }
 
-    /// Optimiser steps of a run over `pairs` pairs. The last step of an epoch may be smaller than the others.
+    /// Optimiser steps of a run over `pairs` pairs. One step of an epoch may be smaller than the others.
     pub fn total_steps(&self, pairs: usize) -> usize {
         match usize::try_from(self.max_steps) {
             Ok(steps) if steps > 0 => steps,
@@ -278,6 +279,12 @@ impl TrainConfig {
         Ok(objective)
     }
 
+    /// How the model is loaded: in the precision of `bf16`.
+    pub fn load_options(&self) -> LoadOptions {
+        let precision = if self.bf16 { Precision::Bf16 } else { Precision::F32 };
+        LoadOptions { precision, ..LoadOptions::default() }
+    }
+
     /// The adapter's config, as PEFT writes it.
     pub fn lora_config(&self) -> LoraConfig {
         let options = &self.lora;
@@ -317,8 +324,15 @@ impl TrainConfig {
         within("max_grad_norm", self.max_grad_norm, 0.0..=f64::MAX, "use 0 (no limit) or more")?;
         within("adam_beta1", self.adam_beta1, 0.0..=0.999_999_9, "use 0 or more, below 1")?;
         within("adam_beta2", self.adam_beta2, 0.0..=0.999_999_9, "use 0 or more, below 1")?;
-        within("adam_epsilon", self.adam_epsilon, f64::MIN_POSITIVE..=1.0, "use a small number above 0")?;
+        within("adam_epsilon", self.adam_epsilon, 1e-30..=1.0, "use 1e-30 to 1")?;
         within("weight_decay", self.weight_decay, 0.0..=1.0, "use 0 to 1")?;
+        // Above 0, and not infinite.
+        within(
+            "lora.lora_alpha",
+            self.lora.lora_alpha,
+            f64::MIN_POSITIVE..=f64::MAX,
+            "use a number above 0",
+        )?;
         within("lora.lora_dropout", self.lora.lora_dropout, 0.0..=0.999, "use 0 or more, below 1")?;
         if self.max_steps <= 0 {
             within(

@@ -19,13 +19,14 @@
 //! burn-train's dashboard, `Dashboard`, to be fed from `watch`.
 //!
 //! ```no_run
-//! use aspo_models::{Llava, LlavaConfig, LoadOptions, ModelConfig, Pretrained};
+//! use aspo_models::{Llava, LlavaConfig, ModelConfig, Pretrained};
 //! use aspo_train::{Plan, TrainConfig, check_paths, read, score, train};
 //! use burn::backend::Autodiff;
 //! use burn_flex::Flex;
 //!
 //! # fn main() -> aspo_train::Result<()> {
-//! let config = TrainConfig::from_toml("llava_1_5_7b_aspo.toml".as_ref())?;
+//! let mut config = TrainConfig::from_toml("llava_1_5_7b_aspo.toml".as_ref())?;
+//! config.output_dir = "out".into();
 //! config.validate()?;
 //! check_paths(&config)?;
 //! let device = Default::default();
@@ -40,7 +41,7 @@
 //!     score::<Flex>(&config, &mut data, false, &device)?;
 //! }
 //!
-//! let options = LoadOptions::default();
+//! let options = config.load_options();
 //! let (model, _) = Llava::<Autodiff<Flex>>::from_pretrained(&config.model, &options, &device)?;
 //! let watch = |step: &aspo_train::StepReport| println!("{}: {}", step.step, step.values.values["loss"]);
 //! let done = train::<Flex, _>(&config, model, &data, false, &device, watch, |fault| eprintln!("{fault}"))?;
@@ -99,7 +100,7 @@ pub use policy::Policy;
 pub use prepare::{Data, check_paths, processor, qformer_tokenizer, read, score};
 pub use reference::{REFERENCE_FILE, ReferenceCache, ReferenceKey};
 pub use report::{MarkedSentence, Picture, Report};
-pub use run::{Finished, StepReport, train, train_on};
+pub use run::{Finished, StepReport, check_output, train, train_on};
 pub use sample::Sample;
 pub use schedule::{Schedule, warmup_steps};
 pub use step::{MicroBatch, ReferenceRow, StepOutput};

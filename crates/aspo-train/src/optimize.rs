@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::policy::Policy;
 use crate::step::{MicroBatch, ReferenceRow};
 
-/// AdamW with the constants of the config, which are torch's where it gives none.
+/// AdamW with the constants of the config, which are transformers' where it gives none.
 pub fn adamw(config: &TrainConfig) -> AdamWConfig {
     AdamWConfig::new()
         .with_beta_1(config.adam_beta1 as f32)

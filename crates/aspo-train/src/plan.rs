@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use crate::config::TrainConfig;
 use crate::error::Result;
+use crate::policy::check_targets;
 
 /// Numbers and bytes of a run. Activations are what Burn's autodiff keeps, by its operations; all follows from shapes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -62,7 +63,7 @@ impl Plan {
     /// The plan of a run of a model of this config.
     ///
     /// # Errors
-    /// Target modules that match no layer, a `ref_model` without a config of this architecture.
+    /// Target modules that match no layer or the vision tower, a `ref_model` without a config of this architecture.
     pub fn new<B: Backend, M: Pretrained<B> + EachLinear<B>>(
         config: &TrainConfig,
         model: &M::Config,
@@ -77,6 +78,7 @@ impl Plan {
         let mut lora = config.lora_config();
         lora.r = 1;
         let mut adapted = attach(base, &lora, config.seed)?;
+        check_targets(&mut adapted)?;
         let trainable = (count(&adapted) - parameters) * config.lora.r;
         let reference = match &config.ref_model {
             Some(folder) => count(&M::from_config(&M::Config::load(folder)?, device)),

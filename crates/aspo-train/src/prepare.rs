@@ -168,6 +168,11 @@ fn encode(
     let (mut pairs, mut dropped) = (Vec::new(), 0);
     for pair in aspo_data::read_pairs(file)? {
         let pair = pair?;
+        if pair.images.is_empty() && config.objective()?.needs_similarity() {
+            let found = format!("{}: pair {:?} has no picture", file.display(), pair.id);
+            let remedy = "leave the row out, or set `alpha = 0` to weigh by perplexity alone";
+            return Err(Error::option(option, found, remedy));
+        }
         for image in &pair.images {
             if let aspo_data::ImageSource::Path(path) = image {
                 aspo_data::files::resolve(&config.images, path).map_err(|error| {

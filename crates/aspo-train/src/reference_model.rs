@@ -4,7 +4,7 @@ use std::path::Path;
 
 use aspo_data::{EncodedPair, ImageLoader};
 use aspo_loss::ChunkOptions;
-use aspo_models::{LoadOptions, Precision, Pretrained, VisionLanguageModel};
+use aspo_models::{Pretrained, VisionLanguageModel};
 use burn::tensor::backend::Backend;
 
 use crate::config::TrainConfig;
@@ -33,9 +33,7 @@ impl<B: Backend, P: Pretrained<B> + VisionLanguageModel<B>> ReferenceModel<B, P>
         data: &Data,
         device: &B::Device,
     ) -> Result<Self> {
-        let precision = if config.bf16 { Precision::Bf16 } else { Precision::F32 };
-        let options = LoadOptions { precision, ..LoadOptions::default() };
-        let (model, _) = P::from_pretrained(folder, &options, device)?;
+        let (model, _) = P::from_pretrained(folder, &config.load_options(), device)?;
         let told = |what: &str, its: usize, ours: usize| {
             let found = format!("{} has {what} {its}, the model {ours}", folder.display());
             Err(Error::option("ref_model", found, "give a reference that reads the same rows of tokens"))

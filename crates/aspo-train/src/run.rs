@@ -1,5 +1,6 @@
 //! The run itself: steps, checkpoints, metrics.
 
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -8,13 +9,14 @@ use aspo_data::order::Order;
 use aspo_models::lora::{attach, load_adapter, save_adapter};
 use aspo_models::{Adapter, stable_ids};
 use burn::backend::Autodiff;
+use burn::tensor::DType;
 use burn::tensor::backend::Backend;
 
 use crate::checkpoint::{self, TrainerState};
 use crate::config::{OnNonFinite, TrainConfig};
 use crate::error::{Error, Result};
 use crate::metric::{MetricFile, MetricLine, Window, keep_lines};
-use crate::policy::Policy;
+use crate::policy::{Policy, check_targets};
 use crate::prepare::Data;
 use crate::replica::Replica;
 use crate::sample::Sample;
@@ -64,7 +66,7 @@ pub struct Finished<M> {
 /// around.
 ///
 /// # Errors
-/// An output folder that holds another run; anything wrong with pictures, tokens or numbers; a full disk. Checkpoints
+/// An output folder that holds another run or is written by one; a model in another precision than `bf16` says; anything wrong with pictures, tokens or numbers; a full disk. Checkpoints
 /// written before stay whole.
 pub fn train<B: Backend, M: Policy<B>>(
     config: &TrainConfig,
@@ -99,6 +101,12 @@ pub fn train_on<B: Backend, M: Policy<B>>(
 ) -> Result<Finished<M>> {
     config.validate()?;
     let first = check_devices::<B>(config, devices)?;
+    if (base.head().dtype() == DType::BF16) != config.bf16 {
+        let remedy = "load the model with `TrainConfig::load_options`";
+        return Err(Error::option("bf16", format!("{}, but the model is not so", config.bf16), remedy));
+    }
+    check_output(config, resume)?;
+    let _ours = lock(&config.output_dir)?;
     let (state, start) = Start::<M>::new::<B>(config, base, data, resume, &mut warn)?;
     let checkpoint = start.checkpoint.as_deref();
     let replica = Replica::<B, M>::new(config, data, start.model, checkpoint, first)?;
@@ -115,6 +123,42 @@ pub fn train_on<B: Backend, M: Policy<B>>(
         });
     }
     run.steps(&Team::default(), replica, state, start.checkpoint.clone(), &mut watch)
+}
+
+/// Refuses an output folder that holds a run if one is to begin there, or holds none if one is to go on.
+///
+/// # Errors
+/// That, a folder that is not named or cannot be read.
+pub fn check_output(config: &TrainConfig, resume: bool) -> Result<()> {
+    let folder = config.output_dir.as_path();
+    if folder.as_os_str().is_empty() {
+        return Err(Error::option("output_dir", "not given", "name the folder that the run is written to"));
+    }
+    let begun = !checkpoint::list(folder)?.is_empty();
+    if !resume && (begun || folder.join("adapter").exists()) {
+        let remedy = "give `--resume` to go on, or another output folder";
+        return Err(Error::option("output_dir", format!("{} holds a run", folder.display()), remedy));
+    }
+    if resume && !begun {
+        let why = "no checkpoint to resume from; start the run without `--resume`";
+        return Err(Error::stored(folder, why));
+    }
+    Ok(())
+}
+
+/// The output folder, made if it is not there, for this process alone until the file is dropped.
+fn lock(folder: &Path) -> Result<File> {
+    std::fs::create_dir_all(folder).map_err(|source| Error::io(folder, source))?;
+    let path = folder.join(".lock");
+    let file = File::create(&path).map_err(|source| Error::io(&path, source))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            let found = format!("{} is written by another run", folder.display());
+            Err(Error::option("output_dir", found, "wait for it to end, or give another folder"))
+        }
+        Err(TryLockError::Error(source)) => Err(Error::io(&path, source)),
+    }
 }
 
 /// The first device, if so many can share a step.
@@ -283,13 +327,9 @@ impl<M> Start<M> {
         let folder = config.output_dir.as_path();
         let base = base.no_grad();
         if !resume {
-            if folder.join("adapter").exists() || !checkpoint::list(folder)?.is_empty() {
-                let remedy = "give `--resume` to go on, or another output folder";
-                return Err(Error::option("output_dir", format!("{} holds a run", folder.display()), remedy));
-            }
-            std::fs::create_dir_all(folder).map_err(|source| Error::io(folder, source))?;
             let lora = config.lora_config();
-            let model = stable_ids(attach(base, &lora, config.seed)?);
+            let mut model = stable_ids(attach(base, &lora, config.seed)?);
+            check_targets(&mut model)?;
             let adapter = Adapter::from(lora);
             let state = TrainerState {
                 step: 0,
@@ -301,9 +341,10 @@ impl<M> Start<M> {
             };
             return Ok((state, Start { model, adapter, checkpoint: None }));
         }
-        let (path, state, faults) = checkpoint::newest(folder)?;
+        let (path, mut state, faults) = checkpoint::newest(folder)?;
         faults.iter().for_each(|fault| warn(&fault.to_string()));
         fits(config, data, &path, &state)?;
+        state.config = config.clone();
         checkpoint::sweep(folder)?;
         let (model, adapter) = load_adapter(base, &path)?;
         let model = stable_ids(model);
@@ -323,9 +364,10 @@ fn fits(config: &TrainConfig, data: &Data, path: &Path, state: &TrainerState) ->
         on_non_finite: OnNonFinite::Stop,
         ..config.clone()
     };
-    let options = |config: &TrainConfig| match serde_json::to_value(same(config)) {
-        Ok(serde_json::Value::Object(options)) => options,
-        _ => Default::default(),
+    // Through text, as the stored ones have gone: the last digit of a number may not come back.
+    let options = |config: &TrainConfig| -> serde_json::Map<String, serde_json::Value> {
+        let text = serde_json::to_string(&same(config)).unwrap_or_default();
+        serde_json::from_str(&text).unwrap_or_default()
     };
     let (old, new) = (options(&state.config), options(config));
     let changed = old.keys().chain(new.keys()).find(|key| old.get(*key) != new.get(*key));
@@ -338,7 +380,10 @@ fn fits(config: &TrainConfig, data: &Data, path: &Path, state: &TrainerState) ->
         return Err(Error::stored(path, why));
     }
     if state.data != data.hash {
-        return Err(Error::stored(path, "was made with other pairs or scores; resume with the same data"));
+        return Err(Error::stored(
+            path,
+            "was made with other pairs or scores; resume with the same data, CLIP and device",
+        ));
     }
     Ok(())
 }

@@ -130,7 +130,7 @@ impl<B: Backend> MicroBatch<B> {
     /// Metrics of pairs that are not trained on, the loss among them. `policy` is without gradients (`valid()`).
     ///
     /// # Errors
-    /// Ids outside the vocabulary, a loss that is not finite.
+    /// Ids outside the vocabulary, scores that ASPO cannot weigh by because they are not finite.
     pub fn evaluate<M: LanguageModel<B>>(
         &self,
         policy: &M,

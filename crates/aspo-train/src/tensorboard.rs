@@ -32,11 +32,10 @@ impl EventFile {
         let mut events = Self { path, file };
         // Event.file_version = 3.
         events.write(&[wall_time(), bytes(3, b"brain.Event:2")].concat())?;
-        if step > 0 {
-            // Event.session_log = 7, SessionLog.status = 1: START is 1. From this step on the past is void.
-            let start = bytes(7, &integer(1, 1));
-            events.write(&[wall_time(), integer(2, step as u64 + 1), start].concat())?;
-        }
+        // Event.session_log = 7, SessionLog.status = 1: START is 1. From this step on the past is void, also that of a
+        // process that was killed before its first checkpoint.
+        let start = bytes(7, &integer(1, 1));
+        events.write(&[wall_time(), integer(2, step as u64 + 1), start].concat())?;
         Ok(events)
     }
 

@@ -129,5 +129,5 @@ fn a_cache_is_finished_where_it_was_left_and_refused_when_the_model_changes<B: B
     assert!(error.contains("reference_log_probs.jsonl") && error.contains("delete it"), "{error}");
     let kept = std::fs::read_to_string(other.output_dir.join("reference_log_probs.jsonl")).unwrap();
     assert_eq!(kept, whole, "a cache that does not fit is not written over");
-    assert_eq!(listing(&other.output_dir), ["reference_log_probs.jsonl"]);
+    assert_eq!(listing(&other.output_dir), [".lock", "reference_log_probs.jsonl"]);
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use aspo_train::{OnNonFinite, Sample, TrainConfig};
+use aspo_train::{OnNonFinite, Sample, StepReport, TrainConfig};
 use burn::tensor::backend::Backend;
 
 use crate::support::{World, copy_folder, listing, on_backends, spoiled_model, whole_run};
@@ -12,6 +12,7 @@ on_backends!(
     a_damaged_newest_checkpoint_is_told_and_the_one_before_is_used,
     a_run_is_not_resumed_with_other_options_or_data,
     a_folder_that_holds_a_run_is_not_written_over,
+    a_folder_that_another_run_writes_is_refused,
     only_so_many_checkpoints_are_kept,
 );
 
@@ -185,4 +186,15 @@ fn only_so_many_checkpoints_are_kept<B: Backend>() {
     let kept: Vec<String> =
         listing(&config.output_dir).into_iter().filter(|name| name.ends_with("trainer_state.json")).collect();
     assert_eq!(kept, ["checkpoint-000005/trainer_state.json", "checkpoint-000006/trainer_state.json"]);
+}
+
+fn a_folder_that_another_run_writes_is_refused<B: Backend>() {
+    let world = World::new();
+    let config = TrainConfig { max_steps: 2, save_steps: 0, ..world.config.clone() };
+    let mut told = Vec::new();
+    let watch = |_: &StepReport| {
+        told.push(whole_run::<B>(&config, false, |_| (), |_| ()).unwrap_err().to_string());
+    };
+    whole_run::<B>(&config, false, watch, |_| ()).unwrap();
+    assert!(told[0].contains("`output_dir`") && told[0].contains("written by another run"), "{}", told[0]);
 }
