@@ -5,8 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
-use aspo_data::EncodedPair;
 use aspo_data::scenes::{Split, write};
+use aspo_data::{EncodedPair, Template};
 use aspo_examples::Failure;
 use aspo_examples::account::{pictures, print_table, report, table};
 use aspo_examples::backend::{Device, OnBackend, exit_on_error};
@@ -177,6 +177,11 @@ impl OnBackend for Job {
     fn run<B: Backend>(self, device: B::Device) -> Self::Output {
         let folder = &self.config.model;
         match model_type(folder)?.as_str() {
+            InstructBlipConfig::MODEL_TYPE if self.config.template != Template::InstructBlip => {
+                let (found, folder) = (self.config.template, folder.display());
+                Err(format!("option `template`: {found}, but {folder} is an InstructBLIP; use instruct_blip")
+                    .into())
+            }
             InstructBlipConfig::MODEL_TYPE => {
                 let shape = InstructBlipConfig::load(folder)?;
                 let (image, decoder) =
