@@ -12,30 +12,39 @@ use aspo_train::{
 use burn::tensor::backend::Backend;
 
 use crate::Failure;
-use crate::measure::Measured;
+use crate::measure::{Measured, Tally};
 use crate::pretrain::corpus::INSTRUCTIONS;
+use crate::spread::share_change;
 
-/// Both models' figures and the change of each.
+/// Both models' figures and the change of each. What is a share of counts over scenes has the change's 95% interval.
 pub fn table(before: &Measured, after: &Measured) -> Vec<Vec<String>> {
-    let percent = |value: f64| format!("{:.1}", 100.0 * value);
-    let row = |name: &str, of: &dyn Fn(&Measured) -> f64, as_percent: bool| {
-        let show = |value: f64| if as_percent { percent(value) } else { format!("{value:.2}") };
+    type Counts = fn(&Tally) -> [usize; 2];
+    let row = |name: &str, of: &dyn Fn(&Measured) -> f64, counts: Option<Counts>| {
+        let percent = |value: f64| format!("{:.1}", 100.0 * value);
         let (a, b) = (of(before), of(after));
-        let scale = if as_percent { 100.0 } else { 1.0 };
-        vec![name.to_owned(), show(a), show(b), format!("{:+.1}", scale * (b - a))]
+        let change = counts.map_or_else(
+            || format!("{:+.1}", 100.0 * (b - a)),
+            |counts| {
+                let tallied = |of: &Measured| of.tallies.iter().map(counts).collect::<Vec<_>>();
+                share_change(&tallied(before), &tallied(after)).scaled(100.0).to_string()
+            },
+        );
+        vec![name.to_owned(), percent(a), percent(b), change]
     };
-    let mut table = vec![vec!["".into(), "base".into(), "trained".into(), "change".into()]];
-    table.push(row("hallucinated sentences, %", &|m| m.hallucinated, true));
-    table.push(row("descriptions with a false sentence, %", &|m| m.spoiled, true));
-    table.push(row("unreadable sentences, %", &|m| m.unreadable, true));
-    table.push(row("objects described rightly, %", &|m| m.described, true));
-    table.push(row("sentences a description", &|m| m.sentences, false));
+    let mut table = vec![["", "base", "trained", "change [95% over scenes]"].map(String::from).to_vec()];
+    table.push(row("hallucinated sentences, %", &|m| m.hallucinated, Some(|t| t.sentences)));
+    table.push(row("descriptions with a false sentence, %", &|m| m.spoiled, None));
+    table.push(row("unreadable sentences, %", &|m| m.unreadable, None));
+    table.push(row("objects described rightly, %", &|m| m.described, Some(|t| t.objects)));
+    let [a, b] = [before.sentences, after.sentences];
+    let length = [format!("{a:.2}"), format!("{b:.2}"), format!("{:+.2}", b - a)];
+    table.push([vec!["sentences a description".into()], length.to_vec()].concat());
     for (index, name) in ["random", "popular", "adversarial"].iter().enumerate() {
-        table.push(row(&format!("POPE {name}: accuracy, %"), &|m| m.pope[index].accuracy, true));
-        table.push(row(&format!("POPE {name}: F1, %"), &|m| m.pope[index].f1, true));
-        table.push(row(&format!("POPE {name}: yes-ratio, %"), &|m| m.pope[index].yes_ratio, true));
+        table.push(row(&format!("POPE {name}: accuracy, %"), &|m| m.pope[index].accuracy, None));
+        table.push(row(&format!("POPE {name}: F1, %"), &|m| m.pope[index].f1, None));
+        table.push(row(&format!("POPE {name}: yes-ratio, %"), &|m| m.pope[index].yes_ratio, None));
     }
-    table.push(row("POPE mean accuracy, %", &Measured::pope_accuracy, true));
+    table.push(row("POPE mean accuracy, %", &Measured::pope_accuracy, Some(|t| t.questions)));
     table
 }
 
@@ -43,7 +52,7 @@ pub fn table(before: &Measured, after: &Measured) -> Vec<Vec<String>> {
 pub fn print_table(table: &[Vec<String>]) {
     println!();
     for row in table {
-        println!("{:<38}{:>9}{:>9}{:>9}", row[0], row[1], row[2], row[3]);
+        println!("{:<38}{:>9}{:>9}  {}", row[0], row[1], row[2], row[3]);
     }
 }
 

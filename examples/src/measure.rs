@@ -41,6 +41,20 @@ pub struct Measured {
     /// The descriptions, scene by scene.
     #[serde(skip)]
     pub texts: Vec<String>,
+    /// What was counted, scene by scene.
+    #[serde(skip)]
+    pub tallies: Vec<Tally>,
+}
+
+/// What was counted on one scene.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Tally {
+    /// Sentences of the description, and those of them that are false.
+    pub sentences: [usize; 2],
+    /// Objects of the scene, and those of them named rightly.
+    pub objects: [usize; 2],
+    /// POPE's questions of all three splits, and those answered rightly.
+    pub questions: [usize; 2],
 }
 
 impl Measured {
@@ -72,19 +86,23 @@ pub fn measure<B: Backend, M: VisionLanguageModel<B>>(
     let asked: Vec<Asked> =
         pixels.iter().map(|pixels| Asked { question: INSTRUCTIONS[0], pixels: Some(pixels) }).collect();
     measured.texts = answer(model, encoder, &asked, 64, 160, device)?;
-    let (mut sentences, mut wrong, mut unreadable, mut spoiled, mut described, mut objects) =
-        (0, 0, 0, 0, 0, 0);
+    let (mut unreadable, mut spoiled) = (0, 0);
     for (line, text) in written.iter().zip(&measured.texts) {
         let judgement = judge(&line.scene, text);
-        sentences += judgement.sentences.len();
-        wrong += judgement.hallucinated();
         unreadable +=
             judgement.sentences.iter().filter(|(_, verdict)| *verdict == Verdict::Unreadable).count();
         spoiled += usize::from(judgement.hallucinated() > 0);
-        described += judgement.described;
-        objects += judgement.objects;
+        measured.tallies.push(Tally {
+            sentences: [judgement.sentences.len(), judgement.hallucinated()],
+            objects: [judgement.objects, judgement.described],
+            questions: [0, 0],
+        });
     }
     let share = |part: usize, whole: usize| part as f64 / whole.max(1) as f64;
+    let sum = |of: fn(&Tally) -> usize| measured.tallies.iter().map(of).sum::<usize>();
+    let sentences = sum(|tally| tally.sentences[0]);
+    let (wrong, objects) = (sum(|tally| tally.sentences[1]), sum(|tally| tally.objects[0]));
+    let described = sum(|tally| tally.objects[1]);
     measured.hallucinated = share(wrong, sentences);
     measured.unreadable = share(unreadable, sentences);
     measured.spoiled = share(spoiled, written.len());
@@ -109,6 +127,11 @@ pub fn measure<B: Backend, M: VisionLanguageModel<B>>(
             .iter()
             .map(|text| aspo_eval::pope::says_yes(text))
             .collect();
+        for ((index, _, truth), said) in questions.iter().zip(&said) {
+            let [asked, right] = &mut measured.tallies[*index].questions;
+            *asked += 1;
+            *right += usize::from(said == truth);
+        }
         let count = |yes: bool, label: bool| {
             questions
                 .iter()

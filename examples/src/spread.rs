@@ -1,4 +1,4 @@
-//! Means over seeds and what they are worth.
+//! Means over seeds, changes over scenes, and what they are worth.
 
 use std::fmt;
 
@@ -38,6 +38,13 @@ pub struct Interval {
     pub high: f64,
 }
 
+impl Interval {
+    /// In another unit.
+    pub fn scaled(self, by: f64) -> Self {
+        Self { mean: by * self.mean, low: by * self.low, high: by * self.high }
+    }
+}
+
 impl fmt::Display for Interval {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:+.1} [{:+.1}, {:+.1}]", self.mean, self.low, self.high)
@@ -60,6 +67,23 @@ pub fn paired(a: &[f64], b: &[f64]) -> Interval {
     Interval { mean: spread.mean, low: spread.mean - half, high: spread.mean + half }
 }
 
+/// The change of `Σ part / Σ whole` from one model to another on the same scenes (`[whole, part]` each), with its 95%
+/// interval: the normal law, and the variance of a ratio over scenes, paired (Cochran, *Sampling Techniques*, 6.4).
+pub fn share_change(before: &[[usize; 2]], after: &[[usize; 2]]) -> Interval {
+    let influences = |counts: &[[usize; 2]]| {
+        let sum = |at: usize| counts.iter().map(|count| count[at] as f64).sum::<f64>();
+        let whole = sum(0).max(1.0);
+        let share = sum(1) / whole;
+        let of = |&[all, part]: &[usize; 2]| (part as f64 - share * all as f64) / whole;
+        (share, counts.iter().map(of).collect::<Vec<f64>>())
+    };
+    let ((old, a), (new, b)) = (influences(before), influences(after));
+    let n = a.len() as f64;
+    let squares: f64 = a.iter().zip(&b).map(|(a, b)| (b - a).powi(2)).sum();
+    let half = 1.96 * (squares * n / (n - 1.0)).sqrt();
+    Interval { mean: new - old, low: new - old - half, high: new - old + half }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,5 +94,18 @@ mod tests {
         let found = paired(&[2.0, 4.0, 6.0], &[1.0, 2.0, 3.0]);
         assert_eq!(found.to_string(), "+2.0 [-0.5, +4.5]");
         assert_eq!(Spread::of(&[1.0, 2.0, 3.0]).to_string(), "2.0 ± 1.0");
+    }
+
+    #[test]
+    fn change_of_a_share_has_the_interval_of_its_difference_over_scenes() {
+        // One question a scene, so that shares are means and the interval is the paired one: the differences are 1, 0, 0, 1,
+        // their mean 1/2, their deviation 1/√3, the half width 1.96/√12.
+        let found = share_change(&[[1, 0], [1, 1], [1, 0], [1, 0]], &[[1, 1], [1, 1], [1, 0], [1, 1]]);
+        assert!((found.mean - 0.5).abs() < 1e-12);
+        assert!((found.high - found.mean - 1.96 / 12_f64.sqrt()).abs() < 1e-12);
+        // Scenes weigh by their size, and equal answers leave nothing open.
+        let same = share_change(&[[3, 1], [1, 1]], &[[3, 1], [1, 1]]);
+        assert_eq!([same.mean, same.low, same.high], [0.0; 3]);
+        assert_eq!(share_change(&[[3, 0], [1, 0]], &[[3, 3], [1, 0]]).mean, 0.75);
     }
 }
