@@ -152,6 +152,8 @@ fn config(args: &Args) -> Result<TrainConfig, Failure> {
     }
     config.validate()?;
     check_paths(&config)?;
+    #[cfg(feature = "collective")]
+    aspo_train::check_devices(&config, usize::from(args.devices))?;
     split(&args.split)?;
     if !args.plan {
         check_output(&config, args.resume)?;

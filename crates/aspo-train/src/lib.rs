@@ -100,7 +100,7 @@ pub use policy::Policy;
 pub use prepare::{Data, check_paths, processor, qformer_tokenizer, read, score};
 pub use reference::{REFERENCE_FILE, ReferenceCache, ReferenceKey};
 pub use report::{MarkedSentence, Picture, Report};
-pub use run::{Finished, StepReport, check_output, train, train_on};
+pub use run::{Finished, StepReport, check_devices, check_output, train, train_on};
 pub use sample::Sample;
 pub use schedule::{Schedule, warmup_steps};
 pub use step::{MicroBatch, ReferenceRow, StepOutput};

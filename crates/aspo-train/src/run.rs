@@ -100,7 +100,8 @@ pub fn train_on<B: Backend, M: Policy<B>>(
     mut warn: impl FnMut(&str),
 ) -> Result<Finished<M>> {
     config.validate()?;
-    let first = check_devices::<B>(config, devices)?;
+    check_devices(config, devices.len())?;
+    let first = &devices[0];
     if (base.head().dtype() == DType::BF16) != config.bf16 {
         let remedy = "load the model with `TrainConfig::load_options`";
         return Err(Error::option("bf16", format!("{}, but the model is not so", config.bf16), remedy));
@@ -161,18 +162,17 @@ fn lock(folder: &Path) -> Result<File> {
     }
 }
 
-/// The first device, if so many can share a step.
-fn check_devices<'a, B: Backend>(config: &TrainConfig, devices: &'a [B::Device]) -> Result<&'a B::Device> {
-    let count = devices.len();
-    let Some(first) = devices.first() else {
+/// Refuses a number of devices that cannot share a step.
+///
+/// # Errors
+/// None; more than one without the feature `collective`, or with dropout; more than there are micro-batches in a step.
+pub fn check_devices(config: &TrainConfig, count: usize) -> Result<()> {
+    if count == 0 {
         return Err(Error::option("devices", "none given", "give one or more"));
-    };
+    }
     if count > 1 && cfg!(not(feature = "collective")) {
-        return Err(Error::option(
-            "devices",
-            count,
-            "build aspo-train with the feature `collective`, or give one",
-        ));
+        let remedy = "build aspo-train with the feature `collective`, or give one";
+        return Err(Error::option("devices", count, remedy));
     }
     if count > config.gradient_accumulation_steps {
         let found = format!("{count} for {} forward passes a step", config.gradient_accumulation_steps);
@@ -184,7 +184,7 @@ fn check_devices<'a, B: Backend>(config: &TrainConfig, devices: &'a [B::Device])
             format!("{count} with lora.lora_dropout above 0, whose masks would not follow from the seed");
         return Err(Error::option("devices", found, "set lora.lora_dropout to 0, or train on one"));
     }
-    Ok(first)
+    Ok(())
 }
 
 /// What stays the same from step to step.
