@@ -81,7 +81,7 @@ struct Args {
     #[arg(long)]
     plan: bool,
     /// Held-out scenes on which base and trained model are measured; 0 leaves that out
-    #[arg(long, default_value_t = 400)]
+    #[arg(long, default_value_t = 800)]
     eval_scenes: usize,
     /// Seed of the held-out scenes
     #[arg(long, default_value_t = 1)]

@@ -30,9 +30,9 @@ struct Args {
     /// Steps of CLIP's training; 0 takes the CLIP that lies in `out` already.
     #[arg(long, default_value_t = 2400)]
     clip_steps: usize,
-    /// Steps of the decoder's training on text, of the projector's, of both together, and of both on pictures some of
-    /// which are noised; with 0 for the first three the LLaVA that lies in `out` goes on
-    #[arg(long, value_delimiter = ',', default_values_t = [100, 50, 5000, 1000])]
+    /// Steps of the decoder's training on text, of the projector's, of both together, of both on pictures some of which
+    /// are noised, and of short answers alone; with 0 for the first three the LLaVA that lies in `out` goes on
+    #[arg(long, value_delimiter = ',', default_values_t = [100, 50, 5000, 1000, 100])]
     llava_steps: Vec<usize>,
 }
 
@@ -70,8 +70,8 @@ fn main() -> Result<(), Failure> {
         Tokenizer::from_bytes(json.to_string(false)?.as_bytes(), "LLaVA", SpecialTokens::default())?;
     let config = llava::config(clip.config(), &tokenizer)?;
     let folder = args.out.join("llava");
-    let [text, projector, both, noised] = args.llava_steps[..] else {
-        return Err("--llava-steps takes four numbers".into());
+    let [text, projector, both, noised, short] = args.llava_steps[..] else {
+        return Err("--llava-steps takes five numbers".into());
     };
     let mut model = if text + projector + both == 0 {
         Llava::from_pretrained(&folder, &Default::default(), &device)?.0
@@ -88,16 +88,24 @@ fn main() -> Result<(), Failure> {
         pictures: false,
         decoder: true,
         simple_first: true,
+        descriptions: true,
+        yes: 0.5,
     };
     let pictures = Stage { name: "both", steps: both, batch: 14, rate: 1.5e-3, pictures: true, ..plain };
+    let last = Stage { name: "noised", steps: noised, simple_first: false, ..pictures };
+    // LLaVA-1.5's instruction data are mostly short answers, and say "yes" more often than "no". They leave it with poorer
+    // descriptions and a leaning to "yes"; so does this stage.
+    let short_answers =
+        Stage { name: "short", steps: short, rate: 9e-4, descriptions: false, yes: 0.8, ..last };
     let stages = [
         plain,
         Stage { name: "projector", steps: projector, pictures: true, decoder: false, ..plain },
         pictures,
-        Stage { name: "noised", steps: noised, simple_first: false, ..pictures },
+        last,
+        short_answers,
     ];
     for (index, stage) in stages.iter().enumerate().filter(|(_, stage)| stage.steps > 0) {
-        if stage.name == "noised" {
+        if !stage.simple_first && looks.len() == 1 {
             for look in 0..2 {
                 looks.push(llava::features(&model, &self::noised(&pixels, args.seed + look)?, &device)?);
             }

@@ -48,6 +48,10 @@ pub struct Stage {
     pub decoder: bool,
     /// Whether simple scenes come first ([`most_objects`]).
     pub simple_first: bool,
+    /// Whether descriptions are learned, every other step, or short answers alone.
+    pub descriptions: bool,
+    /// Share of "Yes" among the answers to whether something is there.
+    pub yes: f64,
 }
 
 /// The model: llava-1.5-7b-hf's shape, narrower and shorter.
@@ -100,11 +104,13 @@ pub fn features<B: Backend>(
     Ok(out)
 }
 
-/// All rows of the lessons by kind, those about fewer objects first: descriptions, whether something is there, and other
-/// short answers.
+/// All rows of the lessons by kind, those about fewer objects first: descriptions, whether something is there (it is, it
+/// is not), and other short answers.
+#[derive(Default)]
 struct Rows {
     descriptions: Vec<Row>,
-    presence: Vec<Row>,
+    yes: Vec<Row>,
+    no: Vec<Row>,
     others: Vec<Row>,
 }
 
@@ -121,7 +127,7 @@ fn rows(
         let start = encoded.prompt_ids.len();
         Ok(Row { lesson, ids: [encoded.prompt_ids, encoded.chosen.ids].concat(), start })
     };
-    let mut rows = Rows { descriptions: Vec::new(), presence: Vec::new(), others: Vec::new() };
+    let mut rows = Rows::default();
     let mut simplest: Vec<usize> = (0..lessons.len()).collect();
     simplest.sort_by_key(|&index| lessons[index].scene.objects.len());
     for index in simplest {
@@ -132,7 +138,8 @@ fn rows(
         }
         for question in &lesson.questions {
             let kind = match question.answer.as_str() {
-                "Yes" | "No" => &mut rows.presence,
+                "Yes" => &mut rows.yes,
+                "No" => &mut rows.no,
                 _ => &mut rows.others,
             };
             kind.push(row(index, &format!("{}{SHORT}", question.question), &question.answer)?);
@@ -169,13 +176,15 @@ pub fn train<B: Backend>(
             let simple = pool.partition_point(|row| lessons[row.lesson].scene.objects.len() <= most);
             (0..count).map(|_| rng.random_range(0..if simple > 0 { simple } else { pool.len() })).collect()
         };
-        let batch: Vec<&Row> = if step % 2 == 0 {
+        let batch: Vec<&Row> = if stage.descriptions && step % 2 == 0 {
             let drawn = draw(&rows.descriptions, stage.batch);
             drawn.into_iter().map(|at| &rows.descriptions[at]).collect()
         } else {
-            let drawn = draw(&rows.presence, stage.batch).into_iter().map(|at| &rows.presence[at]);
-            let others = draw(&rows.others, stage.batch).into_iter().map(|at| &rows.others[at]);
-            drawn.chain(others).collect()
+            let yes = (stage.batch as f64 * stage.yes).round() as usize;
+            [(&rows.yes, yes), (&rows.no, stage.batch - yes), (&rows.others, stage.batch)]
+                .into_iter()
+                .flat_map(|(pool, count)| draw(pool, count).into_iter().map(|at| &pool[at]))
+                .collect()
         };
         let batch: Vec<(&Row, &[f32])> = batch
             .into_iter()
