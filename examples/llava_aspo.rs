@@ -10,7 +10,7 @@ use aspo_data::{EncodedPair, Template};
 use aspo_examples::Failure;
 use aspo_examples::account::{pictures, print_table, report, table};
 use aspo_examples::backend::{Device, OnBackend, exit_on_error};
-use aspo_examples::measure::measure;
+use aspo_examples::measure::{HeldOut, measure};
 use aspo_examples::progress::{Progress, show_example};
 use aspo_models::config::model_type;
 use aspo_models::{
@@ -231,13 +231,18 @@ impl Job {
         let (base, _) = M::from_pretrained(&config.model, &config.load_options(), &device)?;
         let plain = base.valid();
         let world = config.output_dir.join("world");
-        let split = split(&args.split)?;
+        let held_out = HeldOut {
+            world: &world,
+            split: split(&args.split)?,
+            scenes: args.eval_scenes,
+            at_a_time: args.device.unwrap_or_default().at_a_time(),
+        };
         let before = match args.eval_scenes {
             0 => None,
             scenes => {
-                write(&world, args.world_seed, split, scenes)?;
+                write(&world, args.world_seed, held_out.split, scenes)?;
                 println!("measuring the base model on {scenes} scenes it never saw …");
-                Some(measure(&plain, &data.encoder, &world, split, scenes, &device)?)
+                Some(measure(&plain, &data.encoder, held_out, &device)?)
             }
         };
 
@@ -269,7 +274,7 @@ impl Job {
         let mut report = report(&config, &plan, finished.seconds)?;
         if let Some(before) = before {
             println!("measuring the trained model …");
-            let after = measure(&trained, &data.encoder, &world, split, args.eval_scenes, &device)?;
+            let after = measure(&trained, &data.encoder, held_out, &device)?;
             let table = table(&before, &after);
             print_table(&table);
             report.tables.push((format!("{} scenes that no model has seen", args.eval_scenes), table));
@@ -280,7 +285,7 @@ impl Job {
                     .map_err(|source| aspo_data::Error::Io { path: path.clone(), source })
             })?;
             let models = [("base", &plain, &before), ("trained", &trained, &after)];
-            report.pictures = pictures(&config, &data.encoder, models, &world, split, &device)?;
+            report.pictures = pictures(&config, &data.encoder, models, &world, held_out.split, &device)?;
         }
         let path = config.output_dir.join("report.html");
         report.write(&path)?;

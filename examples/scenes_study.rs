@@ -11,7 +11,7 @@ use aspo_data::files::write_atomic;
 use aspo_data::scenes::{Split, write};
 use aspo_examples::Failure;
 use aspo_examples::backend::{Device, OnBackend, exit_on_error};
-use aspo_examples::measure::{Measured, measure};
+use aspo_examples::measure::{HeldOut, Measured, measure};
 use aspo_examples::spread::{Spread, paired};
 use aspo_models::{Llava, LlavaConfig, ModelConfig, Pretrained};
 use aspo_train::{Data, MetricFile, MetricLine, REFERENCE_FILE, TrainConfig, read, score, train};
@@ -74,6 +74,11 @@ struct Outcome {
     steps: usize,
 }
 
+/// What every model is measured on. Runs are trained at a time, so that a model's answers need not be.
+fn held_out<'a>(args: &Args, world: &'a Path) -> HeldOut<'a> {
+    HeldOut { world, split: Split::Test, scenes: args.eval_scenes, at_a_time: 1 }
+}
+
 /// A heading and the value below it.
 type Column = (&'static str, fn(&Outcome) -> f64);
 
@@ -116,7 +121,7 @@ impl OnBackend for Job {
             Some(base) => base,
             None => {
                 let plain = load()?.0.valid();
-                let base = measure(&plain, &data.encoder, &world, Split::Test, args.eval_scenes, &device)?;
+                let base = measure(&plain, &data.encoder, held_out(&args, &world), &device)?;
                 store(&path, &base)?;
                 base
             }
@@ -217,9 +222,8 @@ impl Study<'_> {
                 if !shared.exists() {
                     write_text(&shared, &std::fs::read_to_string(&own)?)?;
                 }
-                let (encoder, scenes) = (&self.data.encoder, self.args.eval_scenes);
-                let measured =
-                    measure(&done.model.valid(), encoder, self.world, Split::Test, scenes, device)?;
+                let scenes = held_out(self.args, self.world);
+                let measured = measure(&done.model.valid(), &self.data.encoder, scenes, device)?;
                 let outcome = outcome(measured, &MetricFile::read(&run.output_dir)?, done.steps);
                 store(&path, &outcome)?;
                 outcome

@@ -46,6 +46,18 @@ impl Device {
         }
     }
 
+    /// How many batches are best answered at a time: on a CPU, products of small models keep one core busy.
+    pub fn at_a_time(self) -> usize {
+        match self {
+            #[cfg(feature = "flex")]
+            Device::Flex => std::thread::available_parallelism().map_or(1, usize::from),
+            #[cfg(feature = "ndarray")]
+            Device::Ndarray => std::thread::available_parallelism().map_or(1, usize::from),
+            #[allow(unreachable_patterns)]
+            _ => 1,
+        }
+    }
+
     /// Does `work` on this backend.
     pub fn run<W: OnBackend>(self, work: W) -> W::Output {
         match self {

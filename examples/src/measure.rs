@@ -64,18 +64,30 @@ impl Measured {
     }
 }
 
-/// Describes the first `scenes` scenes of a split and answers POPE's questions about them.
+/// Scenes that no model has seen.
+#[derive(Clone, Copy, Debug)]
+pub struct HeldOut<'a> {
+    /// The folder of the world.
+    pub world: &'a Path,
+    /// Which of its splits.
+    pub split: Split,
+    /// How many of its scenes, from the first.
+    pub scenes: usize,
+    /// Batches answered at a time. It changes no answer.
+    pub at_a_time: usize,
+}
+
+/// Describes held-out scenes and answers POPE's questions about them.
 ///
 /// # Errors
 /// A world that is not there, pictures that cannot be read.
 pub fn measure<B: Backend, M: VisionLanguageModel<B>>(
     model: &M,
     encoder: &Encoder,
-    world: &Path,
-    split: Split,
-    scenes: usize,
+    held_out: HeldOut,
     device: &B::Device,
 ) -> Result<Measured, Failure> {
+    let HeldOut { world, split, scenes, at_a_time } = held_out;
     let mut written = load(world, split)?;
     written.truncate(scenes);
     let loader = ImageLoader::new(world, ImageProcessor::clip(model.image_size() as u32))?;
@@ -85,7 +97,7 @@ pub fn measure<B: Backend, M: VisionLanguageModel<B>>(
     let mut measured = Measured::default();
     let asked: Vec<Asked> =
         pixels.iter().map(|pixels| Asked { question: INSTRUCTIONS[0], pixels: Some(pixels) }).collect();
-    measured.texts = answer(model, encoder, &asked, 64, 160, device)?;
+    measured.texts = answer_at_once(model, encoder, &asked, [64, 160], at_a_time, device)?;
     let (mut unreadable, mut spoiled) = (0, 0);
     for (line, text) in written.iter().zip(&measured.texts) {
         let judgement = judge(&line.scene, text);
@@ -123,7 +135,7 @@ pub fn measure<B: Backend, M: VisionLanguageModel<B>>(
             .iter()
             .map(|(index, question, _)| Asked { question, pixels: Some(&pixels[*index]) })
             .collect();
-        let said: Vec<bool> = answer(model, encoder, &asked, 128, 4, device)?
+        let said: Vec<bool> = answer_at_once(model, encoder, &asked, [128, 4], at_a_time, device)?
             .iter()
             .map(|text| aspo_eval::pope::says_yes(text))
             .collect();
@@ -147,4 +159,28 @@ pub fn measure<B: Backend, M: VisionLanguageModel<B>>(
         };
     }
     Ok(measured)
+}
+
+/// [`answer`] on several threads, whole batches each.
+fn answer_at_once<B: Backend, M: VisionLanguageModel<B>>(
+    model: &M,
+    encoder: &Encoder,
+    asked: &[Asked],
+    [batch, max_new_tokens]: [usize; 2],
+    at_a_time: usize,
+    device: &B::Device,
+) -> Result<Vec<String>, Failure> {
+    let batches = asked.len().div_ceil(batch).div_ceil(at_a_time.max(1));
+    std::thread::scope(|scope| {
+        let part = |part| {
+            let model = model.clone();
+            scope.spawn(move || answer(&model, encoder, part, batch, max_new_tokens, device))
+        };
+        let threads: Vec<_> = asked.chunks((batches * batch).max(1)).map(part).collect();
+        let mut answers = Vec::with_capacity(asked.len());
+        for thread in threads {
+            answers.extend(thread.join().map_err(|_| "a thread panicked")??);
+        }
+        Ok(answers)
+    })
 }
