@@ -5,6 +5,7 @@ pub mod account;
 pub mod answer;
 pub mod backend;
 pub mod measure;
+pub mod out;
 pub mod pretrain;
 pub mod progress;
 pub mod spread;

@@ -1,0 +1,82 @@
+//! Standard output and the two ways in which somebody ends a program from outside: a pipe that closes (`… | head`) and
+//! Ctrl-C.
+//!
+//! Everything is printed with [`say!`](crate::say) and [`note!`](crate::note), which never panic. A program with nothing to
+//! lose ends quietly at the first line that nobody reads. One that has something to keep calls [`keep_on`] first: then a
+//! closed pipe and Ctrl-C are only noted, and the program looks at [`asked_to_stop`] where it can stop.
+
+use std::fmt::Arguments;
+use std::io::{ErrorKind, Write};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use crate::Failure;
+
+/// The program stops by itself, at a place of its choice.
+static KEEPS_ON: AtomicBool = AtomicBool::new(false);
+static CLOSED: AtomicBool = AtomicBool::new(false);
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// What the shell expects of a program that Ctrl-C has ended.
+pub const INTERRUPTED_CODE: i32 = 130;
+
+/// `println!` that does not panic where standard output is closed: see the [module](crate::out).
+#[macro_export]
+macro_rules! say {
+    () => { $crate::out::print(format_args!("\n")) };
+    ($($part:tt)*) => { $crate::out::print(format_args!("{}\n", format_args!($($part)*))) };
+}
+
+/// `eprintln!` that does not panic where standard error is closed.
+#[macro_export]
+macro_rules! note {
+    ($($part:tt)*) => { $crate::out::complain(format_args!("{}\n", format_args!($($part)*))) };
+}
+
+/// Prints to standard output at once, as `say!` does but without a line end.
+pub fn print(text: Arguments) {
+    if CLOSED.load(Relaxed) {
+        return;
+    }
+    let mut out = std::io::stdout().lock();
+    let Err(error) = out.write_fmt(text).and_then(|()| out.flush()) else { return };
+    CLOSED.store(true, Relaxed);
+    let quiet = error.kind() == ErrorKind::BrokenPipe;
+    if !quiet {
+        complain(format_args!("error: standard output: {error}\n"));
+    }
+    if !KEEPS_ON.load(Relaxed) {
+        std::process::exit(i32::from(!quiet));
+    }
+}
+
+/// Prints to standard error, if anybody reads it.
+pub fn complain(text: Arguments) {
+    let _ = std::io::stderr().lock().write_fmt(text);
+}
+
+/// From here on a closed standard output and the first Ctrl-C do not end the program: [`asked_to_stop`] tells of them. A
+/// second Ctrl-C ends it at once.
+///
+/// # Errors
+/// A system that gives no word of Ctrl-C.
+pub fn keep_on() -> Result<(), Failure> {
+    if KEEPS_ON.swap(true, Relaxed) {
+        return Ok(());
+    }
+    ctrlc::set_handler(|| {
+        if INTERRUPTED.swap(true, Relaxed) {
+            std::process::exit(INTERRUPTED_CODE);
+        }
+    })?;
+    Ok(())
+}
+
+/// Whether Ctrl-C was pressed, or standard output is closed, since [`keep_on`].
+pub fn asked_to_stop() -> bool {
+    interrupted() || CLOSED.load(Relaxed)
+}
+
+/// Whether Ctrl-C was pressed since [`keep_on`].
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Relaxed)
+}
