@@ -5,25 +5,24 @@
 //! cargo run --release --example segment -- labelled.jsonl --score
 //! ```
 //!
-//! Every line is an object with `text`. For each, one line is printed with `ends`: where its sentences end, in
+//! Every line, of a file or of standard input, is an object with `text`. For each, one line is printed with `ends`: where its sentences end, in
 //! characters, the white space behind a sentence left out. With `--score` the lines also hold the right `ends`, and the
 //! precision, recall and F1 of ours are printed instead.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use aspo_segment::{SplitOptions, split};
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 
-type Error = Box<dyn std::error::Error>;
-
 #[derive(Parser)]
 #[command(about = "Splits the texts of a JSONL file into sentences")]
 struct Arguments {
-    /// A JSONL file whose lines hold `text`, and `ends` for `--score`.
-    file: PathBuf,
+    /// A JSONL file whose lines hold `text`, and `ends` for `--score`; standard input where not given.
+    file: Option<PathBuf>,
     /// Compare with the `ends` of each line and print precision, recall and F1.
     #[arg(long)]
     score: bool,
@@ -62,34 +61,70 @@ impl Score {
     }
 }
 
-fn main() -> Result<(), Error> {
-    let arguments = Arguments::parse();
-    let name = arguments.file.display();
-    let file = File::open(&arguments.file).map_err(|error| format!("{name}: {error}"))?;
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read the output has seen enough.
+        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let name = arguments.file.as_ref().map_or("standard input".to_owned(), |file| file.display().to_string());
+    let input = |error: io::Error| Failure::Input(format!("{name}: {error}"));
+    let reader: Box<dyn BufRead> = match &arguments.file {
+        Some(file) => Box::new(BufReader::new(File::open(file).map_err(input)?)),
+        None => Box::new(io::stdin().lock()),
+    };
     let mut out = BufWriter::new(io::stdout().lock());
     let mut score = Score::default();
-    for (row, line) in BufReader::new(file).lines().enumerate() {
-        let line = line.map_err(|error| format!("{name}: line {}: {error}", row + 1))?;
-        if line.trim().is_empty() {
+    for (row, line) in reader.lines().enumerate() {
+        let fault =
+            |what: &dyn std::fmt::Display| Failure::Input(format!("{name}: line {}: {what}", row + 1));
+        let line = line.map_err(|error| fault(&error))?;
+        let line = line.trim_start_matches('\u{feff}').trim();
+        if line.is_empty() {
             continue;
         }
-        let labelled: Labelled =
-            serde_json::from_str(&line).map_err(|error| format!("{name}: line {}: {error}", row + 1))?;
+        let labelled: Labelled = serde_json::from_str(line).map_err(|error| fault(&error))?;
         let ends = sentence_ends(&labelled.text);
         if arguments.score {
-            let right = labelled
-                .ends
-                .ok_or_else(|| format!("{name}: line {}: no `ends` to score against", row + 1))?;
+            let right = labelled.ends.ok_or_else(|| fault(&"no `ends` to score against"))?;
             score.add(&ends, &right);
         } else {
-            serde_json::to_writer(&mut out, &Ends { ends })?;
-            writeln!(out)?;
+            let line = serde_json::to_string(&Ends { ends }).expect("plain data");
+            writeln!(out, "{line}")?;
         }
     }
     if arguments.score {
         score.print(&mut out)?;
     }
     Ok(out.flush()?)
+}
+
+/// What went wrong, on which side.
+enum Failure {
+    Input(String),
+    Output(io::Error),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Output(error)
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Input(text) => f.write_str(text),
+            Self::Output(error) => write!(f, "standard output: {error}"),
+        }
+    }
 }
 
 /// Where each sentence ends, in characters, without the white space behind it.

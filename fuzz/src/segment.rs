@@ -8,8 +8,8 @@ pub fn split(bytes: &[u8]) {
     let text = String::from_utf8_lossy(text);
     let options = SplitOptions {
         rules: [Rules::Answer, Rules::Answer, Rules::Period, Rules::Newline][usize::from(kind % 4)],
-        language: [Language::Any, Language::English, Language::German, Language::French, Language::Spanish]
-            [usize::from(kind / 4 % 5)],
+        language: [Language::English, Language::German, Language::French, Language::Spanish]
+            [usize::from(kind / 4 % 4)],
         min_length: usize::from(min / 4),
         max_length: if max < 128 { usize::MAX } else { usize::from(max - 128) },
     };

@@ -7,8 +7,13 @@ use crate::{Language, words};
 pub(crate) enum Kind {
     /// Stands in front of a name: `Mr. Smith`. Never ends a sentence.
     Title,
-    /// Stands in front of a number: `Fig. 3`. Ends a sentence in front of a capital.
+    /// Stands in front of a number: `approx. 3`, `Jan. 5`. Ends a sentence in front of a capital.
     Number,
+    /// Stands in front of a number or what counts like one: `Fig. 3`, `vol. IX`, `Apt. B`, `No. A12`. Ends a sentence in
+    /// front of any other capital.
+    Label,
+    /// The same, but also a word of its own: `the answer is no. B is right`, `she likes art. A dog`.
+    LabelOrWord,
     /// Always goes on: `e.g.`, `vs.`.
     Always,
     /// Ends a sentence where a word follows that starts sentences: `Apple Inc. The …`, but `Apple Inc. Chairman …`.
@@ -25,7 +30,7 @@ pub(crate) type List = (Kind, &'static [&'static str]);
 /// The kind of `word`, which is given without its last full stop.
 pub(crate) fn kind(word: &str, language: Language) -> Option<Kind> {
     let lists: [&[List]; 2] = match language {
-        Language::Any | Language::English => [words::ENGLISH, &[]],
+        Language::English => [words::ENGLISH, &[]],
         Language::German => [words::GERMAN, words::COMMON],
         Language::French => [words::FRENCH, words::COMMON],
         Language::Spanish => [words::SPANISH, words::COMMON],
@@ -45,10 +50,37 @@ pub(crate) fn kind(word: &str, language: Language) -> Option<Kind> {
     lists.into_iter().flatten().find(|(_, entries)| entries.iter().any(is)).map(|&(kind, _)| kind)
 }
 
+/// Whether `word` counts something, with a letter and digits or in roman numbers: `A12`, `IX`.
+pub(crate) fn counts(word: &str) -> bool {
+    let lettered = word.starts_with(|c: char| c.is_ascii_uppercase())
+        && word.bytes().all(|b| b.is_ascii_alphanumeric())
+        && word.bytes().any(|b| b.is_ascii_digit());
+    lettered || word.len() > 1 && is_roman(word)
+}
+
+/// A roman number in capitals, up to 399.
+fn is_roman(word: &str) -> bool {
+    let rest = word.trim_start_matches('C');
+    let digit = |rest: &'_ str, [one, five, ten]: [char; 3]| -> usize {
+        let pairs = [[one, ten], [one, five]];
+        if pairs.iter().any(|[a, b]| rest.starts_with(*a) && rest[1..].starts_with(*b)) {
+            return 2;
+        }
+        let fives = usize::from(rest.starts_with(five));
+        fives + rest[fives..].bytes().take(3).take_while(|b| char::from(*b) == one).count()
+    };
+    if !word.is_ascii() || word.len() - rest.len() > 3 {
+        return false;
+    }
+    let rest = &rest[digit(rest, ['X', 'L', 'C'])..];
+    let rest = &rest[digit(rest, ['I', 'V', 'X'])..];
+    rest.is_empty()
+}
+
 /// Whether `word`, capitalised, is one that starts sentences and not names.
 pub(crate) fn starts_sentence(word: &str, language: Language) -> bool {
     let starters = match language {
-        Language::Any | Language::English => words::ENGLISH_STARTERS,
+        Language::English => words::ENGLISH_STARTERS,
         Language::German => words::GERMAN_STARTERS,
         Language::French => words::FRENCH_STARTERS,
         Language::Spanish => words::SPANISH_STARTERS,

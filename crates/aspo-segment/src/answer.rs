@@ -2,7 +2,7 @@
 
 use crate::Language;
 use crate::abbreviation;
-use crate::chars::{is_bullet, is_newline, is_wide_stop};
+use crate::chars::{is_bullet, is_newline, is_tick, is_wide_stop};
 use crate::judge::Sentence;
 use crate::look::{self, First, Mark, Run, word_before};
 use crate::marker::{self, Marker, Number};
@@ -141,7 +141,7 @@ impl Scan<'_> {
             return End(split);
         }
         // Emoji, emoticons and references behind the full stop belong to its sentence.
-        while space.lines == 0 && space.end < text.len() {
+        while space.lines == 0 && space.end < text.len() && !self.starts_item(space.end) {
             let tail = look::tail(&text[space.end..]);
             if tail == 0 {
                 break;
@@ -160,6 +160,11 @@ impl Scan<'_> {
         let ends =
             if glued { self.sentence.ends_glued(run, next) } else { self.sentence.ends_at(run, space, next) };
         if ends { End(space.end) } else { Go(space.end) }
+    }
+
+    /// Whether a tick at `at` is the next item of a list of them: `✅ Fast. ❌ Heavy.`
+    fn starts_item(&self, at: usize) -> bool {
+        self.marker.bullet.is_some_and(is_tick) && self.text[at..].starts_with(is_tick)
     }
 
     /// The length of raised numbers printed flat: `consultation.11 12 Take`, `(type 2).10 This`.

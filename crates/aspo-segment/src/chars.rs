@@ -71,28 +71,15 @@ pub(crate) fn is_opener(c: char) -> bool {
     )
 }
 
-/// Bullets that are nothing but bullets.
+/// Bullets that are emoji too: in a line, behind a sentence that does not start with one, they are emoji.
+pub(crate) fn is_tick(c: char) -> bool {
+    matches!(c, '✓' | '✔' | '✅' | '❌')
+}
+
+/// Bullets at the start of a line or a sentence.
 pub(crate) fn is_bullet(c: char) -> bool {
-    matches!(
-        c,
-        '•' | '⁃'
-            | '●'
-            | '○'
-            | '◦'
-            | '▪'
-            | '▫'
-            | '■'
-            | '□'
-            | '‣'
-            | '►'
-            | '▶'
-            | '➢'
-            | '➤'
-            | '✓'
-            | '✔'
-            | '✅'
-            | '❌'
-    )
+    matches!(c, '•' | '⁃' | '●' | '○' | '◦' | '▪' | '▫' | '■' | '□' | '‣' | '►' | '▶' | '➢' | '➤')
+        || is_tick(c)
 }
 
 /// Emoji and what joins and colours them.
@@ -101,14 +88,5 @@ pub(crate) fn is_emoji(c: char) -> bool {
         c,
         '\u{1f000}'..='\u{1faff}' | '\u{2600}'..='\u{27bf}' | '\u{2b50}' | '\u{2b55}' | '\u{200d}' | '\u{fe0e}' | '\u{fe0f}'
             | '\u{20e3}' | '\u{e0020}'..='\u{e007f}'
-    )
-}
-
-/// Characters that belong to the one before them and must not be cut from it.
-pub(crate) fn extends_cluster(c: char) -> bool {
-    matches!(
-        c,
-        '\u{300}'..='\u{36f}' | '\u{200d}' | '\u{fe00}'..='\u{fe0f}' | '\u{20d0}'..='\u{20ff}' | '\u{1f3fb}'..='\u{1f3ff}'
-            | '\u{e0020}'..='\u{e007f}'
     )
 }

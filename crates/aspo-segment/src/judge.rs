@@ -97,11 +97,15 @@ impl<'t> Sentence<'t> {
         let kind = self.kind(word);
         match kind {
             Some(Kind::Title | Kind::Always) => return false,
-            Some(Kind::Number) if next.first == First::Digit => return false,
-            Some(Kind::Number) if next.first == First::Lower => {
+            Some(Kind::Number | Kind::Label | Kind::LabelOrWord) if next.first == First::Digit => {
+                return false;
+            }
+            Some(Kind::Number | Kind::Label | Kind::LabelOrWord) if next.first == First::Lower => {
                 return new_line || word.eq_ignore_ascii_case("no");
             }
-            Some(Kind::Number | Kind::Last) => return new_line || upper,
+            Some(Kind::Label) if self.is_counted(next, false) => return false,
+            Some(Kind::LabelOrWord) if self.is_counted(next, self.may_be_a_word(at, word)) => return false,
+            Some(Kind::Number | Kind::Label | Kind::LabelOrWord | Kind::Last) => return new_line || upper,
             Some(Kind::Inner) => return new_line || starts,
             Some(Kind::Time) => {
                 let hour = before.len() - word.len();
@@ -125,6 +129,27 @@ impl<'t> Sentence<'t> {
             }
             _ => true,
         }
+    }
+
+    /// Whether `next` counts what the abbreviation before it names: `A12`, `IX`, `B-4`, and one capital, unless that may
+    /// as well open a sentence.
+    fn is_counted(&self, next: Next, letter_may_start: bool) -> bool {
+        let mut letters = next.word.chars();
+        let letter = letters.next().is_some_and(|c| c.is_ascii_uppercase()) && letters.next().is_none();
+        let joined = || {
+            let behind = next.behind.strip_prefix(['-', '–', '.', '/']);
+            behind.is_some_and(|behind| behind.starts_with(|c: char| c.is_ascii_digit()))
+        };
+        !next.bracket && (abbreviation::counts(next.word) || letter && (!letter_may_start || joined()))
+    }
+
+    /// Whether `word`, which ends at `at` and is an abbreviation too, may be meant as a word: not where a capital within
+    /// the sentence says otherwise (`reads No. B`). Behind "no", the words "A" and "I" are no letters.
+    fn may_be_a_word(&self, at: usize, word: &str) -> bool {
+        let within = at - word.len() > self.body && word.starts_with(char::is_uppercase);
+        let article = word == "No"
+            && ["A ", "I "].iter().any(|next| self.text[at + 1..].trim_start().starts_with(next));
+        !within || article
     }
 
     pub(crate) fn is_abbreviation(&self, word: &str) -> bool {

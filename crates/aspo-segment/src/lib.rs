@@ -64,7 +64,7 @@
 //! - The spans tile the text, none is empty, and none but the first starts with white space.
 //! - A sentence split again, with the same options and no `max_length`, is one sentence: a decision looks at the sentence
 //!   so far and at the next word, never at the sentences before.
-//! - Time is linear in the text, and nothing is allocated: [`Sentences`] is an iterator.
+//! - Time is linear in the text, whatever the lengths asked for, and nothing is allocated: [`Sentences`] is an iterator.
 //! - The ids of tokens never decrease.
 //!
 //! # Where things are

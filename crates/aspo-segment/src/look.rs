@@ -1,6 +1,8 @@
 //! What a decision is made from: the run of full stops, the word before it, and what follows.
 
-use crate::chars::{is_bullet, is_closer, is_closing_quote, is_emoji, is_newline, is_opener, is_wide_stop};
+use crate::chars::{
+    is_bullet, is_closer, is_closing_quote, is_emoji, is_newline, is_opener, is_tick, is_wide_stop,
+};
 use crate::splitter::leading_space;
 
 /// What ended the sentence, if it did.
@@ -173,5 +175,5 @@ pub(crate) fn tail(text: &str) -> usize {
 
 /// The length of the emoji at the start of `text`.
 pub(crate) fn emoji(text: &str) -> usize {
-    text.chars().take_while(|&c| is_emoji(c) && !is_bullet(c)).map(char::len_utf8).sum()
+    text.chars().take_while(|&c| is_emoji(c) && (!is_bullet(c) || is_tick(c))).map(char::len_utf8).sum()
 }

@@ -113,6 +113,9 @@ fn numbers_item(text: &str, at: usize) -> bool {
     end > at && text[end..].starts_with(char::is_whitespace) && !text[end..].trim_start().is_empty()
 }
 
+/// Longest line behind the sign that opens a block of code.
+const MAX_CODE_NAME: usize = 200;
+
 /// The end of the fenced block of code that opens at `start`, white space behind it included; the text's end for a
 /// fence that is never closed.
 pub(crate) fn code_end(text: &str, start: usize, limit: usize) -> Option<usize> {
@@ -122,7 +125,13 @@ pub(crate) fn code_end(text: &str, start: usize, limit: usize) -> Option<usize> 
         return None;
     }
     let fence = &text[start..start + width];
-    let mut at = start + text[start..].find('\n')? + 1;
+    // What stands behind the fence names the language: it is short, and without ticks behind ticks.
+    let name = text.as_bytes()[start + width..].iter().take(MAX_CODE_NAME);
+    let name = name.take_while(|&&b| b != b'\n' && !(sign == b'`' && b == sign)).count();
+    if text.as_bytes().get(start + width + name) != Some(&b'\n') {
+        return None;
+    }
+    let mut at = start + width + name + 1;
     while at < limit {
         let line = text[at..].find('\n').map_or(text.len(), |n| at + n + 1);
         let body = text[at..line].trim();

@@ -1,5 +1,6 @@
 //! Where a sentence ends, by each of the [`Rules`](crate::Rules).
 
+use crate::chars::is_newline;
 use crate::splitter::leading_space;
 use crate::{Rules, SplitOptions, answer};
 
@@ -9,7 +10,7 @@ pub(crate) fn sentence_end(text: &str, start: usize, limit: usize, options: &Spl
     match options.rules {
         Rules::Answer => answer::sentence_end(text, start, limit, options.language),
         Rules::Period => after(text, start, limit, |c| c == '.'),
-        Rules::Newline => after(text, start, limit, |c| c == '\n' || c == '\r'),
+        Rules::Newline => after(text, start, limit, is_newline),
     }
 }
 

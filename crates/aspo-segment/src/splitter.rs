@@ -3,7 +3,8 @@
 use std::iter::FusedIterator;
 use std::ops::Range;
 
-use crate::chars::extends_cluster;
+use unicode_segmentation::GraphemeCursor;
+
 use crate::rules;
 
 /// How to split; the default is made for model answers.
@@ -11,21 +12,21 @@ use crate::rules;
 pub struct SplitOptions {
     /// What ends a sentence. Default: [`Rules::Answer`].
     pub rules: Rules,
-    /// The language of the text, where it is known. Default: [`Language::Any`].
+    /// The language of the text, where it is known. Default: [`Language::English`].
     pub language: Language,
     /// A sentence with fewer characters than this (white space around it not counted) joins the next one, the last
     /// one the sentence before it. Default: 0, nothing is joined.
     pub min_length: usize,
     /// A sentence with more characters than this (white space around it not counted) is cut, after a comma, semicolon
-    /// or colon if there is one in the second half, else at white space, else anywhere but inside an emoji or an accented
-    /// letter. What is left is read as a sentence of its own, also of code. It wins over `min_length`; 0 counts as 1.
+    /// or colon if there is one in the second half, else at white space, else anywhere but inside a grapheme cluster (an
+    /// emoji, a flag, an accented letter). What is left is read as a sentence of its own, also of code. It wins over `min_length`; 0 counts as 1.
     /// Default: [`usize::MAX`], nothing is cut.
     pub max_length: usize,
 }
 
 impl Default for SplitOptions {
     fn default() -> Self {
-        Self { rules: Rules::Answer, language: Language::Any, min_length: 0, max_length: usize::MAX }
+        Self { rules: Rules::Answer, language: Language::English, min_length: 0, max_length: usize::MAX }
     }
 }
 
@@ -53,10 +54,8 @@ pub enum Rules {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Language {
-    /// Not known: English abbreviations.
+    /// English; also for a text of a language that is not known.
     #[default]
-    Any,
-    /// English.
     English,
     /// German: its abbreviations; a number with a full stop is an ordinal ("am 3. Mai").
     German,
@@ -121,15 +120,19 @@ impl Sentences<'_> {
     /// The next sentence, joined with those behind it while it is too short.
     fn long_enough(&mut self) -> Option<Range<usize>> {
         let mut span = self.candidate()?;
-        while self.is_short(&span)
+        // Characters from the first that is no white space up to the end, without and with the white space there. They
+        // are carried along, since a sentence may be joined from any number of short ones.
+        let (mut length, mut whole) = self.lengths(&span);
+        while length < self.options.min_length
             && let Some(next) = self.candidate()
         {
-            let joined = span.start..next.end;
-            if !self.fits(&joined) {
+            let (more, more_whole) = self.lengths(&next);
+            if whole + more > self.options.max_length.max(1) {
                 self.at = span.end;
                 break;
             }
-            span = joined;
+            span.end = next.end;
+            (length, whole) = (whole + more, whole + more_whole);
         }
         Some(span)
     }
@@ -141,17 +144,29 @@ impl Sentences<'_> {
             return None;
         }
         let first = start + leading_space(&text[start..]);
-        let limit = nth_char(text, first, self.options.max_length.max(1));
-        // Where the sentence will be cut anyway, no rule reads on to the end of the text.
+        let max = self.options.max_length.max(1);
+        // Where the sentence will be cut anyway, no rule reads on to the end of the text. A character has four bytes at
+        // most, so that characters are counted in the sentence alone.
+        let limit = text.floor_char_boundary(first.saturating_add(max.saturating_mul(4)));
         let near = text.floor_char_boundary(limit.saturating_add(LOOK_AHEAD));
         let natural = rules::sentence_end(&text[..near], start, limit, &self.options);
-        let content = start + text[start..natural].trim_end().len();
-        self.at = if content <= limit {
-            natural + leading_space(&text[natural..])
-        } else {
-            cut(text, first, limit)
+        let content = &text[first..first.max(start + text[start..natural].trim_end().len())];
+        let too_long = if content.len() > max { content.char_indices().nth(max) } else { None };
+        self.at = match too_long {
+            None => natural + leading_space(&text[natural..]),
+            Some((at, _)) => cut(text, first, first + at),
         };
         Some(start..self.at)
+    }
+
+    /// Characters of a sentence, white space in front left out: without and with the white space behind.
+    fn lengths(&self, span: &Range<usize>) -> (usize, usize) {
+        if self.options.min_length < 2 {
+            return (usize::MAX, usize::MAX);
+        }
+        let text = self.text[span.clone()].trim_start();
+        let content = text.trim_end().chars().count();
+        (content, content + text[text.trim_end().len()..].chars().count())
     }
 
     fn is_short(&self, span: &Range<usize>) -> bool {
@@ -162,14 +177,6 @@ impl Sentences<'_> {
         let max = self.options.max_length.max(1);
         max == usize::MAX || self.text[span.clone()].trim().chars().nth(max).is_none()
     }
-}
-
-/// The byte `count` characters after `from`, at most the text's end.
-fn nth_char(text: &str, from: usize, count: usize) -> usize {
-    if count >= text.len() - from {
-        return text.len();
-    }
-    text[from..].char_indices().nth(count).map_or(text.len(), |(at, _)| from + at)
 }
 
 /// Where to cut a sentence whose content starts at `first` and is longer than `limit`: behind white space, so that what
@@ -189,12 +196,19 @@ fn cut(text: &str, first: usize, limit: usize) -> usize {
     at + leading_space(&text[at..])
 }
 
-/// The last place up to `limit` that does not cut an emoji or an accent from its letter; `limit`, where there is none.
+/// The last place up to `limit` that cuts no grapheme cluster (an emoji, a flag, an accent from its letter); `limit`,
+/// where there is none.
 fn whole_cluster(text: &str, first: usize, limit: usize) -> usize {
-    let cuts_cluster =
-        |at: usize| text[at..].starts_with(extends_cluster) || text[..at].ends_with('\u{200d}');
-    let places = text[first..limit].char_indices().rev().map(|(at, _)| first + at).take(16);
-    [limit].into_iter().chain(places).find(|&at| at > first && !cuts_cluster(at)).unwrap_or(limit)
+    // No further on than a cluster that a reader would see as one.
+    let near = &text[first..text.floor_char_boundary(limit + 64)];
+    let mut cursor = GraphemeCursor::new(limit - first, near.len(), true);
+    match cursor.is_boundary(near, 0) {
+        Ok(false) => match cursor.prev_boundary(near, 0) {
+            Ok(Some(at)) if at > 0 => first + at,
+            _ => limit,
+        },
+        _ => limit,
+    }
 }
 
 fn is_word(c: char) -> bool {

@@ -3,7 +3,7 @@
 //! An entry in small letters stands for the word in any case, one with a capital only for the word with a capital, one
 //! of a single letter only for itself.
 
-use crate::abbreviation::Kind::{Always, Inner, Last, Number, Time, Title};
+use crate::abbreviation::Kind::{Always, Inner, Label, LabelOrWord, Last, Number, Time, Title};
 use crate::abbreviation::List;
 
 /// English.
@@ -16,11 +16,17 @@ pub(crate) const ENGLISH: &[List] = &[
         "Adm", "Amb", "Atty", "Brig", "Cdr", "Cmdr", "Col", "Cpl", "Fr", "Ft", "Gen", "Hon", "Insp", "Lieut", "Maj",
         "Msgr", "Mt", "Pfc", "Pres", "Pvt", "Rep", "Reps", "Sen", "Sens", "Ste", "Supt",
     ]),
+    (Label, &[
+        "chap", "eq", "eqs", "fig", "figs", "n°", "nº", "nr", "p", "pg", "pp", "para", "sect", "vol", "vols", "apt",
+        "App", "Bk", "Exh", "Pl",
+    ]),
+    (LabelOrWord, &[
+        "art", "arts", "ch", "ex", "ext", "ln", "no", "nos", "op", "par", "pt", "ref", "refs", "rm", "sec", "secs",
+        "tab", "ver",
+    ]),
     (Number, &[
-        "art", "arts", "ch", "chap", "eq", "eqs", "ex", "ext", "fig", "figs", "ln", "no", "nos", "nr", "n°", "nº",
-        "op", "p", "pg", "pp", "par", "para", "pt", "ref", "refs", "rm", "sec", "secs", "sect", "tab", "tel", "ver",
-        "vol", "vols", "approx", "c", "ca", "Apr", "Aug", "Dec", "Feb", "Jan", "Jul", "Jun", "Mar", "Nov", "Oct",
-        "Sep", "Sept", "rs", "pop", "apt",
+        "tel", "approx", "c", "ca", "Apr", "Aug", "Dec", "Feb", "Jan", "Jul", "Jun", "Mar", "Nov", "Oct", "Sep",
+        "Sept", "rs", "pop",
     ]),
     (Always, &[
         "a.k.a", "cf", "e.g", "eg", "esp", "i.a", "i.e", "ie", "incl", "resp", "v", "viz", "vs",
@@ -51,8 +57,14 @@ pub(crate) const COMMON: &[List] = &[
     (Title, &[
         "dr", "prof", "st", "mt",
     ]),
+    (Label, &[
+        "fig", "nr", "n°", "nº", "p", "pp", "vol",
+    ]),
+    (LabelOrWord, &[
+        "art", "no",
+    ]),
     (Number, &[
-        "art", "fig", "nr", "no", "n°", "nº", "p", "pp", "vol", "tel",
+        "tel",
     ]),
     (Always, &[
         "cf", "vs",
@@ -71,8 +83,14 @@ pub(crate) const GERMAN: &[List] = &[
     (Title, &[
         "fr", "frl", "hr", "hrn", "ing", "mag", "med", "phil", "rer", "nat", "jur", "dipl", "priv", "doz", "hl",
     ]),
+    (Label, &[
+        "abb", "abs", "anm", "bd", "kap", "s", "S", "tab", "ziff", "zl", "par",
+    ]),
+    (LabelOrWord, &[
+        "art",
+    ]),
     (Number, &[
-        "abb", "abs", "anm", "aufl", "bd", "bzgl", "kap", "s", "S", "tab", "ziff", "zit", "zl", "art", "par",
+        "aufl", "bzgl", "zit",
     ]),
     (Always, &[
         "bspw", "bzw", "ca", "d.h", "evtl", "exkl", "gegr", "ggf", "inkl", "insb", "s.o", "s.u", "sog", "u.a",
@@ -94,8 +112,11 @@ pub(crate) const FRENCH: &[List] = &[
     (Title, &[
         "M", "mm", "mme", "mmes", "mlle", "mlles", "me", "mgr", "ste", "pr", "gén",
     ]),
+    (Label, &[
+        "chap", "fig", "t", "réf",
+    ]),
     (Number, &[
-        "chap", "éd", "env", "fig", "t", "réf", "janv", "févr", "avr", "juill", "sept", "oct", "nov", "déc",
+        "éd", "env", "janv", "févr", "avr", "juill", "sept", "oct", "nov", "déc",
     ]),
     (Always, &[
         "c.-à-d", "ex", "c.à.d", "apr", "av", "inf", "sup",
@@ -112,9 +133,12 @@ pub(crate) const SPANISH: &[List] = &[
         "sr", "sra", "srta", "sres", "dra", "dña", "D", "lic", "ing", "gral", "ud", "uds", "vd", "vds", "sto",
         "sta",
     ]),
+    (Label, &[
+        "pág", "págs", "núm", "cap", "art", "arts", "párr", "cra",
+    ]),
     (Number, &[
-        "pág", "págs", "núm", "cap", "aprox", "art", "arts", "ed", "ene", "feb", "mar", "abr", "jun", "jul", "ago",
-        "sept", "oct", "nov", "dic", "lun", "mié", "jue", "vie", "párr", "ext", "cra",
+        "aprox", "ed", "ene", "feb", "mar", "abr", "jun", "jul", "ago", "sept", "oct", "nov", "dic", "lun", "mié",
+        "jue", "vie", "ext",
     ]),
     (Always, &[
         "p.ej", "ej", "a.c", "d.c", "ee",

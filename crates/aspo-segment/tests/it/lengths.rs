@@ -17,6 +17,7 @@ fn every_full_stop_ends_a_sentence_by_the_period_rule() {
 fn every_line_is_a_sentence_by_the_newline_rule() {
     let options = SplitOptions { rules: Rules::Newline, ..Default::default() };
     assert_eq!(sentences_with("\nOne. Two.\r\nThree\n\n\nFour", &options), ["One. Two.", "Three", "Four"]);
+    assert_eq!(sentences_with("One\u{2028}Two\u{85}Three", &options), ["One", "Two", "Three"]);
 }
 
 #[test]
@@ -49,6 +50,10 @@ fn a_cut_keeps_an_emoji_and_an_accent_whole() {
     let options = SplitOptions { max_length: 4, ..Default::default() };
     assert_eq!(sentences_with("ab👨\u{200d}👩x", &options), ["ab", "👨\u{200d}👩x"]);
     assert_eq!(sentences_with("abce\u{301}d", &options), ["abc", "e\u{301}d"]);
+    // A flag is two letters, a syllable of Hindi or Korean several signs.
+    assert_eq!(sentences_with("abc🇩🇪d", &options), ["abc", "🇩🇪d"]);
+    assert_eq!(sentences_with("abcक्षि", &options), ["abc", "क्षि"]);
+    assert_eq!(sentences_with("abc\u{1112}\u{1161}\u{11ab}", &options), ["abc", "\u{1112}\u{1161}\u{11ab}"]);
 }
 
 #[test]
