@@ -5,13 +5,15 @@
 //! cargo run --release --example validate -- pairs.parquet --strict --tokenizer llava/tokenizer.json
 //! ```
 //!
-//! Ends with 0 when every row is sound, with 1 when there are faults, with 2 when the file cannot be read.
+//! Ends with 0 when every row is sound (rows with equal answers are dropped and counted, as in training), with 1 when
+//! there are faults, with 2 when the file cannot be read, or not to its end.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use aspo_data::validate::{ValidateOptions, validate};
 use aspo_data::{Encoder, Format, OnFault, Template, Tokenizer};
+use aspo_examples::{note, say};
 use clap::Parser;
 
 /// Checks a file of preference pairs.
@@ -19,9 +21,9 @@ use clap::Parser;
 struct Arguments {
     /// JSON list, JSON lines or parquet.
     file: PathBuf,
-    /// trl, seva, rlaif-v or llama-factory; recognised where not given.
+    /// trl, seva, rlaif-v, llama-factory, ms-swift, openai or ha-dpo; recognised where not given.
     #[arg(long)]
-    format: Option<String>,
+    format: Option<Format>,
     /// Folder of the images: every image is looked for.
     #[arg(long)]
     images: Option<PathBuf>,
@@ -50,23 +52,30 @@ struct Arguments {
 
 fn main() -> ExitCode {
     match run(&Arguments::parse()) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(1),
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("{error}");
+            note!("error: {error}");
             ExitCode::from(2)
         }
     }
 }
 
-fn run(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
-    let format: Option<Format> = match &arguments.format {
-        None => None,
-        Some(name) => Some(
-            serde_json::from_value(serde_json::Value::String(name.clone()))
-                .map_err(|_| format!("--format {name:?}: use trl, seva, rlaif-v or llama-factory"))?,
-        ),
-    };
+fn run(arguments: &Arguments) -> Result<u8, Box<dyn std::error::Error>> {
+    if arguments.file.is_dir() {
+        return Err(format!("{}: a folder: name a file of pairs in it", arguments.file.display()).into());
+    }
+    if let Some(images) = arguments.images.as_ref().filter(|images| !images.is_dir()) {
+        let what = if images.exists() {
+            "a file, where the folder of the images is wanted"
+        } else {
+            "no such folder"
+        };
+        return Err(format!("--images {}: {what}", images.display()).into());
+    }
+    if let Some(tokenizer) = arguments.tokenizer.as_ref().filter(|tokenizer| tokenizer.is_dir()) {
+        let what = "a folder: name the tokenizer.json in it";
+        return Err(format!("--tokenizer {}: {what}", tokenizer.display()).into());
+    }
     let encoder = match &arguments.tokenizer {
         None => None,
         Some(path) => Some(Encoder {
@@ -75,7 +84,7 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
         }),
     };
     let options = ValidateOptions {
-        format,
+        format: arguments.format,
         image_root: arguments.images.clone(),
         decode_images: arguments.decode,
         encoder: encoder.as_ref(),
@@ -83,10 +92,11 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
         ..ValidateOptions::default()
     };
     let report = validate(&arguments.file, &options)?;
-    if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        println!("{report}");
-    }
-    Ok(report.faulty() == 0)
+    let text = if arguments.json { serde_json::to_string_pretty(&report)? } else { report.to_string() };
+    say!("{text}");
+    Ok(match (report.broken.is_some(), report.faulty()) {
+        (true, _) => 2,
+        (false, 0) => 0,
+        (false, _) => 1,
+    })
 }

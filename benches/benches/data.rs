@@ -118,10 +118,6 @@ fn pairs(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("pairs");
     group.throughput(Throughput::Elements(1));
     group.bench_function("encode", |b| b.iter(|| encoder.encode(black_box(&pairs[0]))));
-    group.throughput(Throughput::Elements(pairs.len() as u64));
-    group.bench_function("encode_all, all cores", |b| {
-        b.iter(|| encoder.encode_all(pairs.iter().cloned().map(Ok), aspo_data::OnFault::Stop, None));
-    });
     let encoded: Vec<_> =
         pairs[..16].iter().map(|pair| encoder.encode(pair).expect("a sound pair")).collect();
     let refs: Vec<_> = encoded.iter().collect();

@@ -293,13 +293,16 @@ fn dense_scores<B: Backend, M: VisionLanguageModel<B>>(
     features: Option<Tensor<B, 3>>,
     device: &B::Device,
 ) -> Tensor<B, 1> {
-    let batch = host.to_device::<B>(device);
-    let mut input = ModelInput::new(batch.input_ids, batch.attention_mask.int());
-    input.position_ids = Some(batch.position_ids);
-    input.segment_ids = Some(batch.segments.clamp_min(0));
+    let ints = |values: &[i32]| Tensor::<B, 1, Int>::from_data(TensorData::from(values), device);
+    let grid = |values: &[i32]| ints(values).reshape([host.rows, host.length]);
+    let mask: Vec<i32> = host.attention_mask.iter().map(|&is_token| i32::from(is_token)).collect();
+    let mut input = ModelInput::new(grid(&host.input_ids), grid(&mask));
+    input.position_ids = Some(grid(&host.position_ids));
+    input.segment_ids = Some(grid(&host.segments).clamp_min(0));
     input.image_features = features;
-    let hidden = model.hidden_at(&input, batch.positions).expect("valid input");
-    dense_log_probs(hidden.matmul(model.head().transpose()), batch.targets).expect("valid ids")
+    let hidden = model.hidden_at(&input, ints(&host.responses.positions)).expect("valid input");
+    dense_log_probs(hidden.matmul(model.head().transpose()), ints(&host.responses.targets))
+        .expect("valid ids")
 }
 
 /// What a step took: by the clock, and of all threads together, which other work on the machine disturbs less.

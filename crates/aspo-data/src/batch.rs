@@ -1,4 +1,4 @@
-//! From encoded pairs to the arrays of one step, on the host and then on a device.
+//! From encoded pairs to the arrays of one step, on the host.
 //!
 //! Two layouts of the same pairs. [`HostBatch::stacked`]: two rows a pair, all chosen rows first. [`HostBatch::packed`]:
 //! one row a pair, `prompt ‖ chosen ‖ rejected`, where the answers see the prompt but not each other (segments) and both
@@ -6,7 +6,7 @@
 //! same order, so that everything after the model is written once.
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{Bool, Int, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 
 use crate::encode::{EncodedAnswer, EncodedPair};
 use crate::error::{Error, Result};
@@ -214,67 +214,6 @@ impl HostBatch {
             self.image_index.push(index.expect("the images of all pairs were listed"));
         }
     }
-
-    /// Moves the arrays to a device.
-    pub fn to_device<B: Backend>(&self, device: &B::Device) -> PairBatch<B> {
-        let shape = [self.rows, self.length];
-        let ints = |values: &[i32]| Tensor::<B, 1, Int>::from_data(TensorData::from(values), device);
-        let grid = |values: &[i32]| ints(values).reshape(shape);
-        let mask = |values: &[bool], shape: [usize; 2]| {
-            Tensor::<B, 2, Bool>::from_data(TensorData::new(values.to_vec(), shape), device)
-        };
-        let responses = &self.responses;
-        let sentences = responses.similarity.iter().map(Vec::len).max().unwrap_or(0);
-        let similarity = (sentences > 0).then(|| {
-            let padded = responses
-                .similarity
-                .iter()
-                .flat_map(|row| row.iter().copied().chain(std::iter::repeat_n(0.0, sentences - row.len())))
-                .collect::<Vec<f32>>();
-            Tensor::from_data(TensorData::new(padded, [responses.similarity.len(), sentences]), device)
-        });
-        let instruction = (self.instruction_length > 0).then(|| {
-            let shape = [self.pairs(), self.instruction_length];
-            (ints(&self.instruction_ids).reshape(shape), mask(&self.instruction_mask, shape))
-        });
-        PairBatch {
-            input_ids: grid(&self.input_ids),
-            attention_mask: mask(&self.attention_mask, shape),
-            position_ids: grid(&self.position_ids),
-            segments: grid(&self.segments),
-            positions: ints(&responses.positions),
-            targets: ints(&responses.targets),
-            sequences: ints(&responses.sequences),
-            sentence_ids: ints(&responses.sentence_ids),
-            similarity,
-            instruction,
-        }
-    }
-}
-
-/// One batch on a device; the fields are those of [`HostBatch`] and [`Responses`].
-#[derive(Debug, Clone)]
-pub struct PairBatch<B: Backend> {
-    /// `[rows, length]`.
-    pub input_ids: Tensor<B, 2, Int>,
-    /// `[rows, length]`, true at tokens.
-    pub attention_mask: Tensor<B, 2, Bool>,
-    /// `[rows, length]`.
-    pub position_ids: Tensor<B, 2, Int>,
-    /// `[rows, length]`.
-    pub segments: Tensor<B, 2, Int>,
-    /// `[N]` flat positions of the hidden states that predict the answer tokens.
-    pub positions: Tensor<B, 1, Int>,
-    /// `[N]` answer tokens.
-    pub targets: Tensor<B, 1, Int>,
-    /// `[N]` sequence of each.
-    pub sequences: Tensor<B, 1, Int>,
-    /// `[N]` sentence of each.
-    pub sentence_ids: Tensor<B, 1, Int>,
-    /// `[2n, K]` similarity padded with 0, where computed.
-    pub similarity: Option<Tensor<B, 2>>,
-    /// `[n, T_q]` ids and mask of the Q-Former's instruction, for InstructBLIP.
-    pub instruction: Option<(Tensor<B, 2, Int>, Tensor<B, 2, Bool>)>,
 }
 
 /// Preprocessed images as one tensor `[images, 3, size, size]`.

@@ -9,7 +9,7 @@ use aspo_segment::SplitOptions;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, PairFault, Result};
-use crate::pair::{ImageSource, Pair};
+use crate::pair::{IMAGE_TAG, ImageSource, Pair};
 use crate::prompt::{Rendered, Template};
 use crate::tokenizer::{Tokenizer, Tokens};
 
@@ -113,12 +113,12 @@ impl Encoder {
     /// Encodes one pair.
     ///
     /// # Errors
-    /// [`Error::Pair`] when the pair cannot be used: an empty answer, a text that spells out a special token, a prompt
-    /// that leaves no room ([`PairFault::NoRoom`]). [`Error::Tokenizer`] when the tokenizer lacks `<image>`.
+    /// [`Error::Pair`] when the pair cannot be used: an empty answer, answers that are equal once cut
+    /// ([`PairFault::Equal`]), a text that spells out a special token, tags that are not as many as the images, a prompt
+    /// that leaves no room ([`PairFault::NoRoom`]). [`Error::Tokenizer`] when the tokenizer lacks a token that is needed.
     pub fn encode(&self, pair: &Pair) -> Result<EncodedPair> {
         self.check(pair)?;
-        let names = self.tokenizer.names();
-        let rendered = self.template.render(pair, &names.image, &names.eos);
+        let rendered = self.template.render(pair, self.tokenizer.names());
         let prompt = self.tokenizer.encode(&rendered.prompt, true)?;
         let chosen = self.encode_answer(&rendered, &prompt.ids, &pair.chosen)?;
         let rejected = self.encode_answer(&rendered, &prompt.ids, &pair.rejected)?;
@@ -135,22 +135,19 @@ impl Encoder {
             Some(tokenizer) => tokenizer.encode(&pair.prompt, true)?.ids,
             None => Vec::new(),
         };
-        Ok(EncodedPair {
-            id: pair.id.clone(),
-            images: pair.images.clone(),
-            prompt_ids,
-            image_spans,
-            instruction_ids,
-            chosen: self.answer(&pair.id, &pair.chosen, chosen, room)?,
-            rejected: self.answer(&pair.id, &pair.rejected, rejected, room)?,
-        })
+        let chosen = self.answer(&pair.id, &pair.chosen, chosen, room)?;
+        let rejected = self.answer(&pair.id, &pair.rejected, rejected, room)?;
+        if chosen.ids == rejected.ids {
+            return Err(Error::pair(&pair.id, PairFault::Equal));
+        }
+        let (id, images) = (pair.id.clone(), pair.images.clone());
+        Ok(EncodedPair { id, images, prompt_ids, image_spans, instruction_ids, chosen, rejected })
     }
 
     /// Prompt ids for generation, image tokens expanded: what [`Encoder::encode`] puts before the answer.
     pub fn encode_prompt(&self, pair: &Pair) -> Result<Vec<u32>> {
-        let names = self.tokenizer.names();
         self.check_prompt(pair)?;
-        let rendered = self.template.render(pair, &names.image, &names.eos);
+        let rendered = self.template.render(pair, self.tokenizer.names());
         let prompt = self.tokenizer.encode(&rendered.prompt, true)?;
         Ok(self.expand_images(pair, &rendered, &prompt.ids)?.0)
     }
@@ -169,10 +166,22 @@ impl Encoder {
     }
 
     fn check_prompt(&self, pair: &Pair) -> Result<()> {
-        self.check_special(pair, "prompt", &pair.prompt)?;
+        let (tags, images) = (pair.tags(), pair.images.len());
+        if tags > 0 && tags != images {
+            return Err(Error::pair(&pair.id, PairFault::ImageCount { tags, images }));
+        }
+        if tags > 0 && self.template == Template::InstructBlip {
+            return Err(Error::pair(&pair.id, PairFault::Placed { template: self.template }));
+        }
+        if self.template == Template::LlavaLlama2 && !pair.history.is_empty() {
+            self.tokenizer.bos()?;
+        }
+        // The tags become image tokens; nothing else may become a token with a meaning of its own.
+        let bare = |text: &str| text.replace(IMAGE_TAG, " ");
+        self.check_special(pair, "prompt", &bare(&pair.prompt))?;
         self.check_special(pair, "system message", pair.system.as_deref().unwrap_or_default())?;
         for turn in &pair.history {
-            self.check_special(pair, "earlier question", &turn.user)?;
+            self.check_special(pair, "earlier question", &bare(&turn.user))?;
             self.check_special(pair, "earlier answer", &turn.assistant)?;
         }
         Ok(())

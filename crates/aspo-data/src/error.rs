@@ -118,12 +118,20 @@ pub enum RowFault {
     #[error("the file ends in the middle of this row: it was cut short, copy or download it again")]
     Cut,
     /// A key is not there.
-    #[error("`{key}` is missing; the row has: {found}; add it, or drop the row")]
+    #[error("`{key}` is missing; the row has: {found}; {remedy}")]
     Missing {
         /// The key.
         key: &'static str,
         /// The keys that are there.
         found: String,
+        /// What to do; names the format that the keys belong to, where it is another.
+        remedy: String,
+    },
+    /// A key is there and holds nothing.
+    #[error("`{key}` is null; fill it in, or drop the row")]
+    Null {
+        /// The key.
+        key: &'static str,
     },
     /// A key holds the wrong kind of value.
     #[error("`{key}` should be {expected}, found {found}")]
@@ -141,9 +149,28 @@ pub enum RowFault {
         /// The key.
         key: &'static str,
     },
-    /// Chosen and rejected are the same text: there is no preference to learn.
-    #[error("chosen and rejected are the same text: drop the row, it prefers nothing")]
-    Equal,
+    /// A text that a chat template was already written around, or that holds a tag where none may stand.
+    #[error(
+        "`{key}` holds {found:?}, which belongs to a chat template: give the bare text, the template is written around it \
+         here"
+    )]
+    Templated {
+        /// The key.
+        key: &'static str,
+        /// The mark found.
+        found: String,
+    },
+    /// Video or audio.
+    #[error("`{key}` holds video or audio ({what}), which is not supported: drop the row")]
+    Media {
+        /// The key.
+        key: String,
+        /// What was found.
+        what: String,
+    },
+    /// Columns of images that contradict each other.
+    #[error("{0}")]
+    Images(&'static str),
     /// A conversation whose turns do not alternate user, assistant.
     #[error("conversation: {0}")]
     Turns(String),
@@ -185,9 +212,12 @@ impl RowFault {
             Self::TooLong { .. } => "too-long",
             Self::Cut => "cut",
             Self::Missing { .. } => "missing",
+            Self::Null { .. } => "null",
             Self::Type { .. } => "type",
             Self::Empty { .. } => "empty",
-            Self::Equal => "equal",
+            Self::Templated { .. } => "templated",
+            Self::Media { .. } => "media",
+            Self::Images(_) => "images",
             Self::Turns(_) => "turns",
             Self::ImageCount { .. } => "image-count",
             Self::ImagePath { .. } => "image-path",
@@ -210,6 +240,31 @@ pub enum FileFault {
         /// What it looks like.
         found: &'static str,
     },
+    /// A folder.
+    #[error("it is a folder: name a file in it")]
+    Folder,
+    /// Nothing from a row on can be read; what came before is sound.
+    #[error(
+        "row {row}: {fault}; nothing from this row on was read{}",
+        lost.map_or(String::new(), |lost| format!(", {lost} rows are lost"))
+    )]
+    Broken {
+        /// The first row that is lost.
+        row: usize,
+        /// How many are, where the file tells.
+        lost: Option<usize>,
+        /// What is wrong there.
+        fault: RowFault,
+    },
+    /// One JSON object that is not a row.
+    #[error(
+        "the whole file is one JSON object, starting {start:?}: rows are a list `[{{…}}, …]`, or one object a line; take \
+         the list out of it"
+    )]
+    Object {
+        /// Its beginning.
+        start: String,
+    },
     /// Neither a JSON list, nor JSON lines, nor parquet.
     #[error("neither a JSON list, nor one JSON object a line, nor parquet: it starts with {found:?}")]
     Container {
@@ -218,9 +273,10 @@ pub enum FileFault {
     },
     /// The keys belong to no format known here.
     #[error(
-        "unknown format, keys {keys}; known are trl (prompt, chosen, rejected), seva (question, chosen, reject), \
-         rlaif-v (question, chosen, rejected, image), llama-factory (conversations or instruction, chosen, rejected), \
-         llava (conversations)"
+        "unknown format, keys {keys}; known are trl (prompt, chosen, rejected), seva (question, chosen, reject, image_id), \
+         rlaif-v (question, chosen, rejected, image), llama-factory (conversations, messages or instruction, chosen, \
+         rejected), ms-swift (messages, rejected_response), openai (input, preferred_output, non_preferred_output), \
+         ha-dpo (image_id, chosen, rejected), llava (conversations): rename the keys to those of one"
     )]
     Format {
         /// The keys of the first row.
@@ -295,6 +351,11 @@ pub enum PairFault {
         /// `chosen` or `rejected`.
         side: &'static str,
     },
+    /// Both answers are the same tokens, as far as `max_length` keeps them.
+    #[error(
+        "both answers are the same tokens, as far as `max_length` keeps them: raise it, or drop the pair"
+    )]
+    Equal,
     /// A text contains a token that has a meaning of its own, such as `</s>`.
     #[error("the {place} contains the special token {token:?}: remove it from the text")]
     SpecialToken {
@@ -310,6 +371,14 @@ pub enum PairFault {
         tags: usize,
         /// Images of the pair.
         images: usize,
+    },
+    /// `<image>` within the text, for a model that reads its pictures before all text.
+    #[error(
+        "an <image> tag within the text, which template {template} cannot place: set it in front, or leave it out"
+    )]
+    Placed {
+        /// The template.
+        template: crate::Template,
     },
     /// Sentence spans and token offsets do not fit each other.
     #[error("sentences: {0}")]
@@ -336,7 +405,8 @@ impl Error {
         Self::Pair { id: id.to_owned(), fault }
     }
 
-    /// True where only this row or pair is lost and the work can go on with the next.
+    /// True where only this row or pair is lost and the work can go on with the next. Never true where more may be lost
+    /// ([`FileFault::Broken`]).
     pub fn is_one_row(&self) -> bool {
         matches!(self, Self::Row { .. } | Self::Pair { .. } | Self::Image { .. } | Self::ImagePath { .. })
     }

@@ -8,23 +8,24 @@ use crate::error::{Error, Result};
 
 /// The file that `reference` names under `root`, refused where it could lie elsewhere.
 ///
-/// Refused are empty and absolute paths, `..`, drive letters, backslashes, NUL, URLs, and, after links have been
-/// followed, anything that lies outside `root`. The file must exist.
+/// Refused are empty paths, `..`, drive letters, backslashes, NUL, URLs, and, after links have been followed, anything
+/// that lies outside `root`; an absolute path may lead into it. The file must exist.
 pub fn resolve(root: &Path, reference: &str) -> Result<PathBuf> {
     check_reference(reference)?;
     let root = root.canonicalize().map_err(|source| Error::io(root, source))?;
     let path = root.join(reference);
     let real = path.canonicalize().map_err(|source| Error::io(&path, source))?;
     if !real.starts_with(&root) {
-        return Err(Error::ImagePath {
-            reference: reference.to_owned(),
-            why: "a link leads out of the image folder",
-        });
+        let why = match Path::new(reference).is_absolute() {
+            true => "it is not in the image folder: give the folder that it is in",
+            false => "a link leads out of the image folder",
+        };
+        return Err(Error::ImagePath { reference: reference.to_owned(), why });
     }
     Ok(real)
 }
 
-/// The part of [`resolve`] that needs no disk: is this a plain relative path?
+/// The part of [`resolve`] that needs no disk: is this a plain path?
 pub fn check_reference(reference: &str) -> Result<()> {
     let refuse = |why| Err(Error::ImagePath { reference: reference.chars().take(200).collect(), why });
     if reference.trim().is_empty() {
@@ -36,12 +37,11 @@ pub fn check_reference(reference: &str) -> Result<()> {
     if reference.contains("://") {
         return refuse("it is a URL: download the images and give their folder");
     }
-    let path = Path::new(reference);
     let bytes = reference.as_bytes();
-    if path.is_absolute() || (bytes.len() > 1 && bytes[1] == b':' && bytes[0].is_ascii_alphabetic()) {
-        return refuse("it is absolute: give it relative to the image folder");
+    if bytes.len() > 1 && bytes[1] == b':' && bytes[0].is_ascii_alphabetic() {
+        return refuse("it has a drive letter: give it relative to the image folder");
     }
-    if path.components().any(|part| !matches!(part, Component::Normal(_) | Component::CurDir)) {
+    if Path::new(reference).components().any(|part| part == Component::ParentDir) {
         return refuse("it contains `..`");
     }
     Ok(())

@@ -2,22 +2,23 @@
 //!
 //! One pair travels: a row of a file ([`read`]) becomes a [`Pair`], texts and image references; an [`Encoder`] writes it
 //! out in a [`Template`] and makes an [`EncodedPair`], token ids with the image tokens' span and a sentence id for each
-//! answer token; a [`HostBatch`] lays several side by side and [`HostBatch::to_device`] moves them to a backend.
+//! answer token; a [`HostBatch`] lays several side by side.
 //! Meanwhile an [`ImageLoader`] turns the images into the vision tower's input, each once.
 //!
 //! ```no_run
 //! use std::path::Path;
 //!
-//! use aspo_data::{Encoder, HostBatch, ImageLoader, ImageProcessor, OnFault, Order, Padding, Template, Tokenizer};
+//! use aspo_data::{Encoder, HostBatch, ImageLoader, ImageProcessor, Order, Padding, Template, Tokenizer};
 //!
 //! # fn main() -> aspo_data::Result<()> {
 //! let tokenizer = Tokenizer::from_file(Path::new("llava-1.5-7b-hf/tokenizer.json"))?;
 //! let encoder = Encoder::new(tokenizer, Template::VicunaV1, 576);
 //! let images = ImageLoader::new("coco/train2017", ImageProcessor::clip(336))?;
 //!
-//! // Rows that cannot be used are counted, not lost in silence.
-//! let (pairs, report) = encoder.encode_all(aspo_data::read_pairs(Path::new("pairs.json"))?, OnFault::Skip, None)?;
-//! println!("{} of {} pairs, {} without room", report.encoded, report.rows, report.dropped_no_room);
+//! // The first row that cannot be used stops the work; `read` shows how to count and go on.
+//! let mut rows = aspo_data::read_pairs(Path::new("pairs.json"))?;
+//! let pairs: Vec<_> = rows.by_ref().map(|pair| encoder.encode(&pair?)).collect::<aspo_data::Result<_>>()?;
+//! println!("{} pairs, {} dropped for equal answers", pairs.len(), rows.dropped().equal);
 //!
 //! let lengths: Vec<usize> = pairs.iter().map(|pair| pair.length()).collect();
 //! let mut order = Order::new(&lengths, 8, 16, 42)?;
@@ -30,10 +31,10 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`read`], [`write`](mod@write) | TRL, SeVa, RLAIF-V, LLaMA-Factory, LLaVA; JSON and parquet |
+//! | [`read`], [`write`](mod@write) | TRL, SeVa, RLAIF-V, LLaMA-Factory, ms-swift, OpenAI, HA-DPO, LLaVA; JSON and parquet |
 //! | [`validate`](mod@validate) | an account of a file: faults by kind, lengths, duplicates |
 //! | [`image`] | decoding within limits, Pillow-equal preprocessing, parallel loading |
-//! | [`prompt`], [`tokenizer`], [`encode`], [`corpus`] | templates, token ids, sentences, truncation, whole files with a cache |
+//! | [`prompt`], [`tokenizer`], [`encode`] | templates, token ids, sentences, truncation |
 //! | [`order`], [`batch`] | batches of like length with a cursor; the arrays of a step, stacked or packed |
 //! | [`noise`], [`seva`] | SeVa's noise and the making of pairs with it |
 //! | [`similarity`] | sentence-image cosines |
@@ -43,9 +44,8 @@
 //! The feature `parquet` (on by default) reads and writes tables.
 //!
 //! # Choices
-//! Where the sources are silent (C): a pair keeps earlier turns and a system message beside its prompt; `<image>` tags
-//! are taken out of prompts and every template sets the images first; prompts are never cut, only the ends of answers;
-//! a text that spells out a special token is refused; the end token closes every answer that was not truncated; 16-bit
+//! Where the sources are silent (C): a pair keeps earlier turns and a system message beside its prompt; images stand
+//! where `<image>` tags do, else in front; prompts are never cut, only the ends of answers; a text that spells out a special token is refused; the end token closes every answer that was not truncated; 16-bit
 //! grey is clipped as Pillow clips it.
 
 pub mod batch;
@@ -67,15 +67,15 @@ pub mod tokenizer;
 pub mod validate;
 pub mod write;
 
-pub use batch::{HostBatch, Padding, PairBatch, Responses};
-pub use corpus::{EncodeReport, OnFault};
+pub use batch::{HostBatch, Padding, Responses};
+pub use corpus::OnFault;
 pub use encode::{EncodedAnswer, EncodedPair, Encoder};
 pub use error::{Error, FileFault, ImageFault, PairFault, Result, RowFault};
 pub use image::{Fit, ImageLoader, ImageProcessor};
 pub use order::{Cursor, Order};
-pub use pair::{ImageSource, Pair, Turn};
+pub use pair::{IMAGE_TAG, ImageSource, Pair, Turn};
 pub use prompt::Template;
-pub use read::{Format, read_pairs, read_pairs_as};
+pub use read::{Dropped, Format, Pairs, read_pairs, read_pairs_as};
 pub use store::Store;
 pub use tokenizer::{SpecialTokens, Tokenizer};
 

@@ -4,10 +4,13 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+/// Marks the place of a picture in a question.
+pub const IMAGE_TAG: &str = "<image>";
+
 /// Where the picture of a pair is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ImageSource {
-    /// A path relative to the image folder ([`crate::files::resolve`] refuses any that leaves it).
+    /// A path relative to the image folder, or one inside it ([`crate::files::resolve`] refuses any that leaves it).
     Path(String),
     /// The encoded file itself (PNG, JPEG, …), as parquet tables carry it.
     Bytes(Arc<[u8]>),
@@ -46,8 +49,9 @@ pub struct Turn {
 
 /// A prompt about an image with a preferred and a dispreferred answer.
 ///
-/// `prompt` is the bare question without template or `<image>` tags (readers check that the tags agree with the
-/// images and take them out; every template sets the images first).
+/// `prompt` is the bare question without template. Where questions, earlier ones included, hold `<image>` tags, each is the
+/// place of one image, in order; where none does, the templates set the images in front of the first question (readers
+/// take out tags that all stand there).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Pair {
     /// Identifies the pair in messages and caches; the row number where the file gives none.
@@ -89,6 +93,22 @@ impl Pair {
     pub fn with_image(mut self, image: impl Into<ImageSource>) -> Self {
         self.images.push(image.into());
         self
+    }
+
+    /// Whether the answers are the same text, white space around them not counted: such a pair prefers nothing, and every
+    /// path drops and counts it.
+    pub fn has_equal_answers(&self) -> bool {
+        self.chosen.trim() == self.rejected.trim()
+    }
+
+    /// The questions, oldest first.
+    pub fn questions(&self) -> impl Iterator<Item = &str> {
+        self.history.iter().map(|turn| turn.user.as_str()).chain([self.prompt.as_str()])
+    }
+
+    /// Number of `<image>` tags in the questions: that of the images, or none.
+    pub fn tags(&self) -> usize {
+        self.questions().map(|text| text.matches(IMAGE_TAG).count()).sum()
     }
 
     /// Hash of everything that decides how the pair is encoded; the id is not part of it.

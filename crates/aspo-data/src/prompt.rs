@@ -1,11 +1,12 @@
 //! From a question to the text that the model was trained to see.
 //!
 //! Sources: LLaVA `llava/conversation.py` (`vicuna_v1`, `llava_llama_2`, `plain`), the chat template of
-//! `llava-hf/llava-1.5-7b-hf`, LAVIS' InstructBLIP. Every template sets the images first, as LLaVA's
-//! `preprocess_multimodal` and the chat template do.
+//! `llava-hf/llava-1.5-7b-hf`, LAVIS' InstructBLIP. Images go where the questions have their tags; without tags, in front
+//! of the first question, as LLaVA's `preprocess_multimodal` and the chat template set them.
 
 use crate::error::{Error, Result};
-use crate::pair::{Pair, Turn};
+use crate::pair::{IMAGE_TAG, Pair};
+use crate::tokenizer::SpecialTokens;
 
 /// LLaVA's system sentence.
 pub const VICUNA_V1_SYSTEM: &str = "A chat between a curious user and an artificial intelligence assistant. \
@@ -29,7 +30,8 @@ pub const LLAVA_LLAMA_2_SYSTEM: &str = "You are a helpful language and vision as
 /// | `InstructBlip` | `Q`, the image tokens before `<s>` | ` A</s>` |
 ///
 /// The end token closes the answer in every template, also where the source leaves it open (`LlavaHf`, `Plain`): a
-/// model that never learns to stop cannot be compared by its answers (C).
+/// model that never learns to stop cannot be compared by its answers (C). `<s>`, `</s>` and `<image>` stand for the tokens
+/// that the tokenizer has for them ([`SpecialTokens`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -85,44 +87,25 @@ impl Template {
         }
     }
 
-    /// Writes out the prompt of a pair, one `image_token` for each of its images.
-    pub fn render(self, pair: &Pair, image_token: &str, eos: &str) -> Rendered {
-        self.render_parts(
-            pair.system.as_deref(),
-            &pair.history,
-            &pair.prompt,
-            pair.images.len(),
-            image_token,
-            eos,
-        )
-    }
-
-    /// [`Template::render`] without a pair: for generation.
-    pub fn render_parts(
-        self,
-        system: Option<&str>,
-        history: &[Turn],
-        question: &str,
-        images: usize,
-        image_token: &str,
-        eos: &str,
-    ) -> Rendered {
-        let tags = format!("{image_token}\n").repeat(images);
-        // The images come with the first thing that the user says.
-        let users: Vec<String> = history
-            .iter()
-            .map(|turn| turn.user.as_str())
-            .chain([question])
+    /// Writes out the prompt of a pair, one image token for each of its images.
+    pub fn render(self, pair: &Pair, tokens: &SpecialTokens) -> Rendered {
+        let SpecialTokens { bos, eos, image, .. } = tokens;
+        let system = pair.system.as_deref();
+        let placed = pair.tags() > 0;
+        let front = match placed || self == Self::InstructBlip {
+            true => String::new(),
+            false => format!("{image}\n").repeat(pair.images.len()),
+        };
+        let users: Vec<String> = pair
+            .questions()
             .enumerate()
             .map(|(turn, text)| {
-                if turn == 0 && self != Self::InstructBlip {
-                    format!("{tags}{text}")
-                } else {
-                    text.to_owned()
-                }
+                let text = text.replace(IMAGE_TAG, image);
+                if turn == 0 { format!("{front}{text}") } else { text }
             })
             .collect();
-        let answers = history.iter().map(|turn| turn.assistant.as_str());
+        let question = &pair.prompt;
+        let answers = pair.history.iter().map(|turn| turn.assistant.as_str());
         let (last, earlier) = users.split_last().expect("there is always the question");
         let mut prompt = String::new();
         let (before, after) = match self {
@@ -149,7 +132,7 @@ impl Template {
                     format!("<<SYS>>\n{system}\n<</SYS>>\n\n")
                 };
                 for (user, answer) in earlier.iter().zip(answers) {
-                    prompt += &format!("[INST] {wrapped}{user} [/INST] {answer} {eos}<s>");
+                    prompt += &format!("[INST] {wrapped}{user} [/INST] {answer} {eos}{bos}");
                     wrapped.clear();
                 }
                 prompt += &format!("[INST] {wrapped}{last} [/INST]");

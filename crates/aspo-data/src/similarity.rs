@@ -107,7 +107,7 @@ impl Scorer<'_> {
                 report.cached += 1;
                 continue;
             }
-            let stored = cache.as_deref_mut().map(|cache| cache.get(&slot.key)).transpose()?.flatten();
+            let stored = cache.as_deref().and_then(|cache| cache.get(&slot.key));
             match stored.and_then(|value| value.try_into().ok().map(f32::from_le_bytes)) {
                 Some(score) => {
                     scores.insert(slot.key, score);

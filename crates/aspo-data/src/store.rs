@@ -1,37 +1,32 @@
-//! A file of values by content hash that survives a crash: what was stored whole stays, a torn end is cut off.
+//! A file of small values by content hash: scores that take long to compute, kept from run to run.
 //!
-//! Records follow each other: key (32 bytes), length (4), the first 8 bytes of the SHA-256 of key and value, the value.
-//! Opening reads the keys and stops at the first record that is not whole; writing goes on from there.
+//! A text file, one line a value: key, value and the first 8 bytes of the SHA-256 of both, in hexadecimal. Lines are only
+//! ever added. One that is damaged, or torn by a crash, is passed over and counted: no other is lost with it.
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufReader, BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
-const MAGIC: &[u8; 8] = b"aspo-kv1";
-const HEADER: usize = 32 + 4 + 8;
+/// First line of the file.
+const HEAD: &str = "aspo-data store 2";
 /// Largest value.
-pub const MAX_VALUE_BYTES: usize = 64 << 20;
+pub const MAX_VALUE_BYTES: usize = 1 << 16;
 
 /// Key of a stored value: a SHA-256 of everything that it depends on.
 pub type Key = [u8; 32];
 
-/// Where a record starts, and the length of its value.
-type Index = HashMap<Key, (u64, u32)>;
-
-/// Values on disk by content hash. One process at a time may have it open.
+/// Values on disk by content hash, all held in memory. One process at a time may have it open.
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
-    reader: File,
     writer: BufWriter<File>,
-    index: Index,
-    end: u64,
-    dirty: bool,
+    values: HashMap<Key, Vec<u8>>,
+    damaged: usize,
 }
 
 impl Store {
@@ -41,53 +36,65 @@ impl Store {
     /// [`Error::Stored`] when the file is something else, or another process has it open; [`Error::Io`].
     pub fn open(path: &Path) -> Result<Self> {
         let fail = |source| Error::io(path, source);
-        let file = crate::files::open(path)?;
+        let stored = |why: &str| Error::Stored { path: path.to_owned(), why: why.to_owned() };
+        let mut file = crate::files::open(path)?;
         file.try_lock().map_err(|error| match error {
-            std::fs::TryLockError::WouldBlock => Error::Stored {
-                path: path.to_owned(),
-                why: "another process has it open: wait for it, or use another file".to_owned(),
-            },
+            std::fs::TryLockError::WouldBlock => {
+                stored("another process has it open: wait for it, or use another file")
+            }
             std::fs::TryLockError::Error(source) => fail(source),
         })?;
-        let (index, end) = scan(path, &file)?;
-        file.set_len(end).map_err(fail)?;
-        let reader = file.try_clone().map_err(fail)?;
-        let mut store =
-            Self { path: path.to_owned(), reader, writer: BufWriter::new(file), index, end, dirty: false };
-        if store.end == 0 {
-            store.append(MAGIC)?;
+        let (mut values, mut damaged, mut whole) = (HashMap::new(), 0, true);
+        let mut reader = BufReader::new(&file);
+        let mut line = Vec::new();
+        let mut number = 0;
+        while reader.read_until(b'\n', &mut line).map_err(fail)? > 0 {
+            whole = line.ends_with(b"\n");
+            let text = line.strip_suffix(b"\n").unwrap_or(&line);
+            match (number, parse(text)) {
+                (0, _) if text == HEAD.as_bytes() || (!whole && HEAD.as_bytes().starts_with(text)) => {}
+                (0, _) => return Err(stored("it is no store of this crate: name another file")),
+                // A crash between two values leaves an empty line.
+                (_, None) => damaged += usize::from(!text.is_empty()),
+                (_, Some((key, value))) => drop(values.insert(key, value)),
+            }
+            number += 1;
+            line.clear();
+        }
+        if number == 1 && !whole {
+            // The very first write was torn: nothing was stored yet.
+            file.set_len(0).map_err(fail)?;
+            (number, whole) = (0, true);
+        }
+        file.seek(SeekFrom::End(0)).map_err(fail)?;
+        let mut store = Self { path: path.to_owned(), writer: BufWriter::new(file), values, damaged };
+        if !whole {
+            store.append("\n")?;
+        }
+        if number == 0 {
+            store.append(&format!("{HEAD}\n"))?;
         }
         Ok(store)
     }
 
     /// Number of values.
     pub fn len(&self) -> usize {
-        self.index.len()
+        self.values.len()
     }
 
     /// No values.
     pub fn is_empty(&self) -> bool {
-        self.index.is_empty()
+        self.values.is_empty()
+    }
+
+    /// Lines that could not be read; they are still in the file.
+    pub fn damaged(&self) -> usize {
+        self.damaged
     }
 
     /// The value of a key.
-    ///
-    /// # Errors
-    /// [`Error::Io`], and [`Error::Stored`] when the bytes on disk have changed since the file was opened.
-    pub fn get(&mut self, key: &Key) -> Result<Option<Vec<u8>>> {
-        let Some(&(at, length)) = self.index.get(key) else { return Ok(None) };
-        self.flush()?;
-        let mut record = vec![0; HEADER + length as usize];
-        self.reader
-            .seek(SeekFrom::Start(at))
-            .and_then(|_| self.reader.read_exact(&mut record))
-            .map_err(|source| Error::io(&self.path, source))?;
-        let value = record.split_off(HEADER);
-        if record[36..] != checksum(key, &value) {
-            let why = "a stored value has changed on disk: delete the file, it will be made again".to_owned();
-            return Err(Error::Stored { path: self.path.clone(), why });
-        }
-        Ok(Some(value))
+    pub fn get(&self, key: &Key) -> Option<&[u8]> {
+        self.values.get(key).map(Vec::as_slice)
     }
 
     /// Adds a value; a key that is there keeps its value. It is on disk for certain only after [`Store::sync`].
@@ -95,40 +102,33 @@ impl Store {
     /// # Errors
     /// [`Error::Io`], and [`Error::Stored`] for a value above [`MAX_VALUE_BYTES`].
     pub fn put(&mut self, key: &Key, value: &[u8]) -> Result<()> {
-        if self.index.contains_key(key) {
+        if self.values.contains_key(key) {
             return Ok(());
         }
         if value.len() > MAX_VALUE_BYTES {
             let why = format!("a value of {} bytes is above the limit of {MAX_VALUE_BYTES}", value.len());
             return Err(Error::Stored { path: self.path.clone(), why });
         }
-        let length = value.len() as u32;
-        let record = [&key[..], &length.to_le_bytes(), &checksum(key, value), value].concat();
-        self.index.insert(*key, (self.end, length));
-        self.append(&record)
-    }
-
-    /// Makes sure that everything added is on disk.
-    pub fn sync(&mut self) -> Result<()> {
-        self.flush()?;
-        self.writer.get_ref().sync_data().map_err(|source| Error::io(&self.path, source))
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        let fail = |source| Error::io(&self.path, source);
-        if !self.dirty {
-            // Reading moves the position that both handles share.
-            self.writer.get_mut().seek(SeekFrom::Start(self.end)).map_err(fail)?;
-        }
-        self.dirty = true;
-        self.writer.write_all(bytes).map_err(fail)?;
-        self.end += bytes.len() as u64;
+        let line = [&hex(key), " ", &hex(value), " ", &hex(&checksum(key, value)), "\n"].concat();
+        self.append(&line)?;
+        self.values.insert(*key, value.to_vec());
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<()> {
-        self.dirty = false;
-        self.writer.flush().map_err(|source| Error::io(&self.path, source))
+    /// Makes sure that everything added is on disk.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn sync(&mut self) -> Result<()> {
+        let path = &self.path;
+        self.writer
+            .flush()
+            .and_then(|()| self.writer.get_ref().sync_data())
+            .map_err(|source| Error::io(path, source))
+    }
+
+    fn append(&mut self, line: &str) -> Result<()> {
+        self.writer.write_all(line.as_bytes()).map_err(|source| Error::io(&self.path, source))
     }
 }
 
@@ -137,42 +137,23 @@ fn checksum(key: &Key, value: &[u8]) -> [u8; 8] {
     hash[..8].try_into().expect("a hash has 32 bytes")
 }
 
-/// Where each whole record lies, and where the last one ends.
-fn scan(path: &Path, file: &File) -> Result<(Index, u64)> {
-    let fail = |source| Error::io(path, source);
-    let mut index = HashMap::new();
-    let mut reader = BufReader::new(file);
-    reader.seek(SeekFrom::Start(0)).map_err(fail)?;
-    let mut start = Vec::new();
-    reader.by_ref().take(MAGIC.len() as u64).read_to_end(&mut start).map_err(fail)?;
-    if start != MAGIC {
-        // Nothing, or a part of the mark, which an interrupted first write leaves.
-        if MAGIC.starts_with(&start) {
-            return Ok((index, 0));
-        }
-        let why = "it is no store of this crate: name another file".to_owned();
-        return Err(Error::Stored { path: path.to_owned(), why });
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn from_hex(text: &[u8]) -> Option<Vec<u8>> {
+    let digits = text.chunks_exact(2);
+    if !digits.remainder().is_empty() {
+        return None;
     }
-    let mut end = MAGIC.len() as u64;
-    let mut header = [0; HEADER];
-    let mut value = Vec::new();
-    loop {
-        match reader.read_exact(&mut header) {
-            Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok((index, end)),
-            Err(error) => return Err(fail(error)),
-        }
-        let key: Key = header[..32].try_into().expect("32 bytes");
-        let length = u32::from_le_bytes(header[32..36].try_into().expect("4 bytes"));
-        if length as usize > MAX_VALUE_BYTES {
-            return Ok((index, end));
-        }
-        value.clear();
-        let read = reader.by_ref().take(length.into()).read_to_end(&mut value).map_err(fail)?;
-        if read < length as usize || header[36..] != checksum(&key, &value) {
-            return Ok((index, end));
-        }
-        index.insert(key, (end, length));
-        end += (HEADER + read) as u64;
-    }
+    digits.map(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()).collect()
+}
+
+/// Key and value of a line that is whole.
+fn parse(line: &[u8]) -> Option<(Key, Vec<u8>)> {
+    let mut parts = line.split(|byte| *byte == b' ');
+    let mut part = || from_hex(parts.next()?);
+    let (key, value, check) = (part()?, part()?, part()?);
+    let key: Key = key.try_into().ok()?;
+    (parts.next().is_none() && check == checksum(&key, &value)).then_some((key, value))
 }

@@ -16,6 +16,8 @@ pub struct Tokens {
 /// Names of the tokens with a meaning of their own. The defaults are those of LLaVA-1.5.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SpecialTokens {
+    /// Starts a text. Default `<s>`; required by a template that writes it between turns (`llava_llama2`).
+    pub bos: String,
     /// Ends an answer. Default `</s>`; required.
     pub eos: String,
     /// Fills short rows (its positions are masked). Default `<pad>`; a tokenizer without it pads with `eos`.
@@ -26,7 +28,12 @@ pub struct SpecialTokens {
 
 impl Default for SpecialTokens {
     fn default() -> Self {
-        Self { eos: "</s>".to_owned(), pad: "<pad>".to_owned(), image: "<image>".to_owned() }
+        Self {
+            bos: "<s>".to_owned(),
+            eos: "</s>".to_owned(),
+            pad: "<pad>".to_owned(),
+            image: "<image>".to_owned(),
+        }
     }
 }
 
@@ -69,14 +76,28 @@ impl Tokenizer {
             .ok_or_else(|| fail(format!("it has no token {:?} to end an answer: name its own", names.eos)))?;
         let pad = inner.token_to_id(&names.pad).unwrap_or(eos);
         let image = inner.token_to_id(&names.image);
-        let special = inner
+        // Those with a name here too, whatever the file calls special.
+        let named = [&names.bos, &names.eos, &names.pad, &names.image];
+        let mut special: Vec<String> = inner
             .get_added_tokens_decoder()
             .into_values()
-            .filter(|token| token.special)
+            .filter(|token| token.special || named.contains(&&token.content))
             .map(|token| token.content)
             .collect();
+        special.sort_unstable();
         let hash = <sha2::Sha256 as sha2::Digest>::digest(bytes).into();
         Ok(Self { inner, names, name: name.to_owned(), hash, eos, pad, image, special })
+    }
+
+    /// Id of the token that starts a text.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] when the tokenizer has none.
+    pub fn bos(&self) -> Result<u32> {
+        self.inner.token_to_id(&self.names.bos).ok_or_else(|| Error::Tokenizer {
+            name: self.name.clone(),
+            why: format!("it has no token {:?} to start a text: name its own", self.names.bos),
+        })
     }
 
     /// Id of the token that ends an answer.

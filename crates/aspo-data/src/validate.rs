@@ -9,11 +9,11 @@ use sha2::{Digest, Sha256};
 
 use crate::corpus::OnFault;
 use crate::encode::Encoder;
-use crate::error::{Error, PairFault, Result, RowFault};
+use crate::error::{Error, FileFault, PairFault, Result, RowFault};
 use crate::files::resolve;
 use crate::image::{ImageLoader, decode};
 use crate::pair::{ImageSource, Pair};
-use crate::read::{Format, read_pairs, read_pairs_as};
+use crate::read::{Dropped, Format, read_pairs, read_pairs_as};
 
 /// What is checked.
 #[derive(Debug, Default)]
@@ -28,7 +28,7 @@ pub struct ValidateOptions<'a> {
     pub encoder: Option<&'a Encoder>,
     /// How answers are split into sentences.
     pub split: SplitOptions,
-    /// Stop with the first fault as an error, or go on and count. Duplicates are no fault.
+    /// Stop with the first fault as an error, or go on and count. Duplicates and equal answers are no fault.
     pub on_fault: OnFault,
 }
 
@@ -78,10 +78,20 @@ pub struct Report {
     pub path: PathBuf,
     /// Its format.
     pub format: String,
-    /// Rows read.
+    /// Rows read: sound, dropped and faulty ones.
     pub rows: usize,
-    /// Rows without a fault.
+    /// Pairs that can be used.
     pub sound: usize,
+    /// Rows that hold no preference, which training drops and counts too.
+    pub dropped: Dropped,
+    /// Pairs that leave no room for an answer within `max_length`, or whose answers are equal once cut; dropped as well.
+    pub dropped_by_length: usize,
+    /// Columns that hold something which no pair takes in.
+    pub unread: Vec<String>,
+    /// Why the file could not be read to its end, if it could not: this account is of the rows before.
+    pub broken: Option<String>,
+    /// Rows lost to that, where the file tells.
+    pub lost: Option<usize>,
     /// Faults by kind.
     pub faults: BTreeMap<String, FaultCount>,
     /// Characters of the prompt.
@@ -111,22 +121,27 @@ pub struct Report {
 impl Report {
     /// Rows with a fault.
     pub fn faulty(&self) -> usize {
-        self.rows - self.sound
+        self.faults.values().map(|fault| fault.count).sum()
+    }
+
+    /// Whether the whole file was read and no row is faulty.
+    pub fn is_sound(&self) -> bool {
+        self.broken.is_none() && self.faulty() == 0
     }
 }
 
 /// Reads a whole file and gives an account of it. Memory grows by some 100 bytes a row, not with what rows hold.
 ///
 /// # Errors
-/// [`Error::File`] and [`Error::Io`] when the file as a whole cannot be read; with [`OnFault::Stop`] the first fault.
+/// [`Error::File`] and [`Error::Io`] when the file cannot be read at all; with [`OnFault::Stop`] the first fault.
 pub fn validate(path: &Path, options: &ValidateOptions<'_>) -> Result<Report> {
     let mut pairs = match options.format {
         Some(format) => read_pairs_as(path, format)?,
         None => read_pairs(path)?,
     };
-    let loader = match (&options.image_root, options.encoder) {
-        (Some(root), _) => Some(ImageLoader::new(root, crate::ImageProcessor::default())?),
-        _ => None,
+    let loader = match &options.image_root {
+        Some(root) => Some(ImageLoader::new(root, crate::ImageProcessor::default())?),
+        None => None,
     };
     let mut report =
         Report { path: path.to_owned(), format: pairs.format().to_string(), ..Report::default() };
@@ -134,7 +149,6 @@ pub fn validate(path: &Path, options: &ValidateOptions<'_>) -> Result<Report> {
     let (mut seen, mut questions, mut images, mut checked_images) =
         (HashSet::new(), HashSet::new(), HashSet::new(), HashSet::new());
     while let Some(pair) = pairs.next() {
-        report.rows += 1;
         let row = pairs.row();
         let checked = pair.and_then(|pair| {
             let length = check(path, row, &pair, options, loader.as_ref(), &mut checked_images, &mut report)?;
@@ -142,6 +156,17 @@ pub fn validate(path: &Path, options: &ValidateOptions<'_>) -> Result<Report> {
         });
         let (pair, length) = match checked {
             Ok(found) => found,
+            Err(Error::Pair { fault: PairFault::NoRoom { .. } | PairFault::Equal, .. }) => {
+                report.dropped_by_length += 1;
+                continue;
+            }
+            Err(Error::File { fault: FileFault::Broken { row, lost, fault }, path })
+                if options.on_fault == OnFault::Skip =>
+            {
+                report.lost = lost;
+                report.broken = Some(Error::file(path, FileFault::Broken { row, lost, fault }).to_string());
+                break;
+            }
             Err(error) if options.on_fault == OnFault::Skip && error.is_one_row() => {
                 let count = report.faults.entry(kind(&error).to_owned()).or_default();
                 count.count += 1;
@@ -174,6 +199,13 @@ pub fn validate(path: &Path, options: &ValidateOptions<'_>) -> Result<Report> {
             report.repeated_questions += 1;
         }
     }
+    report.dropped = pairs.dropped();
+    report.unread = pairs.unread().map(str::to_owned).collect();
+    report.rows = report.sound
+        + report.dropped.equal
+        + report.dropped.correct
+        + report.dropped_by_length
+        + report.faulty();
     report.images = images.len();
     let [prompt, chosen, rejected, chosen_sentences, rejected_sentences, tokens] = lengths.map(Spread::of);
     report.prompt_chars = prompt;
@@ -195,9 +227,6 @@ fn check(
     known: &mut HashSet<[u8; 16]>,
     report: &mut Report,
 ) -> Result<Option<u32>> {
-    if pair.chosen == pair.rejected {
-        return Err(Error::row(path, row, RowFault::Equal));
-    }
     for image in &pair.images {
         check_image(image, options, loader, known).map_err(|error| match error {
             Error::Image { name, fault } => Error::row(path, row, RowFault::Image { name, fault }),
@@ -208,7 +237,7 @@ fn check(
         })?;
     }
     let Some(encoder) = options.encoder else { return Ok(None) };
-    let encoded = encoder.encode(pair)?;
+    let encoded = encoder.encode(pair).map_err(|error| in_row(error, row))?;
     report.truncated += usize::from(encoded.chosen.truncated) + usize::from(encoded.rejected.truncated);
     Ok(Some(encoded.length() as u32))
 }
@@ -242,14 +271,26 @@ fn check_image(
     Ok(())
 }
 
+/// The error of a pair, with the row that it stands in.
+fn in_row(error: Error, row: usize) -> Error {
+    match error {
+        Error::Pair { id, fault } if id != row.to_string() => {
+            Error::Pair { id: format!("{id} (row {row})"), fault }
+        }
+        other => other,
+    }
+}
+
 fn kind(error: &Error) -> &'static str {
     match error {
         Error::Row { fault, .. } => fault.kind(),
         Error::Pair { fault, .. } => match fault {
             PairFault::NoRoom { .. } => "no-room",
             PairFault::Empty { .. } => "empty",
+            PairFault::Equal => "equal",
             PairFault::SpecialToken { .. } => "special-token",
             PairFault::ImageCount { .. } => "image-count",
+            PairFault::Placed { .. } => "placed",
             PairFault::Sentences(_) => "sentences",
             PairFault::Tokenizer(_) => "tokenizer",
         },
@@ -276,6 +317,9 @@ impl fmt::Display for Report {
             self.sound,
             self.faulty()
         )?;
+        if let Some(broken) = &self.broken {
+            writeln!(f, "  NOT READ TO ITS END: {broken}")?;
+        }
         for (kind, fault) in &self.faults {
             writeln!(f, "  {kind}: {}", fault.count)?;
             for example in &fault.examples {
@@ -297,6 +341,16 @@ impl fmt::Display for Report {
         if let Some(tokens) = &self.tokens {
             line("tokens", tokens)?;
             writeln!(f, "  truncated answers    {}", self.truncated)?;
+        }
+        writeln!(f, "  equal answers        {} dropped", self.dropped.equal)?;
+        if self.dropped.correct > 0 {
+            writeln!(f, "  marked correct       {} dropped, as HA-DPO does", self.dropped.correct)?;
+        }
+        if self.dropped_by_length > 0 {
+            writeln!(f, "  no room for answers  {} dropped", self.dropped_by_length)?;
+        }
+        if !self.unread.is_empty() {
+            writeln!(f, "  columns not read     {}", self.unread.join(", "))?;
         }
         writeln!(f, "  duplicates           {}", self.duplicates)?;
         writeln!(f, "  repeated questions   {}", self.repeated_questions)?;

@@ -1,9 +1,10 @@
-//! LLaVA's instructions: `{"id", "image", "conversations": [{"from": "human", "value": "<image>\n…"}, …]}`.
+//! LLaVA's instructions: `{"id", "image", "conversations": [{"from": "human", "value": "<image>\n…"}, …]}`, also with
+//! OpenAI's `messages`.
 
 use std::path::{Path, PathBuf};
 
 use super::chat::{self, Role};
-use super::{Row, Rows, open_rows, take_tags};
+use super::{Row, Rows, check, open_rows};
 use crate::error::{Error, Result, RowFault};
 use crate::pair::{ImageSource, Pair, Turn};
 
@@ -16,19 +17,23 @@ pub struct Conversation {
     pub images: Vec<ImageSource>,
     /// System message, where given.
     pub system: Option<String>,
-    /// Questions and answers in order, without `<image>` tags. At least one.
+    /// Questions and answers in order, with `<image>` tags as in [`Pair`]. At least one.
     pub turns: Vec<Turn>,
 }
 
 impl Conversation {
     /// The question of turn `index` behind the turns before it, as a pair with empty answers for
-    /// [`crate::seva`] to fill.
+    /// [`crate::seva`] to fill. Images whose tags come later are left out.
     pub fn question(&self, index: usize) -> Option<Pair> {
         let turn = self.turns.get(index)?;
         let mut pair = Pair::new(self.id.clone(), turn.user.clone(), "", "");
         pair.system = self.system.clone();
         pair.history = self.turns[..index].to_vec();
         pair.images = self.images.clone();
+        let placed = self.turns.iter().any(|turn| super::count_tags(&turn.user) > 0);
+        if placed {
+            pair.images.truncate(pair.tags());
+        }
         Some(pair)
     }
 }
@@ -57,24 +62,28 @@ impl Iterator for Conversations {
     type Item = Result<Conversation>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        Some(self.rows.next()?.and_then(|row| {
+        Some(self.rows.next()?.and_then(|mut row| {
             let number = row.number;
-            conversation(row).map_err(|fault| Error::row(&self.path, number, fault))
+            conversation(&mut row).map_err(|fault| Error::row(&self.path, number, fault))
         }))
     }
 }
 
-fn conversation(mut row: Row) -> Result<Conversation, RowFault> {
+fn conversation(row: &mut Row) -> Result<Conversation, RowFault> {
+    row.refuse_other_media()?;
     let mut pair = Pair::new(row.id(), "", "", "");
-    pair.images = row.take_images()?;
-    let mut messages = chat::messages("conversations", row.get("conversations")?)?;
-    let answer = match messages.pop() {
+    let images = row.take_images()?;
+    let key = if row.has("messages") { "messages" } else { "conversations" };
+    let mut messages = chat::messages(key, &row.take(key)?)?;
+    pair.chosen = match messages.pop() {
         Some(last) if last.role == Role::Assistant => last.text,
         _ => return Err(RowFault::Turns("it should end with the assistant's answer".to_owned())),
     };
-    chat::set_prompt(&mut pair, messages)?;
-    take_tags(&mut pair)?;
+    chat::set_prompt(&mut pair, messages, images)?;
+    row.set_system(&mut pair)?;
+    check::prompt(&mut pair)?;
+    check::answer(key, &pair.chosen)?;
     let mut turns = pair.history;
-    turns.push(Turn { user: pair.prompt, assistant: answer });
+    turns.push(Turn { user: pair.prompt, assistant: pair.chosen });
     Ok(Conversation { id: pair.id, images: pair.images, system: pair.system, turns })
 }

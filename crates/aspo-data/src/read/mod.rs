@@ -1,29 +1,70 @@
 //! Files of preference pairs, read one row at a time.
 //!
-//! [`read_pairs`] looks at the first row to tell the format; [`read_pairs_as`] is told. Memory does not grow with the
-//! file. A faulty row is an [`Error::Row`] and the next row follows, so that a caller may skip and
-//! count or stop at the first.
+//! [`read_pairs`] looks at the first row to tell the format; [`read_pairs_as`] is given it. Memory does not grow with the
+//! file. [`Pairs`] is an iterator of `Result<Pair>`, and nothing of a file is lost on the way:
+//!
+//! - a faulty row is an [`Error::Row`], and the next row follows: a caller may stop there, or count it and go on
+//!   ([`Error::is_one_row`]);
+//! - where the rest of the file cannot be read (a list without a comma, a file that was cut short, a damaged table), the
+//!   last item is an [`Error::File`] with [`FileFault::Broken`], which says from which row on and, for tables, how many
+//!   rows are lost. It is never one row;
+//! - rows whose two answers are equal are left out and counted, [`Pairs::dropped`];
+//! - columns with content that no pair took in are listed, [`Pairs::unread`].
+//!
+//! ```no_run
+//! # fn main() -> aspo_data::Result<()> {
+//! let mut pairs = aspo_data::read_pairs(std::path::Path::new("pairs.jsonl"))?;
+//! let (mut sound, mut faulty) = (Vec::new(), 0);
+//! while let Some(pair) = pairs.next() {
+//!     match pair {
+//!         Ok(pair) => sound.push(pair),
+//!         Err(error) if error.is_one_row() => faulty += 1,
+//!         Err(error) => return Err(error),
+//!     }
+//! }
+//! println!("{} pairs, {faulty} faulty rows, {} with equal answers", sound.len(), pairs.dropped().equal);
+//! for column in pairs.unread() {
+//!     println!("the column `{column}` is not read");
+//! }
+//! # Ok(())
+//! # }
+//! ```
 //!
 //! | format | keys | container |
 //! |---|---|---|
-//! | [`Format::Trl`] | `prompt`, `chosen`, `rejected` as texts or messages; without `prompt` the shared beginning is it; `images` or `image` | JSON lines, JSON list, parquet |
+//! | [`Format::Trl`] | `prompt`, `chosen`, `rejected` as texts or messages; without `prompt` the shared beginning is it | JSON lines, JSON list, parquet |
 //! | [`Format::Seva`] | `question`, `chosen`, `reject`, `image_id` | JSON list |
 //! | [`Format::RlaifV`] | `question`, `chosen`, `rejected`, `image {bytes, path}`; RLHF-V's `text` holds the first three as JSON | parquet, JSON |
-//! | [`Format::LlamaFactory`] | `conversations`, `chosen {from, value}`, `rejected`, `images`; or `instruction`, `input`, `chosen`, `rejected` | JSON list |
+//! | [`Format::LlamaFactory`] | `conversations` or `messages`, `chosen`, `rejected` as one message each; or `instruction`, `input`, `chosen`, `rejected`, `history` | JSON list |
+//! | [`Format::MsSwift`] | `messages` with the chosen answer, `rejected_response` or `rejected_messages`; or `query`, `response`, `rejected_response`, `history` | JSON lines |
+//! | [`Format::OpenAi`] | `input {messages}`, `preferred_output`, `non_preferred_output` | JSON lines |
+//! | [`Format::HaDpo`] | `{id: {"chosen": […], "rejected": […]}}`; or `image_id`, `question`, `chosen`, `reject`, `correct` | JSON object, JSON list |
 //! | [`Format::Llava`] | `id`, `image`, `conversations`: instructions without preference, see [`read_conversations`] | JSON list |
+//!
+//! In every format a `system` column is the system message, and pictures come from `images`, `image` or `image_path` (the
+//! first that holds any), or with typed parts: a path relative to the image folder, a `file://` URL, a data URI, base64,
+//! or an object with `path` or `bytes`. `<image>` tags keep their places ([`Pair`]); their number is that of the pictures,
+//! or there are none. Video and audio are refused, and so are texts that a chat template was already written around.
 
 mod chat;
+mod check;
 #[cfg(feature = "parquet")]
 mod footer;
+mod ha_dpo;
 mod llama_factory;
 mod llava;
+mod ms_swift;
+mod openai;
 #[cfg(feature = "parquet")]
 mod parquet;
+mod picture;
 mod rlaif;
+mod row;
 mod rows;
 mod seva;
 mod trl;
 
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -31,15 +72,17 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, FileFault, Result, RowFault};
-use crate::files::check_reference;
-use crate::pair::{ImageSource, Pair};
+use crate::pair::{IMAGE_TAG, Pair};
 
 pub use llava::{Conversation, Conversations, read_conversations};
+use row::{Row, key_list, kind, wrong};
 
-/// Longest row of a JSON file in bytes; a longer one is refused without being held.
-pub const MAX_ROW_BYTES: usize = 4 << 20;
+/// Longest row of a JSON file in bytes, pictures in base64 included; a longer one is refused without being held.
+pub const MAX_ROW_BYTES: usize = 16 << 20;
 /// Most images of one row.
 pub const MAX_IMAGES: usize = 64;
+/// Most columns that are told as unread.
+const MAX_UNREAD: usize = 100;
 
 /// A format that people exchange preference pairs in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -54,56 +97,108 @@ pub enum Format {
     RlaifV,
     /// LLaMA-Factory's ranking data.
     LlamaFactory,
+    /// ms-swift's data for DPO.
+    MsSwift,
+    /// OpenAI's preference data.
+    #[serde(rename = "openai")]
+    OpenAi,
+    /// HA-DPO's descriptions and POPE questions.
+    HaDpo,
     /// LLaVA's instructions: no preference inside.
     Llava,
 }
 
 impl Format {
+    /// All of them.
+    pub const ALL: &'static [Self] = &[
+        Self::Trl,
+        Self::Seva,
+        Self::RlaifV,
+        Self::LlamaFactory,
+        Self::MsSwift,
+        Self::OpenAi,
+        Self::HaDpo,
+        Self::Llava,
+    ];
+
     /// The format of a row by its keys.
     pub fn of(row: &Map<String, Value>) -> Option<Self> {
         let has = |key| row.contains_key(key);
+        let both = has("chosen") && has("rejected");
+        let conversation = has("conversations") || has("messages");
         match () {
+            () if has("reject") && has("correct") => Some(Self::HaDpo),
             () if has("reject") => Some(Self::Seva),
-            () if has("conversations") && has("chosen") && has("rejected") => Some(Self::LlamaFactory),
-            () if has("conversations") => Some(Self::Llava),
-            () if has("instruction") && has("chosen") && has("rejected") => Some(Self::LlamaFactory),
-            () if has("question") && has("chosen") && has("rejected") => Some(Self::RlaifV),
+            () if has("rejected_response") || has("rejected_messages") => Some(Self::MsSwift),
+            () if has("preferred_output") && has("non_preferred_output") => Some(Self::OpenAi),
+            // TRL's own sets carry `messages` beside their prompt.
+            () if has("prompt") && both && !has("conversations") => Some(Self::Trl),
+            () if conversation && both => Some(Self::LlamaFactory),
+            () if conversation => Some(Self::Llava),
+            () if has("instruction") && both => Some(Self::LlamaFactory),
+            () if has("question") && both => Some(Self::RlaifV),
             () if has("text") && !has("chosen") && (has("image") || has("image_path")) => Some(Self::RlaifV),
-            () if has("chosen") && has("rejected") => Some(Self::Trl),
+            () if has("image_id") && both => Some(Self::HaDpo),
+            () if both => Some(Self::Trl),
             () => None,
+        }
+    }
+
+    /// Its name on command lines and in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Trl => "trl",
+            Self::Seva => "seva",
+            Self::RlaifV => "rlaif-v",
+            Self::LlamaFactory => "llama-factory",
+            Self::MsSwift => "ms-swift",
+            Self::OpenAi => "openai",
+            Self::HaDpo => "ha-dpo",
+            Self::Llava => "llava",
         }
     }
 }
 
 impl std::fmt::Display for Format {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Trl => "trl",
-            Self::Seva => "seva",
-            Self::RlaifV => "rlaif-v",
-            Self::LlamaFactory => "llama-factory",
-            Self::Llava => "llava",
+        f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for Format {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.iter().copied().find(|format| format.name() == name).ok_or_else(|| Error::Option {
+            name: "format",
+            found: format!("{name:?}"),
+            remedy: "use trl, seva, rlaif-v, llama-factory, ms-swift, openai or ha-dpo",
         })
     }
 }
 
-/// A row of any container: JSON values, and the images that a parquet table carries beside them.
-#[derive(Debug)]
-pub(crate) struct Row {
-    pub(crate) number: usize,
-    pub(crate) keys: Map<String, Value>,
-    pub(crate) images: Vec<ImageSource>,
+/// Rows that are sound and yet no pair: left out and counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub struct Dropped {
+    /// Both answers are the same text ([`Pair::has_equal_answers`]): nothing is preferred.
+    pub equal: usize,
+    /// Questions of HA-DPO that the model had answered correctly; HA-DPO leaves them out as well.
+    pub correct: usize,
 }
 
 type Rows = Box<dyn Iterator<Item = Result<Row>> + Send>;
 
-/// The pairs of a file, one at a time.
+/// The pairs of a file, one at a time; [the module](self) says what becomes of what is no pair.
 pub struct Pairs {
     path: PathBuf,
     format: Format,
     rows: Rows,
     first: Option<Result<Row>>,
     row: usize,
+    /// Pairs of the present row that were not given yet.
+    more: VecDeque<Pair>,
+    dropped: Dropped,
+    unread: BTreeSet<String>,
 }
 
 impl std::fmt::Debug for Pairs {
@@ -124,6 +219,55 @@ impl Pairs {
     /// Number of the row that the pair given last came from, counted as [`Error::Row`] counts; 0 before the first.
     pub fn row(&self) -> usize {
         self.row
+    }
+
+    /// What was left out so far.
+    pub fn dropped(&self) -> Dropped {
+        self.dropped
+    }
+
+    /// The columns that held something in a row read so far and that no pair took in, each once.
+    pub fn unread(&self) -> impl Iterator<Item = &str> {
+        self.unread.iter().map(String::as_str)
+    }
+
+    /// The pairs of a row; none where it was left out.
+    fn read(&mut self, mut row: Row) -> Result<Vec<Pair>, RowFault> {
+        row.refuse_other_media()?;
+        if self.format == Format::HaDpo && ha_dpo::is_left_out(&mut row) {
+            self.dropped.correct += 1;
+            return Ok(Vec::new());
+        }
+        let pairs = match self.format {
+            Format::Trl => trl::pair(&mut row).map(|pair| vec![pair]),
+            Format::Seva => seva::pair(&mut row).map(|pair| vec![pair]),
+            Format::RlaifV => rlaif::pair(&mut row).map(|pair| vec![pair]),
+            Format::LlamaFactory | Format::Llava => llama_factory::pair(&mut row).map(|pair| vec![pair]),
+            Format::MsSwift => ms_swift::pair(&mut row).map(|pair| vec![pair]),
+            Format::OpenAi => openai::pair(&mut row).map(|pair| vec![pair]),
+            Format::HaDpo => ha_dpo::pairs(&mut row),
+        };
+        let mut pairs = pairs.map_err(|fault| row.of_another_format(fault, self.format))?;
+        for pair in &mut pairs {
+            row.set_system(pair)?;
+            row.refuse_other_images(pair)?;
+            check::prompt(pair)?;
+            for (key, text) in [("chosen", &pair.chosen), ("rejected", &pair.rejected)] {
+                if text.trim().is_empty() {
+                    return Err(RowFault::Empty { key });
+                }
+                check::answer(key, text)?;
+            }
+        }
+        for name in row.unread() {
+            if self.unread.len() < MAX_UNREAD && !self.unread.contains(name) {
+                self.unread.insert(row::short(name));
+            }
+        }
+        let rows = pairs.len();
+        pairs.retain(|pair| !pair.has_equal_answers());
+        self.dropped.equal += rows - pairs.len();
+        Ok(pairs)
     }
 }
 
@@ -148,35 +292,64 @@ fn open(path: &Path, format: Option<Format>) -> Result<Pairs> {
     let first = rows.next();
     let format = match (&first, format) {
         (_, Some(format)) => format,
-        (Some(Ok(row)), None) => Format::of(&row.keys).ok_or_else(|| {
-            let keys = key_list(&row.keys);
-            Error::file(path, FileFault::Format { keys })
-        })?,
+        (Some(Ok(row)), None) => format_of(path, row)?,
         (None, None) => return Err(Error::file(path, FileFault::Empty)),
         // The first row is faulty: look further, in a second pass, so that its fault is still reported.
-        (Some(Err(_)), None) => {
-            let sound =
-                open_rows(path)?.take(1000).find_map(|row| row.ok().and_then(|row| Format::of(&row.keys)));
-            match (sound, first) {
-                (Some(format), first) => {
-                    return Ok(Pairs { path: path.to_owned(), format, rows, first, row: 0 });
-                }
-                (None, Some(Err(error))) => return Err(error),
-                (None, _) => return Err(Error::file(path, FileFault::Empty)),
+        (Some(Err(_)), None) => match (open_rows(path)?.take(1000).find_map(Result::ok), first) {
+            (Some(row), found) => {
+                let format = format_of(path, &row)?;
+                return checked(path, format, rows, found);
             }
-        }
+            (None, Some(Err(error))) => return Err(error),
+            (None, _) => return Err(Error::file(path, FileFault::Empty)),
+        },
     };
+    checked(path, format, rows, first)
+}
+
+fn format_of(path: &Path, row: &Row) -> Result<Format> {
+    Format::of(&row.keys).ok_or_else(|| {
+        let list = row.keys.iter().find(|(_, value)| {
+            value.as_array().is_some_and(|items| items.first().is_some_and(Value::is_object))
+        });
+        Error::file(
+            path,
+            match list {
+                Some((key, _)) if row.number == 1 => {
+                    FileFault::Object { start: format!("{{\"{key}\": [{{…") }
+                }
+                _ => FileFault::Format { keys: key_list(row.keys.keys()) },
+            },
+        )
+    })
+}
+
+fn checked(path: &Path, format: Format, rows: Rows, first: Option<Result<Row>>) -> Result<Pairs> {
     if format == Format::Llava {
         let fault = FileFault::Unsupported(
-            "LLaVA conversations hold no chosen and rejected answers: read them as instructions and generate pairs".to_owned(),
+            "conversations without a rejected answer (LLaVA's or OpenAI's instructions): they hold no preference; \
+             make pairs from them first, or add `chosen` and `rejected`, or `rejected_response`"
+                .to_owned(),
         );
         return Err(Error::file(path, fault));
     }
-    Ok(Pairs { path: path.to_owned(), format, rows, first, row: 0 })
+    Ok(Pairs {
+        path: path.to_owned(),
+        format,
+        rows,
+        first,
+        row: 0,
+        more: VecDeque::new(),
+        dropped: Dropped::default(),
+        unread: BTreeSet::new(),
+    })
 }
 
 /// JSON or parquet, by content.
 fn open_rows(path: &Path) -> Result<Rows> {
+    if path.is_dir() {
+        return Err(Error::file(path, FileFault::Folder));
+    }
     let mut start = [0; 4];
     let read = File::open(path)
         .and_then(|file| file.take(4).read(&mut start))
@@ -195,7 +368,7 @@ fn open_rows(path: &Path) -> Result<Rows> {
     Ok(Box::new(rows.map(move |row| {
         let (number, value) = row?;
         match value {
-            Value::Object(keys) => Ok(Row { number, keys, images: Vec::new() }),
+            Value::Object(keys) => Ok(Row::new(number, keys, BTreeMap::new())),
             other => Err(Error::row(&path, number, wrong("row", "an object", &other))),
         }
     })))
@@ -205,149 +378,23 @@ impl Iterator for Pairs {
     type Item = Result<Pair>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let row = self.first.take().or_else(|| self.rows.next())?;
-        Some(row.and_then(|row| {
-            let number = row.number;
-            self.row = number;
-            let pair = match self.format {
-                Format::Trl => trl::pair(row),
-                Format::Seva => seva::pair(row),
-                Format::RlaifV => rlaif::pair(row),
-                Format::LlamaFactory | Format::Llava => llama_factory::pair(row),
+        loop {
+            if let Some(pair) = self.more.pop_front() {
+                return Some(Ok(pair));
+            }
+            let row = match self.first.take().or_else(|| self.rows.next())? {
+                Ok(row) => row,
+                Err(error) => return Some(Err(error)),
             };
-            pair.and_then(checked).map_err(|fault| Error::row(&self.path, number, fault))
-        }))
-    }
-}
-
-/// What every format must give: texts that are there, tags that agree with the images, references that stay inside.
-fn checked(mut pair: Pair) -> Result<Pair, RowFault> {
-    take_tags(&mut pair)?;
-    for (key, text) in [("chosen", &pair.chosen), ("rejected", &pair.rejected)] {
-        if text.trim().is_empty() {
-            return Err(RowFault::Empty { key });
-        }
-    }
-    if pair.prompt.trim().is_empty() && pair.images.is_empty() {
-        return Err(RowFault::Empty { key: "prompt" });
-    }
-    Ok(pair)
-}
-
-/// Takes the `<image>` tags out of the prompt, with the line break after each. LLaVA trims a text it takes a tag from.
-fn take_tags(pair: &mut Pair) -> Result<(), RowFault> {
-    let images = pair.images.len();
-    let tags: usize =
-        pair.history.iter().map(|turn| &turn.user).chain([&pair.prompt]).map(|text| count_tags(text)).sum();
-    if tags > 0 && tags != images {
-        return Err(RowFault::ImageCount { tags, images });
-    }
-    if images > MAX_IMAGES {
-        let found = format!("{images} images");
-        return Err(RowFault::Type { key: "images".to_owned(), expected: "at most 64 images", found });
-    }
-    if tags > 0 {
-        for text in pair.history.iter_mut().map(|turn| &mut turn.user).chain([&mut pair.prompt]) {
-            if count_tags(text) > 0 {
-                *text = text.replace("<image>\n", "").replace("<image>", "").trim().to_owned();
+            self.row = row.number;
+            match self.read(row) {
+                Ok(pairs) => self.more = pairs.into(),
+                Err(fault) => return Some(Err(Error::row(&self.path, self.row, fault))),
             }
         }
     }
-    for image in &pair.images {
-        if let ImageSource::Path(path) = image {
-            check_reference(path).map_err(|error| match error {
-                Error::ImagePath { reference, why } => RowFault::ImagePath { reference, why },
-                other => RowFault::Json(other.to_string()),
-            })?;
-        }
-    }
-    Ok(())
 }
 
 fn count_tags(text: &str) -> usize {
-    text.matches("<image>").count()
-}
-
-fn key_list(keys: &Map<String, Value>) -> String {
-    let mut names: Vec<&str> = keys.keys().map(String::as_str).take(20).collect();
-    names.sort_unstable();
-    names.join(", ").chars().take(300).collect()
-}
-
-fn kind(value: &Value) -> String {
-    match value {
-        Value::Null => "null".to_owned(),
-        Value::Bool(_) => "a boolean".to_owned(),
-        Value::Number(_) => "a number".to_owned(),
-        Value::String(text) => format!("the text {:?}", text.chars().take(40).collect::<String>()),
-        Value::Array(items) => format!("a list of {}", items.len()),
-        Value::Object(keys) => format!("an object with {}", key_list(keys)),
-    }
-}
-
-fn wrong(key: &str, expected: &'static str, found: &Value) -> RowFault {
-    RowFault::Type { key: key.to_owned(), expected, found: kind(found) }
-}
-
-impl Row {
-    fn get(&self, key: &'static str) -> Result<&Value, RowFault> {
-        match self.keys.get(key) {
-            None | Some(Value::Null) => Err(RowFault::Missing { key, found: key_list(&self.keys) }),
-            Some(value) => Ok(value),
-        }
-    }
-
-    fn text(&self, key: &'static str) -> Result<String, RowFault> {
-        match self.get(key)? {
-            Value::String(text) => Ok(text.clone()),
-            other => Err(wrong(key, "a text", other)),
-        }
-    }
-
-    fn optional_text(&self, key: &'static str) -> Result<Option<String>, RowFault> {
-        match self.keys.get(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text.clone())),
-            Some(other) => Err(wrong(key, "a text", other)),
-        }
-    }
-
-    /// `id`, `question_id` or `idx`, else the row number.
-    fn id(&self) -> String {
-        ["id", "question_id", "idx"]
-            .iter()
-            .find_map(|key| match self.keys.get(*key) {
-                Some(Value::String(text)) if !text.is_empty() => Some(text.clone()),
-                Some(Value::Number(number)) => Some(number.to_string()),
-                _ => None,
-            })
-            .unwrap_or_else(|| self.number.to_string())
-    }
-
-    /// `images` or `image`: a path, a list of paths, or objects with `path`; or what the container carries.
-    fn take_images(&mut self) -> Result<Vec<ImageSource>, RowFault> {
-        let mut images = std::mem::take(&mut self.images);
-        if !images.is_empty() {
-            return Ok(images);
-        }
-        for key in ["images", "image"] {
-            let items = match self.keys.remove(key) {
-                None | Some(Value::Null) => continue,
-                Some(Value::Array(items)) => items,
-                Some(item) => vec![item],
-            };
-            for item in items {
-                match item {
-                    Value::String(path) => images.push(ImageSource::Path(path)),
-                    Value::Object(ref object) => match object.get("path") {
-                        Some(Value::String(path)) => images.push(ImageSource::Path(path.clone())),
-                        _ => return Err(wrong(key, "a path or an object with `path`", &item)),
-                    },
-                    other => return Err(wrong(key, "a path", &other)),
-                }
-            }
-            break;
-        }
-        Ok(images)
-    }
+    text.matches(IMAGE_TAG).count()
 }

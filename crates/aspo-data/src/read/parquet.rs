@@ -1,12 +1,15 @@
 //! Rows of a parquet table, row group by row group.
 //!
 //! The columns `image` and `images` become image sources (bytes where there are any, else the path); the others become
-//! JSON values, so that the formats read tables and JSON alike.
+//! JSON values (bytes that a message carries in base64), so that the formats read tables and JSON alike.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row as Record};
@@ -69,27 +72,30 @@ impl Iterator for ParquetRows {
         };
         // Columns are out of step after an error: nothing after it can be trusted.
         self.rows = None;
-        Some(Err(Error::row(&self.path, self.number, fault)))
+        let lost = Some((self.total + 1).saturating_sub(self.number));
+        Some(Err(Error::file(&self.path, FileFault::Broken { row: self.number, lost, fault })))
     }
 }
 
 fn row(number: usize, record: Record) -> Result<Row, RowFault> {
-    let mut row = Row { number, keys: Map::new(), images: Vec::new() };
+    let (mut keys, mut pictures) = (Map::new(), BTreeMap::new());
     let mut text_bytes = 0;
     for (name, field) in record.into_columns() {
         match name.as_str() {
             "image" | "images" => {
-                images(&name, field, &mut row.images)?;
+                let mut sources = Vec::new();
+                images(&name, field, &mut sources)?;
+                pictures.insert(name.clone(), sources);
                 // The key tells the format.
-                row.keys.insert(name, Value::Null);
+                keys.insert(name, Value::Array(Vec::new()));
             }
             _ => {
                 let value = value(field, &mut text_bytes)?;
-                row.keys.insert(name, value);
+                keys.insert(name, value);
             }
         }
     }
-    Ok(row)
+    Ok(Row::new(number, keys, pictures))
 }
 
 fn images(key: &str, field: Field, images: &mut Vec<ImageSource>) -> Result<(), RowFault> {
@@ -153,8 +159,9 @@ fn value(field: Field, text_bytes: &mut usize) -> Result<Value, RowFault> {
         Field::UShort(value) => value.into(),
         Field::UInt(value) => value.into(),
         Field::ULong(value) => value.into(),
-        Field::Float(value) => Number::from_f64(value.into()).map_or(Value::Null, Value::Number),
-        Field::Double(value) => Number::from_f64(value).map_or(Value::Null, Value::Number),
+        Field::Float16(value) => number(value.into()),
+        Field::Float(value) => number(value.into()),
+        Field::Double(value) => number(value),
         Field::Str(value) => text(value)?,
         // Texts written without the UTF-8 mark.
         Field::Bytes(bytes) => match String::from_utf8(bytes.data().to_vec()) {
@@ -165,7 +172,16 @@ fn value(field: Field, text_bytes: &mut usize) -> Result<Value, RowFault> {
             group
                 .into_columns()
                 .into_iter()
-                .map(|(name, field)| Ok((name, value(field, text_bytes)?)))
+                .map(|(name, field)| match (name.as_str(), field) {
+                    // A picture that a message carries.
+                    ("bytes", Field::Bytes(bytes)) => {
+                        if bytes.len() as u64 > MAX_FILE_BYTES {
+                            return Err(RowFault::TooLong { limit: MAX_FILE_BYTES as usize });
+                        }
+                        Ok((name, Value::String(BASE64.encode(bytes.data()))))
+                    }
+                    (_, field) => Ok((name, value(field, text_bytes)?)),
+                })
                 .collect::<Result<_, RowFault>>()?,
         ),
         Field::ListInternal(list) => Value::Array(
@@ -174,6 +190,25 @@ fn value(field: Field, text_bytes: &mut usize) -> Result<Value, RowFault> {
                 .map(|element| value(element.clone(), text_bytes))
                 .collect::<Result<_, RowFault>>()?,
         ),
-        other => Value::String(other.to_string()),
+        Field::MapInternal(map) => Value::Array(
+            map.entries()
+                .iter()
+                .map(|(key, item)| {
+                    Ok(Value::Array(vec![value(key.clone(), text_bytes)?, value(item.clone(), text_bytes)?]))
+                })
+                .collect::<Result<_, RowFault>>()?,
+        ),
+        // Dates, times and decimals: nothing that a pair holds.
+        other @ (Field::Decimal(_)
+        | Field::Date(_)
+        | Field::TimeMillis(_)
+        | Field::TimeMicros(_)
+        | Field::TimestampMillis(_)
+        | Field::TimestampMicros(_)) => text(other.to_string())?,
     })
+}
+
+/// JSON has no NaN and no infinity: these become texts, so that they are not taken for null.
+fn number(value: f64) -> Value {
+    Number::from_f64(value).map_or_else(|| Value::String(value.to_string()), Value::Number)
 }

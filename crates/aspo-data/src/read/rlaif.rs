@@ -2,26 +2,24 @@
 
 use serde_json::Value;
 
-use super::{Row, key_list, wrong};
+use super::{Row, wrong};
 use crate::error::RowFault;
-use crate::pair::{ImageSource, Pair};
+use crate::pair::Pair;
 
-pub(super) fn pair(mut row: Row) -> Result<Pair, RowFault> {
-    if !row.keys.contains_key("chosen")
-        && let Some(Value::String(text)) = row.keys.get("text")
-    {
-        match serde_json::from_str(text) {
-            Ok(Value::Object(inner)) => row.keys.extend(inner),
+pub(super) fn pair(row: &mut Row) -> Result<Pair, RowFault> {
+    if !row.has("chosen") && row.has("text") {
+        let text = row.take_text("text")?;
+        match serde_json::from_str(&text) {
+            Ok(Value::Object(inner)) => row.add(inner),
             Ok(other) => return Err(wrong("text", "an object of question, chosen and rejected", &other)),
             Err(error) => return Err(RowFault::Json(format!("in `text`: {error}"))),
         }
     }
-    let mut pair = Pair::new(row.id(), row.text("question")?, row.text("chosen")?, row.text("rejected")?);
+    let mut pair =
+        Pair::new(row.id(), row.take_text("question")?, row.take_text("chosen")?, row.take_text("rejected")?);
     pair.images = row.take_images()?;
     if pair.images.is_empty() {
-        let path = row.optional_text("image_path")?;
-        let path = path.ok_or_else(|| RowFault::Missing { key: "image", found: key_list(&row.keys) })?;
-        pair.images = vec![ImageSource::Path(path)];
+        return Err(row.missing("image"));
     }
     Ok(pair)
 }

@@ -1,4 +1,5 @@
-//! The rows of a JSON list or of a file with one JSON object a line, one at a time, in bounded memory.
+//! The rows of a JSON list, of a file with one JSON object a line, or of an object of rows by image (HA-DPO's), one at a
+//! time, in bounded memory.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind};
@@ -10,18 +11,35 @@ use super::MAX_ROW_BYTES;
 use crate::error::{Error, FileFault, Result, RowFault};
 
 /// Iterates over `(row number, object)`. A faulty row is an error and the next row follows; after an error of the file
-/// itself (it ends early, it cannot be read) the iterator ends.
+/// itself ([`FileFault::Broken`], or it cannot be read) the iterator ends.
 #[derive(Debug)]
 pub(crate) struct JsonRows<R> {
     path: PathBuf,
     reader: R,
     row: usize,
-    list: bool,
+    container: Container,
+    /// Beginning of the file, while no row was given.
+    start: Option<String>,
     done: bool,
 }
 
-/// The bytes of a row or why there are none, and whether a line end followed.
-type Line = (Result<Vec<u8>, RowFault>, bool);
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Container {
+    Lines,
+    List,
+    /// `{"image id": {…}, …}`.
+    Object,
+}
+
+/// What is read of a row.
+enum Found {
+    /// Its bytes, the image id that they stand under, and whether the row's end was seen.
+    Row { bytes: Vec<u8>, id: Option<Vec<u8>>, ended: bool },
+    /// A fault of this row alone.
+    Fault(RowFault),
+    /// A fault behind which nothing can be read.
+    Broken(RowFault),
+}
 
 impl JsonRows<BufReader<File>> {
     pub(crate) fn open(path: &Path) -> Result<Self> {
@@ -46,30 +64,25 @@ impl<R: BufRead> JsonRows<R> {
         }
         let mut lines = 0;
         let first = skip_lines(&mut reader, &mut lines).map_err(|source| Error::io(path, source))?;
-        let list = match first {
+        let start = peek(&mut reader).map_err(|source| Error::io(path, source))?;
+        let begins: String = String::from_utf8_lossy(&start[..start.len().min(60)]).into_owned();
+        let container = match first {
             None => return fail(FileFault::Empty),
-            Some(b'[') => {
-                reader.consume(1);
-                true
-            }
-            Some(b'{') => false,
-            Some(_) => {
-                let start = reader.fill_buf().map_err(|source| Error::io(path, source))?;
-                let found = String::from_utf8_lossy(&start[..start.len().min(20)]).into_owned();
-                return fail(FileFault::Container { found });
-            }
+            Some(b'[') => Container::List,
+            Some(b'{') if holds_answers_by_image(start) => Container::Object,
+            Some(b'{') => Container::Lines,
+            Some(_) => return fail(FileFault::Container { found: begins.chars().take(20).collect() }),
         };
         // Rows of a list are counted by themselves, those of lines as an editor counts, blank ones too.
-        let row = if list { 0 } else { lines };
-        Ok(Self { path: path.to_owned(), reader, row, list, done: false })
+        let row = if container == Container::Lines { lines } else { 0 };
+        if container != Container::Lines {
+            reader.consume(1);
+        }
+        Ok(Self { path: path.to_owned(), reader, row, container, start: Some(begins), done: false })
     }
 
-    fn fault(&self, fault: RowFault) -> Error {
-        Error::row(&self.path, self.row, fault)
-    }
-
-    /// The bytes of the next line that is not blank, and whether a line end followed.
-    fn next_line(&mut self) -> std::io::Result<Option<Line>> {
+    /// The next line that is not blank.
+    fn next_line(&mut self) -> std::io::Result<Option<Found>> {
         loop {
             let mut line = Vec::new();
             let (mut any, mut ended, mut too_long) = (false, false, false);
@@ -96,49 +109,68 @@ impl<R: BufRead> JsonRows<R> {
             if !any {
                 return Ok(None);
             }
-            if too_long {
-                return Ok(Some((Err(RowFault::TooLong { limit: MAX_ROW_BYTES }), ended)));
-            }
             // Line numbers are what an editor shows, so blank lines count.
             self.row += 1;
+            if too_long {
+                return Ok(Some(Found::Fault(RowFault::TooLong { limit: MAX_ROW_BYTES })));
+            }
             if !line.trim_ascii().is_empty() {
-                self.row -= 1;
-                return Ok(Some((Ok(line), ended)));
+                return Ok(Some(Found::Row { bytes: line, id: None, ended }));
             }
         }
     }
 
-    /// The bytes of the next element of the list; `None` at its end.
-    fn next_element(&mut self) -> std::io::Result<Option<Result<Vec<u8>, RowFault>>> {
+    /// The next element of the list, or entry of the object; `None` at its end.
+    fn next_element(&mut self) -> std::io::Result<Option<Found>> {
+        let broken = |why: &str| Ok(Some(Found::Broken(RowFault::Json(why.to_owned()))));
+        let close = if self.container == Container::List { b']' } else { b'}' };
         let mut first = skip_space(&mut self.reader)?;
-        if self.row > 0 {
+        self.row += 1;
+        if self.row > 1 {
             match first {
                 Some(b',') => {
                     self.reader.consume(1);
                     first = skip_space(&mut self.reader)?;
                 }
-                Some(b']') | None => {}
-                Some(_) => {
-                    self.done = true;
-                    return Ok(Some(Err(RowFault::Json("a comma is missing before this row".to_owned()))));
-                }
+                Some(byte) if byte == close => {}
+                None => {}
+                Some(_) => return broken("a comma is missing before this row"),
             }
         }
         match first {
-            Some(b']') => {
+            Some(byte) if byte == close => {
                 self.reader.consume(1);
                 self.done = true;
-                let more = skip_space(&mut self.reader)?;
-                return Ok(
-                    more.map(|_| Err(RowFault::Json("there is more after the end of the list".to_owned())))
-                );
+                return match skip_space(&mut self.reader)? {
+                    None => Ok(None),
+                    Some(_) => broken("there is more after the end of the list"),
+                };
             }
-            None => {
-                self.done = true;
-                return Ok(Some(Err(RowFault::Cut)));
-            }
+            None => return Ok(Some(Found::Broken(RowFault::Cut))),
             Some(_) => {}
         }
+        let mut id = None;
+        if self.container == Container::Object {
+            match self.value()? {
+                Ok(bytes) => id = Some(bytes),
+                Err(_) => return broken("the image id of this entry cannot be read"),
+            }
+            match skip_space(&mut self.reader)? {
+                Some(b':') => self.reader.consume(1),
+                None => return Ok(Some(Found::Broken(RowFault::Cut))),
+                Some(_) => return broken("a colon is missing behind the image id"),
+            }
+            skip_space(&mut self.reader)?;
+        }
+        Ok(Some(match self.value()? {
+            Ok(bytes) => Found::Row { bytes, id, ended: true },
+            Err(RowFault::Cut) => Found::Broken(RowFault::Cut),
+            Err(fault) => Found::Fault(fault),
+        }))
+    }
+
+    /// The bytes of the value that starts here.
+    fn value(&mut self) -> std::io::Result<Result<Vec<u8>, RowFault>> {
         let mut scan = Scan::default();
         let mut bytes = Vec::new();
         let mut too_long = false;
@@ -148,8 +180,7 @@ impl<R: BufRead> JsonRows<R> {
                 other => other?,
             };
             if buffer.is_empty() {
-                self.done = true;
-                return Ok(Some(Err(RowFault::Cut)));
+                return Ok(Err(RowFault::Cut));
             }
             let end = scan.run(buffer);
             let used = end.unwrap_or(buffer.len());
@@ -162,9 +193,53 @@ impl<R: BufRead> JsonRows<R> {
             self.reader.consume(used);
             if end.is_some() {
                 let fault = RowFault::TooLong { limit: MAX_ROW_BYTES };
-                return Ok(Some(if too_long { Err(fault) } else { Ok(bytes) }));
+                return Ok(if too_long { Err(fault) } else { Ok(bytes) });
             }
         }
+    }
+
+    /// Whether the file is one object over several lines, or one too long for a row, rather than rows of which the first
+    /// is faulty: no row follows.
+    fn is_one_object(&mut self, fault: &RowFault, ended: bool) -> std::io::Result<bool> {
+        match fault {
+            RowFault::TooLong { .. } => Ok(skip_space(&mut self.reader)?.is_none()),
+            RowFault::Json(_) if ended => Ok(!matches!(skip_space(&mut self.reader)?, None | Some(b'{'))),
+            _ => Ok(false),
+        }
+    }
+
+    fn read(&mut self) -> Result<Option<(usize, Value)>> {
+        let path = self.path.clone();
+        let io = |source| Error::io(&path, source);
+        let found = match self.container {
+            Container::Lines => self.next_line(),
+            Container::List | Container::Object => self.next_element(),
+        };
+        let Some(found) = found.map_err(io)? else { return Ok(None) };
+        let start = self.start.take();
+        let (fault, ended) = match found {
+            Found::Row { bytes, id, ended } => match parse(&bytes, ended) {
+                Ok(value) => return Ok(Some((self.row, with_id(value, id)))),
+                // Nobody knows what a file that was cut short held behind this row.
+                Err(RowFault::Cut) => return Err(self.broken(RowFault::Cut)),
+                Err(fault) => (fault, ended),
+            },
+            Found::Fault(fault) => (fault, true),
+            Found::Broken(fault) => return Err(self.broken(fault)),
+        };
+        if let Some(start) = start
+            && self.container == Container::Lines
+            && self.is_one_object(&fault, ended).map_err(io)?
+        {
+            self.done = true;
+            return Err(Error::file(&self.path, FileFault::Object { start }));
+        }
+        Err(Error::row(&self.path, self.row, fault))
+    }
+
+    fn broken(&mut self, fault: RowFault) -> Error {
+        self.done = true;
+        Error::file(&self.path, FileFault::Broken { row: self.row, lost: None, fault })
     }
 }
 
@@ -175,26 +250,37 @@ impl<R: BufRead> Iterator for JsonRows<R> {
         if self.done {
             return None;
         }
-        let next = if self.list {
-            self.next_element().map(|element| element.map(|element| (element, true)))
-        } else {
-            self.next_line()
-        };
-        let (bytes, ended) = match next {
-            Ok(None) => {
-                self.done = true;
-                return None;
-            }
-            Ok(Some(found)) => found,
-            Err(source) => {
-                self.done = true;
-                return Some(Err(Error::io(&self.path, source)));
-            }
-        };
-        self.row += 1;
-        let parsed = bytes.and_then(|bytes| parse(&bytes, ended));
-        Some(parsed.map(|value| (self.row, value)).map_err(|fault| self.fault(fault)))
+        let row = self.read().transpose();
+        self.done |= matches!(row, None | Some(Err(Error::Io { .. })));
+        row
     }
+}
+
+/// The image id that an entry stands under becomes one of its keys.
+fn with_id(mut value: Value, id: Option<Vec<u8>>) -> Value {
+    if let (Some(id), Value::Object(keys)) = (id, &mut value)
+        && let Ok(Value::String(id)) = serde_json::from_slice(&id)
+    {
+        keys.insert("image_id".to_owned(), Value::String(id));
+    }
+    value
+}
+
+/// Whether a file starts as HA-DPO's descriptions do: `{"image id": {"chosen": [`.
+fn holds_answers_by_image(start: &[u8]) -> bool {
+    let after = |bytes: &[u8], byte: u8| bytes.trim_ascii_start().strip_prefix(&[byte]).map(<[u8]>::to_vec);
+    let key = |bytes: &[u8]| -> Option<(Vec<u8>, Vec<u8>)> {
+        let text = after(bytes, b'"')?;
+        let end = text.iter().position(|byte| *byte == b'"')?;
+        Some((text[..end].to_vec(), after(&text[end + 1..], b':')?))
+    };
+    let entry = || {
+        let (id, value) = key(&after(&start[..start.len().min(4096)], b'{')?)?;
+        let (name, value) = key(&after(&value, b'{')?)?;
+        after(&value, b'[')?;
+        Some(!matches!(&id[..], b"chosen" | b"rejected") && matches!(&name[..], b"chosen" | b"rejected"))
+    };
+    entry().unwrap_or(false)
 }
 
 fn parse(bytes: &[u8], ended: bool) -> Result<Value, RowFault> {

@@ -9,13 +9,21 @@ use super::{Row, wrong};
 use crate::error::RowFault;
 use crate::pair::{ImageSource, Pair};
 
-pub(super) fn pair(mut row: Row) -> Result<Pair, RowFault> {
-    let mut pair = Pair::new(row.id(), row.text("question")?, row.text("chosen")?, row.text("reject")?);
-    pair.images = match row.keys.get("image_id") {
-        Some(Value::String(path)) => vec![ImageSource::Path(path.clone())],
-        Some(Value::Number(number)) => vec![ImageSource::Path(format!("{number}.jpg"))],
-        None | Some(Value::Null) => row.take_images()?,
-        Some(other) => return Err(wrong("image_id", "a file name or a number", other)),
+pub(super) fn pair(row: &mut Row) -> Result<Pair, RowFault> {
+    let mut pair =
+        Pair::new(row.id(), row.take_text("question")?, row.take_text("chosen")?, row.take_text("reject")?);
+    pair.images = match image_id(row)? {
+        Some(image) => vec![image],
+        None => row.take_images()?,
     };
     Ok(pair)
+}
+
+pub(super) fn image_id(row: &mut Row) -> Result<Option<ImageSource>, RowFault> {
+    match row.take_optional("image_id") {
+        Some(Value::String(path)) => Ok(Some(ImageSource::Path(path))),
+        Some(Value::Number(number)) => Ok(Some(ImageSource::Path(format!("{number}.jpg")))),
+        None => Ok(None),
+        Some(other) => Err(wrong("image_id", "a file name or a number", &other)),
+    }
 }

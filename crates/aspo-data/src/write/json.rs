@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{single_question, unsupported};
 use crate::error::{Error, Result};
 use crate::files::{AtomicFile, write_atomic};
-use crate::pair::{ImageSource, Pair, Turn};
+use crate::pair::{IMAGE_TAG, ImageSource, Pair, Turn};
 use crate::read::Conversation;
 
 /// SeVa's list: `{"chosen", "reject", "question", "image_id"}`, one pair a line inside the brackets. Ids are not stored.
@@ -62,13 +62,13 @@ pub fn write_trl_jsonl<P: Borrow<Pair>>(path: &Path, pairs: impl IntoIterator<It
     })
 }
 
-/// LLaMA-Factory's sharegpt ranking list, with one `<image>` tag an image in front of the first question.
+/// LLaMA-Factory's sharegpt ranking list; images without a tag get one in front of the first question.
 ///
 /// # Errors
 /// [`Error::File`] for a pair with image bytes.
 pub fn write_llama_factory<P: Borrow<Pair>>(path: &Path, pairs: impl IntoIterator<Item = P>) -> Result<()> {
     write_list(path, pairs, |pair: &Pair| {
-        let (history, prompt) = with_tags(pair.images.len(), &pair.history, &pair.prompt);
+        let (history, prompt) = with_tags(pair);
         let gpt = |text: &str| json!({"from": "gpt", "value": text});
         let mut row = json!({
             "id": pair.id,
@@ -101,7 +101,7 @@ pub fn write_conversations<C: Borrow<Conversation>>(
             return Err(unsupported(path, &conversation.id, "no turns"));
         };
         pair.chosen = conversation.turns[last].assistant.clone();
-        let (history, prompt) = with_tags(pair.images.len(), &pair.history, &pair.prompt);
+        let (history, prompt) = with_tags(&pair);
         let mut list = messages(
             pair.system.as_deref(),
             &history,
@@ -157,13 +157,13 @@ fn messages(
     list
 }
 
-/// History and prompt with the images' tags in front of the first question.
-fn with_tags(images: usize, history: &[Turn], prompt: &str) -> (Vec<Turn>, String) {
-    let tags = "<image>\n".repeat(images);
-    let mut history = history.to_vec();
-    let mut prompt = prompt.to_owned();
-    let first = history.first_mut().map_or(&mut prompt, |turn| &mut turn.user);
-    first.insert_str(0, &tags);
+/// History and prompt with the images' tags: in their places, else in front of the first question.
+fn with_tags(pair: &Pair) -> (Vec<Turn>, String) {
+    let (mut history, mut prompt) = (pair.history.clone(), pair.prompt.clone());
+    if pair.tags() == 0 {
+        let first = history.first_mut().map_or(&mut prompt, |turn| &mut turn.user);
+        first.insert_str(0, &format!("{IMAGE_TAG}\n").repeat(pair.images.len()));
+    }
     (history, prompt)
 }
 

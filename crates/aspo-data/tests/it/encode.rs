@@ -1,9 +1,11 @@
 //! Encoding: image tokens, borders, sentences, truncation.
 
-use aspo_data::{EncodedAnswer, EncodedPair, Encoder, Error, Pair, PairFault, Template};
+use aspo_data::{
+    EncodedAnswer, EncodedPair, Encoder, Error, Pair, PairFault, SpecialTokens, Template, Tokenizer, Turn,
+};
 use proptest::prelude::*;
 
-use crate::support::tiny_tokenizer;
+use crate::support::{tiny_tokenizer, tiny_tokenizer_json};
 
 fn encoder(max_length: Option<usize>) -> Encoder {
     let mut encoder = Encoder::new(tiny_tokenizer(), Template::VicunaV1, 5);
@@ -44,6 +46,80 @@ fn image_tokens_stand_where_the_tag_was_and_are_counted() {
     assert_eq!(two.image_spans.len(), 2);
     let none = Pair { images: Vec::new(), ..pair() };
     assert!(encoder(None).encode(&none).unwrap().image_spans.is_empty());
+}
+
+#[test]
+fn tags_within_a_text_keep_their_places_across_turns() {
+    let tokenizer = tiny_tokenizer();
+    let image = tokenizer.image().unwrap();
+    let mut pair = Pair::new("p", "In <image>the cat runs?", "No.", "Yes.").with_image("a").with_image("b");
+    pair.history = vec![Turn { user: "two <image>".into(), assistant: "the dog".into() }];
+    let mut encoder = encoder(None);
+    encoder.template = Template::LlavaHf;
+    let encoded = encoder.encode(&pair).unwrap();
+    assert_eq!(encoded.images, ["a".into(), "b".into()]);
+    // Each run of image tokens stands between the texts that its tag stood between.
+    let texts: Vec<String> = encoded
+        .prompt_ids
+        .split(|id| *id == image)
+        .filter(|ids| !ids.is_empty())
+        .map(|ids| tokenizer.decode(ids, true).unwrap())
+        .collect();
+    assert_eq!(texts.len(), 3, "{texts:?}");
+    assert!(texts[0].ends_with("two ") && texts[1].contains("the dog"), "{texts:?}");
+    assert!(texts[1].ends_with("In ") && texts[2].starts_with("the cat"), "{texts:?}");
+    assert_eq!(encoded.image_spans.len(), 2);
+    for span in &encoded.image_spans {
+        assert!(span.len() == 5 && encoded.prompt_ids[span.clone()].iter().all(|id| *id == image));
+    }
+}
+
+#[test]
+fn tags_that_are_not_as_many_as_the_images_are_refused() {
+    let two = Pair::new("p", "<image> and <image>?", "No.", "Yes.").with_image("a");
+    let none = Pair { images: Vec::new(), ..two.clone() };
+    for pair in [two, none] {
+        let error = encoder(None).encode(&pair).unwrap_err();
+        assert!(matches!(error, Error::Pair { fault: PairFault::ImageCount { .. }, .. }), "{error}");
+    }
+    // InstructBLIP reads its picture before any text.
+    let mut encoder = encoder(None);
+    encoder.template = Template::InstructBlip;
+    let within = Pair::new("p", "In <image>?", "No.", "Yes.").with_image("a");
+    let error = encoder.encode(&within).unwrap_err().to_string();
+    assert!(error.contains("instruct_blip cannot place"), "{error}");
+}
+
+#[test]
+fn answers_that_are_equal_once_cut_are_refused() {
+    let pair = Pair::new("p", "What?", "the dog runs there", "the dog runs two");
+    let full = encoder(None).encode(&pair).unwrap();
+    let room = full.prompt_ids.len() + 2;
+    let error = encoder(Some(room)).encode(&pair).unwrap_err();
+    assert!(matches!(error, Error::Pair { fault: PairFault::Equal, .. }), "{error}");
+}
+
+#[test]
+fn tokens_with_a_name_of_their_own_are_refused_in_texts_whatever_the_file_calls_special() {
+    let mut json = tiny_tokenizer_json();
+    for token in json["added_tokens"].as_array_mut().unwrap() {
+        token["special"] = false.into();
+    }
+    let tokenizer =
+        Tokenizer::from_bytes(json.to_string().as_bytes(), "plain", SpecialTokens::default()).unwrap();
+    for text in ["<image>", "a</s>", "<s>", "x <pad>"] {
+        assert!(tokenizer.special_in(text).is_some(), "{text}");
+    }
+    assert_eq!(tokenizer.special_in("a < b > s"), None);
+    // A template that writes the start token between turns needs one.
+    let names = SpecialTokens { bos: "<start>".into(), ..SpecialTokens::default() };
+    let tokenizer = Tokenizer::from_bytes(json.to_string().as_bytes(), "plain", names).unwrap();
+    let encoder = Encoder::new(tokenizer, Template::LlavaLlama2, 5);
+    let mut pair = Pair::new("p", "What?", "No.", "Yes.");
+    assert!(encoder.encode(&pair).is_ok());
+    pair.history = vec![Turn { user: "A".into(), assistant: "B".into() }];
+    let error = encoder.encode(&pair).unwrap_err().to_string();
+    assert!(error.contains("no token \"<start>\""), "{error}");
 }
 
 #[test]
@@ -105,10 +181,7 @@ fn a_token_across_the_border_does_not_change_the_prompt() {
     let mut encoder = encoder(None);
     encoder.template = Template::Plain;
     let prompt = encoder.encode_prompt(&pair()).unwrap();
-    for answer in ["the dog", "\n\n", " x", "。"] {
-        if answer.trim().is_empty() {
-            continue;
-        }
+    for answer in ["the dog", "\n\nA", " x", "。"] {
         let pair = Pair { chosen: answer.into(), ..pair() };
         let encoded = encoder.encode(&pair).unwrap();
         assert_eq!(encoded.prompt_ids, prompt);
@@ -133,6 +206,7 @@ fn checked(encoder: &Encoder, pair: &Pair) -> Option<EncodedPair> {
             assert!(prompt >= max_length);
             None
         }
+        Err(Error::Pair { fault: PairFault::Equal, .. }) => None,
         Err(other) => panic!("{other}"),
     }
 }
@@ -151,6 +225,7 @@ proptest! {
         for image in 0..images {
             pair = pair.with_image(format!("{image}.jpg").as_str());
         }
+        prop_assume!(!pair.has_equal_answers());
         let full = checked(&encoder(None), &pair).unwrap();
         if let Some(cut) = checked(&encoder(Some(max_length)), &pair) {
             for (cut, full) in [(&cut.chosen, &full.chosen), (&cut.rejected, &full.rejected)] {
@@ -159,7 +234,8 @@ proptest! {
                 prop_assert_eq!(cut.truncated, cut.ids.len() < full.ids.len());
             }
         } else {
-            prop_assert!(full.prompt_ids.len() >= max_length);
+            let room = max_length.saturating_sub(full.prompt_ids.len());
+            prop_assert!(room == 0 || full.chosen.ids[..room] == full.rejected.ids[..room]);
         }
     }
 }

@@ -75,7 +75,7 @@ fn written(write: impl FnOnce(&Path)) -> Vec<u8> {
 
 fn read_to_end(bytes: &[u8], path: &Path) {
     std::fs::write(path, bytes).unwrap();
-    for format in [Format::Trl, Format::Seva, Format::RlaifV, Format::LlamaFactory] {
+    for format in Format::ALL.iter().copied().filter(|format| *format != Format::Llava) {
         if let Ok(pairs) = read_pairs_as(path, format) {
             assert!(pairs.take(10_000).count() < 10_000, "the reader does not end");
         }
@@ -94,6 +94,8 @@ fn damaged_json_of_every_format_is_an_error() {
         written(|path| write_llama_factory(path, &pairs).unwrap()),
         br#"[{"id": "1", "image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\nA"}, {"from": "gpt", "value": "B"}]}]"#.to_vec(),
         br#"{"text": "{\"question\": \"q\", \"chosen\": \"a\", \"rejected\": \"b\"}", "image_path": "a.jpg"}"#.to_vec(),
+        br#"{"1": {"chosen": ["a", "b"], "rejected": ["c"]}, "2": {"chosen": ["a"], "rejected": ["c"]}}"#.to_vec(),
+        br#"{"messages": [{"role": "user", "content": [{"type": "image", "image": "data:image/png;base64,AAAA"}]}, {"role": "assistant", "content": "b"}], "rejected_response": "c"}"#.to_vec(),
         br#"[{"instruction": "i", "input": "x", "chosen": "a", "rejected": "b", "history": [["u", "v"]]}]"#.to_vec(),
     ];
     let folder = tempfile::tempdir().unwrap();

@@ -3,7 +3,6 @@
 mod batch;
 #[cfg(feature = "parquet")]
 mod corpora;
-mod corpus;
 mod encode;
 mod files;
 mod hostile;
@@ -17,6 +16,7 @@ mod read;
 mod scenes;
 mod seva;
 mod similarity;
+mod store;
 mod support;
 mod tokenizer;
 mod validate;

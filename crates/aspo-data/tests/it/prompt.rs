@@ -1,18 +1,18 @@
 //! Templates, letter by letter.
 
 use aspo_data::prompt::{LLAVA_LLAMA_2_SYSTEM, VICUNA_V1_SYSTEM};
-use aspo_data::{Pair, Template, Turn};
+use aspo_data::{Pair, SpecialTokens, Template, Turn};
 
 fn pair() -> Pair {
     Pair::new("1", "What?", "", "").with_image("a.jpg")
 }
 
 fn prompt(template: Template, pair: &Pair) -> String {
-    template.render(pair, "<image>", "</s>").prompt
+    template.render(pair, &SpecialTokens::default()).prompt
 }
 
 fn full(template: Template, pair: &Pair) -> String {
-    let (text, answer) = template.render(pair, "<image>", "</s>").with_answer("Yes.", "</s>");
+    let (text, answer) = template.render(pair, &SpecialTokens::default()).with_answer("Yes.", "</s>");
     assert_eq!(&text[answer], "Yes.");
     text
 }
@@ -32,7 +32,7 @@ fn one_question_reads_as_the_sources_write_it() {
     assert_eq!(full(Template::Plain, &pair), "<image>\nWhat?\nYes.</s>");
     assert_eq!(full(Template::Plain, &Pair { prompt: String::new(), ..pair.clone() }), "<image>\nYes.</s>");
     assert_eq!(full(Template::InstructBlip, &pair), "What? Yes.</s>");
-    assert!(Template::InstructBlip.render(&pair, "<image>", "</s>").images_before);
+    assert!(Template::InstructBlip.render(&pair, &SpecialTokens::default()).images_before);
 }
 
 #[test]
@@ -59,6 +59,35 @@ fn each_image_has_its_tag_and_no_image_none() {
     assert_eq!(prompt(Template::LlavaHf, &two), "USER: <image>\n<image>\nWhat? ASSISTANT:");
     let none = Pair { images: Vec::new(), ..pair() };
     assert_eq!(prompt(Template::LlavaHf, &none), "USER: What? ASSISTANT:");
+}
+
+#[test]
+fn images_stand_where_their_tags_do_across_turns_too() {
+    let mut pair = Pair::new("1", "In <image>, not in <image>?", "", "").with_image("a").with_image("b");
+    assert_eq!(prompt(Template::LlavaHf, &pair), "USER: In <image>, not in <image>? ASSISTANT:");
+    pair.history = vec![Turn { user: "What?".into(), assistant: "B".into() }];
+    assert_eq!(
+        prompt(Template::VicunaV1, &Pair { system: Some(String::new()), ..pair.clone() }),
+        "USER: What? ASSISTANT: B</s>USER: In <image>, not in <image>? ASSISTANT:"
+    );
+    let tokens = SpecialTokens {
+        bos: "<B>".into(),
+        eos: "<E>".into(),
+        image: "<|image|>".into(),
+        ..SpecialTokens::default()
+    };
+    pair.system = Some("S".into());
+    assert_eq!(
+        Template::LlavaLlama2.render(&pair, &tokens).prompt,
+        "[INST] <<SYS>>\nS\n<</SYS>>\n\nWhat? [/INST] B <E><B>[INST] In <|image|>, not in <|image|>? [/INST]",
+        "the tokens are the tokenizer's"
+    );
+    pair.prompt = "Why?".into();
+    pair.system = None;
+    assert_eq!(
+        Template::LlavaHf.render(&pair, &tokens).prompt,
+        "USER: <|image|>\n<|image|>\nWhat? ASSISTANT: B USER: Why? ASSISTANT:"
+    );
 }
 
 #[test]

@@ -45,7 +45,7 @@ fn oracle_ids_offsets_and_response_start_equal_for_every_line() {
         // The encoder on the pair: the same ids with the image token repeated.
         let mut pair = Pair::new("1", question, answer, "No.").with_image("a.jpg");
         pair.system = Some(VICUNA_HUMAN_SYSTEM.to_owned());
-        let rendered = Template::VicunaV1.render(&pair, "<image>", "</s>");
+        let rendered = Template::VicunaV1.render(&pair, tokenizer.names());
         assert_eq!(rendered.prompt, prompt);
         let encoded = encoder.encode(&pair).unwrap();
         let image = tokenizer.image().unwrap();

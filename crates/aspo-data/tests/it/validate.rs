@@ -33,11 +33,12 @@ fn faults_are_counted_by_kind_and_the_rest_described() {
         ..Default::default()
     };
     let report = validate(&path, &options).unwrap();
-    assert_eq!((report.rows, report.sound, report.faulty()), (10, 4, 6));
+    assert_eq!((report.rows, report.sound, report.faulty()), (10, 4, 5));
+    assert_eq!(report.dropped.equal, 1);
     let count = |kind: &str| report.faults.get(kind).map_or(0, |fault| fault.count);
     assert_eq!(
-        ["equal", "image", "image-path", "json", "special-token"].map(count),
-        [1, 2, 1, 1, 1],
+        ["image", "image-path", "json", "special-token"].map(count),
+        [2, 1, 1, 1],
         "{:?}",
         report.faults
     );
@@ -52,7 +53,7 @@ fn faults_are_counted_by_kind_and_the_rest_described() {
     assert!(text.contains("row 5: image none.png") && text.contains("row 6: image path"), "{text}");
     assert!(text.contains("row 7: image bad.png"), "{text}");
     options.on_fault = OnFault::Stop;
-    assert!(matches!(validate(&path, &options), Err(Error::Row { row: 4, .. })));
+    assert!(matches!(validate(&path, &options), Err(Error::Row { row: 5, .. })));
     options.format = Some(Format::Seva);
     assert!(matches!(validate(&path, &options), Err(Error::Row { row: 1, .. })));
 }
@@ -61,11 +62,48 @@ fn faults_are_counted_by_kind_and_the_rest_described() {
 fn a_fault_found_beside_reading_tells_the_line_too() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("data.jsonl");
-    let equal = r#"{"prompt": "a", "chosen": "same", "rejected": "same"}"#;
-    std::fs::write(&path, format!("\n\n{equal}\n\n{equal}\n")).unwrap();
-    let options = ValidateOptions { on_fault: OnFault::Skip, ..Default::default() };
-    let examples = &validate(&path, &options).unwrap().faults["equal"].examples;
+    let row = |id: &str| format!(r#"{{"id": "{id}", "prompt": "a", "chosen": "x </s> y", "rejected": "z"}}"#);
+    std::fs::write(&path, format!("\n\n{}\n\n{}\n", row("p"), row("q"))).unwrap();
+    let encoder = Encoder::new(tiny_tokenizer(), Template::LlavaHf, 4);
+    let options = ValidateOptions { encoder: Some(&encoder), on_fault: OnFault::Skip, ..Default::default() };
+    let examples = &validate(&path, &options).unwrap().faults["special-token"].examples;
     assert!(examples[0].contains("row 3") && examples[1].contains("row 5"), "{examples:?}");
+}
+
+#[test]
+fn equal_answers_are_dropped_and_counted_and_no_fault() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("data.jsonl");
+    let row =
+        |rejected: &str| format!("{{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"{rejected}\"}}\n");
+    std::fs::write(&path, [row("b"), row("c"), row(" b\\n")].concat()).unwrap();
+    for on_fault in [OnFault::Stop, OnFault::Skip] {
+        let report = validate(&path, &ValidateOptions { on_fault, ..Default::default() }).unwrap();
+        assert_eq!((report.rows, report.sound, report.dropped.equal, report.faulty()), (3, 1, 2, 0));
+        assert!(report.is_sound());
+    }
+    let mut pairs = aspo_data::read_pairs(&path).unwrap();
+    assert_eq!((pairs.by_ref().count(), pairs.dropped().equal), (1, 2), "training reads the same");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_to_its_end_is_never_one_faulty_row() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("data.json");
+    let row = r#"{"prompt": "a", "chosen": "b", "rejected": "c"}"#;
+    // A missing comma, a text that does not end, a list that does not, each with 98 rows behind it.
+    let rest = format!(", {row}").repeat(98);
+    for middle in [format!(" {row}"), r#", {"prompt": "a, "chosen": "b", "rejected": "c"}"#.to_owned()] {
+        std::fs::write(&path, format!("[{row}{middle}{rest}]")).unwrap();
+        let skip = ValidateOptions { on_fault: OnFault::Skip, ..Default::default() };
+        let report = validate(&path, &skip).unwrap();
+        assert_eq!((report.sound, report.faulty(), report.is_sound()), (1, 0, false), "{middle}");
+        let broken = report.broken.clone().unwrap();
+        assert!(broken.contains("row 2") && broken.contains("nothing from this row on"), "{broken}");
+        assert!(report.to_string().contains("NOT READ TO ITS END"), "{report}");
+        let error = aspo_data::read_pairs(&path).unwrap().find_map(Result::err).unwrap();
+        assert!(!error.is_one_row(), "{error}");
+    }
 }
 
 #[test]
