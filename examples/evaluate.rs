@@ -107,7 +107,7 @@ struct Args {
     #[arg(long, conflicts_with = "json")]
     markdown: bool,
     /// Backend of the model, among those compiled in.
-    #[arg(long, value_enum, requires = "model")]
+    #[arg(long, requires = "model")]
     device: Option<Device>,
     /// Prints every figure as one JSON object; with several models, by their names.
     #[arg(long)]

@@ -1,23 +1,25 @@
 //! Trains a vision-language model with ASPO (or another preference loss) and shows what that did.
 //!
 //! `cargo run --example llava_aspo` does it on the tiny LLaVA of the scenes world; every path can be another. The model's
-//! `config.json` says whether it is a LLaVA or an InstructBLIP.
+//! `config.json` says whether it is a LLaVA or an InstructBLIP. With `--model`, options are the defaults of `TrainConfig`
+//! in place of those of the scenes world; template and length are the checkpoint's.
 
 use std::path::{Path, PathBuf};
 
 use aspo_data::scenes::{Split, write};
-use aspo_data::{EncodedPair, Template};
-use aspo_examples::Failure;
-use aspo_examples::account::{pictures, print_table, report, table};
+use aspo_data::{EncodedPair, OnFault, Template};
+use aspo_examples::account::{own_pictures, pictures, print_table, report, table};
 use aspo_examples::backend::{Device, OnBackend, exit_on_error};
+use aspo_examples::checkpoint::Kind;
 use aspo_examples::measure::{HeldOut, measure};
-use aspo_examples::progress::{Progress, show_example};
-use aspo_models::config::model_type;
+use aspo_examples::progress::{Progress, decoding, show_example};
+use aspo_examples::{Failure, note, out, say};
 use aspo_models::{
     InstructBlip, InstructBlipConfig, LlamaConfig, Llava, LlavaConfig, ModelConfig, Pretrained,
 };
 use aspo_train::{
-    Data, Plan, Policy, TrainConfig, check_output, check_paths, human, peak_memory, read, score, train_on,
+    Data, Finished, Output, Plan, Policy, TrainConfig, check_paths, human, peak_memory, read, score,
+    stored_config, train_on,
 };
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
@@ -26,7 +28,8 @@ use clap::Parser;
 #[derive(Parser, Clone)]
 #[command(about = "Train a vision-language model on preferences, sentence by sentence")]
 struct Args {
-    /// A TOML file with options by TRL's names; the flags below override it [default: the scenes world]
+    /// A TOML file with options by TRL's names; the flags below override it [default: the scenes world; with --model, TRL's
+    /// defaults; with --resume, the options of the run that goes on]
     #[arg(long)]
     config: Option<PathBuf>,
     /// Checkpoint folder of the model
@@ -47,6 +50,15 @@ struct Args {
     /// Folder that image paths are relative to
     #[arg(long)]
     images: Option<PathBuf>,
+    /// How prompts are written: vicuna_v1, llava_hf, llava_llama2, plain, instruct_blip [default: as the model was taught]
+    #[arg(long)]
+    template: Option<Template>,
+    /// Longest sequence in tokens, picture and answer included; longer answers lose their end
+    #[arg(long)]
+    max_length: Option<usize>,
+    /// A faulty row or picture: stop before the first step, or skip and count it
+    #[arg(long, value_parser = on_fault)]
+    on_fault: Option<OnFault>,
     /// The loss: aspo, dpo, or another by TRL's name
     #[arg(long)]
     objective: Option<String>,
@@ -62,8 +74,8 @@ struct Args {
     /// Peak learning rate
     #[arg(long)]
     learning_rate: Option<f64>,
-    /// Optimiser steps, in place of the config's epochs
-    #[arg(long)]
+    /// Optimiser steps, in place of the config's epochs; -1 takes back a number that the config gives
+    #[arg(long, allow_negative_numbers = true)]
     max_steps: Option<i64>,
     /// Steps between two checkpoints
     #[arg(long)]
@@ -71,18 +83,22 @@ struct Args {
     /// Seed of data order and adapter
     #[arg(long)]
     seed: Option<u64>,
+    /// Any other option of the config, as in its file: `--set bf16=true --set lora.r=64`
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
     /// Output folder [default: the first free of out/llava_aspo-1, -2, …; with --resume the last]
     #[arg(long)]
     out: Option<PathBuf>,
-    /// Go on from the newest checkpoint of the output folder
+    /// Go on from the newest checkpoint of the output folder, with its options where none are given
     #[arg(long)]
     resume: bool,
     /// Print the plan and stop, before weights are read
     #[arg(long)]
     plan: bool,
-    /// Held-out scenes on which base and trained model are measured; 0 leaves that out
-    #[arg(long, default_value_t = 800)]
-    eval_scenes: usize,
+    /// Held-out scenes on which base and trained model are measured; 0 leaves that out [default: 800 for the model of the
+    /// scenes world, 0 for any other]
+    #[arg(long)]
+    eval_scenes: Option<usize>,
     /// Seed of the held-out scenes
     #[arg(long, default_value_t = 1)]
     world_seed: u64,
@@ -90,7 +106,7 @@ struct Args {
     #[arg(long, default_value = "test")]
     split: String,
     /// Backend, among those compiled in
-    #[arg(long, value_enum)]
+    #[arg(long)]
     device: Option<Device>,
     /// Devices that share each step (one process, one thread each)
     #[cfg(feature = "collective")]
@@ -106,13 +122,61 @@ fn main() {
     let args = Args::parse();
     let config = exit_on_error(config(&args));
     let device = args.device.unwrap_or_default();
-    exit_on_error(device.run(Job { args, config }));
+    // What can be refused is refused before anything is computed.
+    exit_on_error(device.check());
+    let output = (!args.plan).then(|| exit_on_error(Output::open(&config, args.resume)));
+    exit_on_error(device.run(Job { args, config, output }));
+    if out::interrupted() {
+        std::process::exit(out::INTERRUPTED_CODE);
+    }
 }
 
-/// The config file with the flags laid over it.
+fn assets(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("assets").join(name)
+}
+
+/// Whether a folder is the model of the scenes world.
+fn of_scenes(model: &Path) -> bool {
+    model.canonicalize().is_ok_and(|model| assets("llava").canonicalize().is_ok_and(|own| own == model))
+}
+
+/// The options before any flag.
+fn base(args: &Args) -> Result<TrainConfig, Failure> {
+    let scenes = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/scenes.toml");
+    match (&args.config, &args.model) {
+        (Some(file), _) => Ok(TrainConfig::from_toml(file)?),
+        (None, _) if args.resume => {
+            let mut config = stored_config(&args.out.clone().unwrap_or_else(|| free_folder(true)))?;
+            // The scenes world is where this program was built.
+            let own = |path: &mut PathBuf| {
+                let text = path.to_string_lossy().replace('\\', "/");
+                let found = text.split("examples/assets/").nth(1).map(assets).filter(|found| found.exists());
+                if let (false, Some(found)) = (path.exists(), found) {
+                    *path = found;
+                }
+            };
+            [&mut config.model, &mut config.data, &mut config.images].into_iter().for_each(own);
+            config.clip.iter_mut().for_each(own);
+            Ok(config)
+        }
+        (None, Some(model)) if !of_scenes(model) => {
+            let kind = Kind::of(model)?;
+            let (template, known) = match args.template {
+                Some(template) => (template, "as asked".to_owned()),
+                None => kind.template(model)?,
+            };
+            let default = TrainConfig::default();
+            let max_length = args.max_length.unwrap_or(default.max_length.min(kind.positions(model)?));
+            say!("template {template} ({known}), max_length {max_length}");
+            Ok(TrainConfig { template, max_length, ..default })
+        }
+        (None, _) => Ok(TrainConfig::from_toml(&scenes)?),
+    }
+}
+
+/// The config with the flags laid over it.
 fn config(args: &Args) -> Result<TrainConfig, Failure> {
-    let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/scenes.toml");
-    let mut config = TrainConfig::from_toml(args.config.as_deref().unwrap_or(&default))?;
+    let mut config = base(args)?;
     let lay = |target: &mut PathBuf, flag: &Option<PathBuf>| {
         if let Some(path) = flag {
             target.clone_from(path);
@@ -127,6 +191,9 @@ fn config(args: &Args) -> Result<TrainConfig, Failure> {
     if let Some(objective) = &args.objective {
         config.loss_type = vec![if objective == "dpo" { "sigmoid".into() } else { objective.clone() }];
     }
+    config.template = args.template.unwrap_or(config.template);
+    config.max_length = args.max_length.unwrap_or(config.max_length);
+    config.on_fault = args.on_fault.unwrap_or(config.on_fault);
     config.reward_scaling = args.scaling.clone().unwrap_or(config.reward_scaling);
     config.alpha = args.alpha.unwrap_or(config.alpha);
     config.beta = args.beta.unwrap_or(config.beta);
@@ -134,6 +201,7 @@ fn config(args: &Args) -> Result<TrainConfig, Failure> {
     config.max_steps = args.max_steps.unwrap_or(config.max_steps);
     config.save_steps = args.save_steps.unwrap_or(config.save_steps);
     config.seed = args.seed.unwrap_or(config.seed);
+    config = set(config, &args.set)?;
     config.output_dir = match &args.out {
         Some(out) => out.clone(),
         None if config.output_dir.as_os_str().is_empty() => free_folder(args.resume),
@@ -155,10 +223,39 @@ fn config(args: &Args) -> Result<TrainConfig, Failure> {
     #[cfg(feature = "collective")]
     aspo_train::check_devices(&config, usize::from(args.devices))?;
     split(&args.split)?;
-    if !args.plan {
-        check_output(&config, args.resume)?;
-    }
     Ok(config)
+}
+
+/// The config with lines of its file laid over it.
+fn set(config: TrainConfig, lines: &[String]) -> Result<TrainConfig, Failure> {
+    if lines.is_empty() {
+        return Ok(config);
+    }
+    let mut table = toml::Table::try_from(&config)?;
+    for line in lines {
+        let told = |why: String| format!("option `set`: {line}: {}", why.trim().replace('\n', " "));
+        // A bare word is a text: quotes get lost on command lines.
+        let (key, value) = line.split_once('=').ok_or_else(|| told("write KEY=VALUE".into()))?;
+        let parsed = toml::from_str::<toml::Table>(line)
+            .or_else(|_| toml::from_str(&format!("{key} = {value:?}")))
+            .map_err(|error| told(error.message().to_owned()))?;
+        for (key, value) in parsed {
+            match (table.get_mut(&key), value) {
+                (Some(toml::Value::Table(old)), toml::Value::Table(new)) => old.extend(new),
+                (_, value) => drop(table.insert(key, value)),
+            }
+        }
+    }
+    let text = |error: toml::de::Error| format!("option `set`: {}", error.message().replace('\n', " "));
+    Ok(table.try_into().map_err(text)?)
+}
+
+fn on_fault(name: &str) -> Result<OnFault, String> {
+    match name {
+        "stop" => Ok(OnFault::Stop),
+        "skip" => Ok(OnFault::Skip),
+        _ => Err("use stop or skip".into()),
+    }
 }
 
 /// The first of `out/llava_aspo-N` that is not there, or the last that is.
@@ -171,6 +268,7 @@ fn free_folder(resume: bool) -> PathBuf {
 struct Job {
     args: Args,
     config: TrainConfig,
+    output: Option<Output>,
 }
 
 impl OnBackend for Job {
@@ -178,19 +276,19 @@ impl OnBackend for Job {
 
     fn run<B: Backend>(self, device: B::Device) -> Self::Output {
         let folder = &self.config.model;
-        match model_type(folder)?.as_str() {
-            InstructBlipConfig::MODEL_TYPE if self.config.template != Template::InstructBlip => {
+        match Kind::of(folder)? {
+            Kind::InstructBlip if self.config.template != Template::InstructBlip => {
                 let (found, folder) = (self.config.template, folder.display());
                 Err(format!("option `template`: {found}, but {folder} is an InstructBLIP; use instruct_blip")
                     .into())
             }
-            InstructBlipConfig::MODEL_TYPE => {
+            Kind::InstructBlip => {
                 let shape = InstructBlipConfig::load(folder)?;
                 let (image, decoder) =
                     ([shape.num_query_tokens, shape.image_token_index as usize], shape.text_config.clone());
                 self.train::<B, InstructBlip<Autodiff<B>>>(&shape, &decoder, image, device)
             }
-            _ => {
+            Kind::Llava => {
                 let shape = LlavaConfig::load(folder)?;
                 let (image, decoder) =
                     ([shape.tokens_per_image(), shape.image_token_index as usize], shape.text_config.clone());
@@ -209,18 +307,50 @@ impl Job {
         [tokens, image]: [usize; 2],
         device: B::Device,
     ) -> Result<(), Failure> {
-        let Job { args, config } = self;
+        let Job { args, config, output } = self;
+        let scenes = args.eval_scenes.unwrap_or(if of_scenes(&config.model) { 800 } else { 0 });
         let mut data = read(&config, tokens)?;
-        println!("{} from {}", config.loss_type.join(" + "), config.model.display());
         check_vocabulary(&data, &config, decoder.vocab_size, image)?;
-        if data.dropped > 0 {
-            println!("{} pairs left out: their prompt leaves no room for an answer", data.dropped);
+        say!("{} from {}", config.loss_type.join(" + "), config.model.display());
+        let Some(output) = output else {
+            tell(&data, &config);
+            let plan = Plan::new::<Autodiff<B>, M>(&config, shape, decoder, &data.pairs, &device)?;
+            say!("plan\n{plan}\n");
+            return Ok(());
+        };
+        data.decode_pictures(&config, decoding())?;
+        tell(&data, &config);
+        let total = config.total_steps(data.pairs.len());
+        let longer = output.accept(&config, &data)?;
+        output.notes().iter().for_each(|text| note!("warning: {text}"));
+        let report_file = config.output_dir.join("report.html");
+        let evaluation = config.output_dir.join("evaluation.json");
+        if let Some((checkpoint, step)) = output.resumed() {
+            let told = report_file.exists() && (scenes == 0 || evaluation.exists());
+            if output.is_finished(&config, &data) && told {
+                say!(
+                    "{} is the end of this run, step {step} of {total}: nothing is left to do",
+                    checkpoint.display()
+                );
+                say!("report   {}", report_file.display());
+                return Ok(());
+            }
+            say!("going on from {}, step {step} of {total}", checkpoint.display());
+            longer.iter().for_each(|text| say!("{text}"));
+            if step < total {
+                // What a shorter run has come to.
+                for (file, name) in [(&report_file, "report"), (&evaluation, "evaluation")] {
+                    let kind = file.extension().unwrap_or_default().to_string_lossy();
+                    let kept = file.with_file_name(format!("{name}-{step:06}.{kind}"));
+                    if file.exists() {
+                        std::fs::rename(file, &kept)?;
+                        say!("the {name} of the {step} steps so far is now {}", kept.display());
+                    }
+                }
+            }
         }
         let plan = Plan::new::<Autodiff<B>, M>(&config, shape, decoder, &data.pairs, &device)?;
-        println!("plan\n{plan}\n");
-        if args.plan {
-            return Ok(());
-        }
+        say!("plan\n{plan}\n");
         let objective = config.objective()?;
         if config.clip.is_some() {
             // Plain DPO has no use for the scores, but its report shows them.
@@ -234,14 +364,14 @@ impl Job {
         let held_out = HeldOut {
             world: &world,
             split: split(&args.split)?,
-            scenes: args.eval_scenes,
+            scenes,
             at_a_time: args.device.unwrap_or_default().at_a_time(),
         };
-        let before = match args.eval_scenes {
+        let before = match scenes {
             0 => None,
             scenes => {
                 write(&world, args.world_seed, held_out.split, scenes)?;
-                println!("measuring the base model on {scenes} scenes it never saw …");
+                say!("measuring the base model on {scenes} scenes it never saw …");
                 Some(measure(&plain, &data.encoder, held_out, &device)?)
             }
         };
@@ -251,49 +381,67 @@ impl Job {
         if args.tui {
             progress.open_dashboard();
         }
-        let finished = train_on::<B, _>(
-            &config,
-            base,
-            &data,
-            args.resume,
-            &devices::<B>(&args, &device)?,
-            |step| progress.show(step),
-            |warning| eprintln!("warning: {warning}"),
-        )?;
+        let devices = devices::<B>(&args, &device)?;
+        out::keep_on()?;
+        let finished = train_on::<B, _>(&config, base, &data, &output, &devices, |step| progress.show(step))?;
         progress.end();
+        if finished.stopped() {
+            return told_stop(&finished, &config);
+        }
+        out::let_go();
         let trained = finished.model.valid();
-        println!("\ntrained {} steps in {:.0} s", finished.steps, finished.seconds);
+        say!("\ntrained {} steps in {:.0} s", finished.steps, finished.seconds);
         if let Some(peak) = peak_memory() {
-            println!(
+            say!(
                 "memory: {} planned for training, {} at the peak of the whole process",
                 human(plan.total_bytes()),
                 human(peak)
             );
         }
 
-        let mut report = report(&config, &plan, finished.seconds)?;
+        let mut report = report(&config, &plan, &data.account, finished.steps, finished.seconds)?;
         if let Some(before) = before {
-            println!("measuring the trained model …");
+            say!("measuring the trained model …");
             let after = measure(&trained, &data.encoder, held_out, &device)?;
             let table = table(&before, &after);
             print_table(&table);
-            report.tables.push((format!("{} scenes that no model has seen", args.eval_scenes), table));
-            let json = serde_json::json!({ "base": before, "trained": after });
-            let path = config.output_dir.join("evaluation.json");
-            aspo_data::files::write_atomic(&path, |file| {
+            report.tables.push((format!("{scenes} scenes that no model has seen"), table));
+            let json = serde_json::json!({ "step": finished.steps, "base": before, "trained": after });
+            aspo_data::files::write_atomic(&evaluation, |file| {
                 file.write_all(json.to_string().as_bytes())
-                    .map_err(|source| aspo_data::Error::Io { path: path.clone(), source })
+                    .map_err(|source| aspo_data::Error::Io { path: evaluation.clone(), source })
             })?;
             let models = [("base", &plain, &before), ("trained", &trained, &after)];
-            report.pictures = pictures(&config, &data.encoder, models, &world, held_out.split, &device)?;
+            let drawn = pictures(&config, &data.encoder, models, &world, held_out.split, &device)?;
+            report
+                .pictures
+                .push(("Descriptions of held-out scenes, their sentences by weight".into(), drawn));
         }
-        let path = config.output_dir.join("report.html");
-        report.write(&path)?;
-        println!("\nadapter  {}", finished.adapter.display());
-        println!("metrics  {}", config.output_dir.join("metrics.jsonl").display());
-        println!("report   {}", path.display());
+        let own = own_pictures(&config, &data, &trained, &device)?;
+        report.pictures.push(("Pairs of the training, their sentences by weight".into(), own));
+        report.write(&report_file)?;
+        say!("\nadapter  {}", finished.adapter.display());
+        say!("metrics  {}", config.output_dir.join("metrics.jsonl").display());
+        say!("report   {}", report_file.display());
         Ok(())
     }
+}
+
+/// What became of the rows, before anything is made of them.
+fn tell(data: &Data, config: &TrainConfig) {
+    data.account.lines(config.max_length).iter().for_each(|line| say!("{line}"));
+}
+
+/// On standard error: standard output may be what was closed.
+fn told_stop<M>(finished: &Finished<M>, config: &TrainConfig) -> Result<(), Failure> {
+    note!(
+        "stopped after step {} of {}, kept in {}; go on with --out {} --resume",
+        finished.steps,
+        finished.total,
+        finished.adapter.display(),
+        config.output_dir.display()
+    );
+    Ok(())
 }
 
 fn split(name: &str) -> Result<Split, Failure> {

@@ -10,6 +10,7 @@ use aspo_data::noise::add_noise;
 use aspo_data::scenes::{SIDE, render};
 use aspo_data::{Encoder, ImageProcessor, SpecialTokens, Template, Tokenizer};
 use aspo_examples::pretrain::{clip, corpus, llava, llava::Failure, llava::Stage, tokenizer};
+use aspo_examples::say;
 use aspo_models::{Clip, Llava, Pretrained, SaveOptions, VisionLanguageModel};
 use burn_flex::Flex;
 use clap::Parser;
@@ -49,7 +50,7 @@ fn main() -> Result<(), Failure> {
             processor.preprocess(&RgbImage { width: SIDE, height: SIDE, pixels })
         })
         .collect();
-    println!("{} scenes, {} texts", lessons.len(), texts.len());
+    say!("{} scenes, {} texts", lessons.len(), texts.len());
 
     let clip_folder = args.out.join("clip");
     if args.clip_steps > 0 {
@@ -157,7 +158,7 @@ impl Progress {
 
     fn show(&mut self, step: usize, what: &str) {
         if step.is_multiple_of(50) || step + 1 == self.steps {
-            println!(
+            say!(
                 "{} {}/{}: {what}, {:.0} s",
                 self.name,
                 step + 1,

@@ -3,18 +3,19 @@
 //! `cargo run --release --example scenes_study` trains what is not there yet and writes the tables into
 //! `docs/evidence.md`. A run that was stopped goes on with the next command.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use aspo_data::files::write_atomic;
 use aspo_data::scenes::{Split, write};
-use aspo_examples::Failure;
 use aspo_examples::backend::{Device, OnBackend, exit_on_error};
 use aspo_examples::measure::{HeldOut, Measured, measure};
 use aspo_examples::spread::{Spread, paired};
+use aspo_examples::{Failure, say};
 use aspo_models::{Llava, LlavaConfig, ModelConfig, Pretrained};
-use aspo_train::{Data, MetricFile, MetricLine, REFERENCE_FILE, TrainConfig, read, score, train};
+use aspo_train::{Data, MetricFile, MetricLine, Output, REFERENCE_FILE, TrainConfig, read, score, train};
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::backend::Backend;
@@ -46,7 +47,7 @@ struct Args {
     #[arg(long)]
     page: Option<PathBuf>,
     /// Backend, among those compiled in
-    #[arg(long, value_enum)]
+    #[arg(long)]
     device: Option<Device>,
 }
 
@@ -110,6 +111,7 @@ impl OnBackend for Job {
         config.max_steps = args.max_steps.unwrap_or(config.max_steps);
         let shape = LlavaConfig::load(&config.model)?;
         let mut data = read(&config, shape.tokens_per_image())?;
+        data.decode_pictures(&config, |_, _| ())?;
         score::<B>(&config, &mut data, false, &device)?;
         same_study(&args, &config, &data)?;
         let world = args.out.join("world");
@@ -154,7 +156,7 @@ impl OnBackend for Job {
             outcomes[number % SETTINGS.len()].push(outcome);
         }
         let tables = tables(&base, &outcomes, &args, data.pairs.len());
-        println!("\n{tables}");
+        say!("\n{tables}");
         let page = args.page.unwrap_or_else(|| here.join("../docs/evidence.md"));
         insert(&page, &tables)
     }
@@ -215,10 +217,11 @@ impl Study<'_> {
                 if shared.exists() {
                     std::fs::copy(&shared, &own)?;
                 }
-                let warn = |text: &str| eprintln!("warning: {text}");
                 let (base, _) =
                     Llava::<Autodiff<B>>::from_pretrained(&run.model, &run.load_options(), device)?;
-                let done = train::<B, _>(&run, base, self.data, false, device, |_| (), warn)?;
+                let output = Output::open(&run, false)?;
+                let done =
+                    train::<B, _>(&run, base, self.data, &output, device, |_| ControlFlow::Continue(()))?;
                 if !shared.exists() {
                     write_text(&shared, &std::fs::read_to_string(&own)?)?;
                 }
@@ -229,7 +232,7 @@ impl Study<'_> {
                 outcome
             }
         };
-        println!(
+        say!(
             "seed {seed}  {name:<28} hallucinated {:.1}%  described {:.1}%  POPE {:.1}%",
             COLUMNS[0].1(&outcome),
             COLUMNS[1].1(&outcome),

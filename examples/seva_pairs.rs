@@ -55,7 +55,7 @@ struct Args {
     #[arg(long, default_value_t = 160)]
     max_new_tokens: usize,
     /// Backend, among those compiled in
-    #[arg(long, value_enum)]
+    #[arg(long)]
     device: Option<Device>,
 }
 

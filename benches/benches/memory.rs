@@ -3,10 +3,11 @@
 //! `cargo test`) writes `benches/results/memory.csv` and draws `docs/figures/memory.svg`.
 
 use std::fmt::Write as _;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use aspo_models::{Llava, LlavaConfig, LoadOptions, ModelConfig, Pretrained};
-use aspo_train::{StepReport, TrainConfig, read, score, train};
+use aspo_train::{Output, StepReport, TrainConfig, read, score, train};
 use burn::backend::Autodiff;
 use burn_flex::Flex;
 use peak_alloc::PeakAlloc;
@@ -65,6 +66,8 @@ fn run(steps: usize) -> Vec<Reading> {
     let device = Default::default();
     let shape = LlavaConfig::load(&config.model).unwrap();
     let mut data = read(&config, shape.tokens_per_image()).unwrap();
+    data.decode_pictures(&config, |_, _| ()).unwrap();
+    let output = Output::open(&config, false).unwrap();
     score::<Flex>(&config, &mut data, false, &device).unwrap();
     let options = LoadOptions::default();
     let model = Llava::<Autodiff<Flex>>::from_pretrained(&config.model, &options, &device).unwrap().0;
@@ -76,8 +79,9 @@ fn run(steps: usize) -> Vec<Reading> {
         if step.step.is_multiple_of(100) {
             println!("step {:>4}  {:.0} s", step.step, step.seconds);
         }
+        ControlFlow::Continue(())
     };
-    train::<Flex, _>(&config, model, &data, false, &device, watch, |_| ()).unwrap();
+    train::<Flex, _>(&config, model, &data, &output, &device, watch).unwrap();
     readings
 }
 

@@ -187,10 +187,12 @@ impl Run {
         let pairs = size.pairs(&model);
         let loader = ImageLoader::new(".", ImageProcessor::clip(14)).expect("a processor");
         let mut features = VisionFeatures::new(loader);
-        let values = model.tokens_per_image() * model.vision_config.hidden_size;
         for index in 0..pairs.len() {
             let of = |n: usize| ((n * 37 + index * 11) % 101) as f32 / 50.0 - 1.0;
-            features.keep(&index.to_string(), (0..values).map(of).collect());
+            let shape = [model.tokens_per_image(), model.vision_config.hidden_size];
+            features
+                .keep(&index.to_string(), shape, (0..shape[0] * shape[1]).map(of).collect())
+                .expect("of this shape");
         }
         let optimizer = adamw(&size.config(Way::default())).init();
         let mut run =

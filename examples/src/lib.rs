@@ -4,6 +4,7 @@
 pub mod account;
 pub mod answer;
 pub mod backend;
+pub mod checkpoint;
 pub mod measure;
 pub mod out;
 pub mod pretrain;

@@ -60,15 +60,30 @@ pub fn complain(text: Arguments) {
 /// # Errors
 /// A system that gives no word of Ctrl-C.
 pub fn keep_on() -> Result<(), Failure> {
-    if KEEPS_ON.swap(true, Relaxed) {
-        return Ok(());
+    KEEPS_ON.store(true, Relaxed);
+    static HANDLED: AtomicBool = AtomicBool::new(false);
+    if !HANDLED.swap(true, Relaxed) {
+        ctrlc::set_handler(|| {
+            if INTERRUPTED.swap(true, Relaxed) || !KEEPS_ON.load(Relaxed) {
+                std::process::exit(INTERRUPTED_CODE);
+            }
+            complain(format_args!(
+                "\nstopping where the work can be gone on with; Ctrl-C again ends it at once\n"
+            ));
+        })?;
     }
-    ctrlc::set_handler(|| {
-        if INTERRUPTED.swap(true, Relaxed) {
-            std::process::exit(INTERRUPTED_CODE);
-        }
-    })?;
     Ok(())
+}
+
+/// There is no more to keep: from here on the program ends as it would without [`keep_on`], and at once if it was asked to.
+pub fn let_go() {
+    KEEPS_ON.store(false, Relaxed);
+    if interrupted() {
+        std::process::exit(INTERRUPTED_CODE);
+    }
+    if CLOSED.load(Relaxed) {
+        std::process::exit(0);
+    }
 }
 
 /// Whether Ctrl-C was pressed, or standard output is closed, since [`keep_on`].

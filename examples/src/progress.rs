@@ -1,10 +1,11 @@
 //! What a run says while it goes on: one pair as the model sees it, then a line of figures.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
+use std::ops::ControlFlow;
 
 use aspo_train::{Data, StepReport, TrainConfig, human, peak_memory};
 
-use crate::Failure;
+use crate::{Failure, out, say};
 
 /// One pair as the model sees it: tokens that count, sentences, scores.
 ///
@@ -15,15 +16,15 @@ pub fn show_example(data: &Data, config: &TrainConfig) -> Result<(), Failure> {
     let image = data.encoder.tokenizer.image()?;
     let mut shown = pair.prompt_ids.clone();
     shown.dedup_by(|a, b| a == b && *a == image);
-    println!("one pair, {} of {}", pair.id, config.data.display());
-    println!("  prompt    {:?}", data.encoder.tokenizer.decode(&shown, false)?);
+    say!("one pair, {} of {}", pair.id, config.data.display());
+    say!("  prompt    {:?}", data.encoder.tokenizer.decode(&shown, false)?);
     let images: usize = pair.image_spans.iter().map(|span| span.len()).sum();
-    println!(
+    say!(
         "            {} tokens, {images} of them image; none of them counts in the loss",
         pair.prompt_ids.len()
     );
     for (name, answer) in [("chosen", &pair.chosen), ("rejected", &pair.rejected)] {
-        println!(
+        say!(
             "  {name:<9} {} tokens in {} sentences, all of them count",
             answer.ids.len(),
             answer.sentence_count()
@@ -32,11 +33,23 @@ pub fn show_example(data: &Data, config: &TrainConfig) -> Result<(), Failure> {
             let tokens = answer.sentences.iter().filter(|&&sentence| sentence as usize == index).count();
             let similarity =
                 answer.similarity.get(index).map_or("     ".into(), |score| format!("{score:+.2}"));
-            println!("    {index:>2} {tokens:>3} tokens  {similarity}  {}", text.trim());
+            say!("    {index:>2} {tokens:>3} tokens  {similarity}  {}", text.trim());
         }
     }
-    println!();
+    say!();
     Ok(())
+}
+
+/// How far the look at all pictures is, a line every few seconds; nothing where it is over sooner.
+pub fn decoding() -> impl FnMut(usize, usize) {
+    const EVERY: std::time::Duration = std::time::Duration::from_secs(5);
+    let mut last = std::time::Instant::now();
+    move |done, of| {
+        if last.elapsed() >= EVERY {
+            last = std::time::Instant::now();
+            say!("{done} of {of} pictures can be decoded …");
+        }
+    }
 }
 
 /// A line that is written over while it goes to a terminal, else one line every few steps.
@@ -56,22 +69,26 @@ impl Progress {
         self.dashboard = Some(aspo_train::Dashboard::new());
     }
 
-    /// After a step.
-    pub fn show(&mut self, report: &StepReport) {
+    /// After a step. Breaks off where somebody asked for it: Ctrl-C, a closed pipe, `q` on the dashboard.
+    pub fn show(&mut self, report: &StepReport) -> ControlFlow<()> {
         #[cfg(feature = "tui")]
         if let Some(dashboard) = &mut self.dashboard {
             dashboard.show(report);
             if dashboard.stopped() {
-                // Dropped first: the terminal is itself again.
-                self.dashboard = None;
-                println!(
-                    "stopped after step {}: --resume goes on from the newest checkpoint, if one is written",
-                    report.step
-                );
-                std::process::exit(1);
+                return ControlFlow::Break(());
             }
-            return;
         }
+        #[cfg(feature = "tui")]
+        let line = self.dashboard.is_none();
+        #[cfg(not(feature = "tui"))]
+        let line = true;
+        if line {
+            self.line(report);
+        }
+        if out::asked_to_stop() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn line(&mut self, report: &StepReport) {
         self.pairs += report.pairs;
         self.tokens += report.tokens;
         let terminal = std::io::stdout().is_terminal();
@@ -91,11 +108,10 @@ impl Progress {
             self.tokens as f64 / report.seconds,
         );
         if terminal {
-            print!("\r\x1b[2K{line}");
-            let _ = std::io::stdout().flush();
+            out::print(format_args!("\r\x1b[2K{line}"));
             self.open = true;
         } else {
-            println!("{line}");
+            say!("{line}");
         }
     }
 
@@ -104,7 +120,7 @@ impl Progress {
         #[cfg(feature = "tui")]
         drop(self.dashboard.take());
         if std::mem::take(&mut self.open) {
-            println!();
+            say!();
         }
     }
 }

@@ -7,9 +7,9 @@ use burn::module::Module;
 use burn::record::{BinFileRecorder, FullPrecisionSettings, Record, Recorder};
 use burn::tensor::backend::Backend;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::config::TrainConfig;
+use crate::content::{Inputs, file_hash};
 use crate::error::{Error, Result};
 use crate::metric::Window;
 
@@ -24,14 +24,31 @@ pub struct TrainerState {
     pub step: usize,
     /// Steps left out because something was not finite.
     pub skipped_steps: usize,
+    /// Seconds of training so far.
+    pub seconds: f64,
     /// Metrics since the last line.
     pub window: Window,
-    /// The run's options.
+    /// The run's options, their paths absolute.
     pub config: TrainConfig,
-    /// Hash of the encoded pairs, in order.
-    pub data: String,
+    /// What the run was made from, by content.
+    pub inputs: Inputs,
     /// Version of this crate.
     pub version: String,
+}
+
+impl TrainerState {
+    /// Of a run that has not begun.
+    pub(crate) fn new(config: TrainConfig, inputs: Inputs) -> Self {
+        Self {
+            step: 0,
+            skipped_steps: 0,
+            seconds: 0.0,
+            window: Window::default(),
+            config,
+            inputs,
+            version: env!("CARGO_PKG_VERSION").into(),
+        }
+    }
 }
 
 /// Writes `checkpoint-NNNNNN` under `folder` and removes the oldest beyond `limit` (0 keeps all).
@@ -97,7 +114,7 @@ where
     let mut hashes = std::collections::BTreeMap::new();
     for path in files(scratch)? {
         sync(&path)?;
-        hashes.insert(name(&path), hash(&path)?);
+        hashes.insert(name(&path), file_hash(&path)?);
     }
     let path = scratch.join(MANIFEST);
     let json = serde_json::to_vec_pretty(&hashes).map_err(|error| Error::stored(&path, error.to_string()))?;
@@ -125,6 +142,19 @@ pub fn newest(folder: &Path) -> Result<(PathBuf, TrainerState, Vec<Error>)> {
     Err(Error::stored(folder, found))
 }
 
+/// The state of the newest checkpoint under `folder` that can be read; its other files are not looked at.
+///
+/// # Errors
+/// No such checkpoint.
+pub(crate) fn newest_state(folder: &Path) -> Result<TrainerState> {
+    let state = |path: &PathBuf| serde_json::from_slice(&std::fs::read(path.join(STATE)).ok()?).ok();
+    match list(folder)?.into_iter().rev().find_map(|(_, path)| state(&path)) {
+        Some(state) => Ok(state),
+        // Told with all that is wrong.
+        None => newest(folder).map(|(_, state, _)| state),
+    }
+}
+
 /// Checks every file against its hash and reads the state.
 fn read(path: &Path) -> Result<TrainerState> {
     let damaged = |why: String| Error::stored(path, format!("damaged checkpoint ({why}): delete it"));
@@ -133,13 +163,17 @@ fn read(path: &Path) -> Result<TrainerState> {
     let hashes: std::collections::BTreeMap<String, String> =
         serde_json::from_slice(&bytes).map_err(|error| damaged(format!("{MANIFEST}: {error}")))?;
     for (file, expected) in &hashes {
-        let found = hash(&path.join(file)).map_err(|error| damaged(error.to_string()))?;
+        let found = file_hash(&path.join(file)).map_err(|error| damaged(error.to_string()))?;
         if found != *expected {
             return Err(damaged(format!("{file} is not what was written")));
         }
     }
     let bytes = std::fs::read(path.join(STATE)).map_err(|error| damaged(format!("{STATE}: {error}")))?;
-    serde_json::from_slice(&bytes).map_err(|error| damaged(format!("{STATE}: {error}")))
+    // Whole, and yet it cannot be read.
+    let other = |error| {
+        format!("{STATE} was written by another version ({error}): go on with that one, or begin a new run")
+    };
+    serde_json::from_slice(&bytes).map_err(|error| Error::stored(path, other(error)))
 }
 
 /// Reads the optimiser's record of a checkpoint.
@@ -189,14 +223,6 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
 
 fn name(path: &Path) -> String {
     path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
-fn hash(path: &Path) -> Result<String> {
-    let mut hash = Sha256::new();
-    std::fs::File::open(path)
-        .and_then(|mut file| std::io::copy(&mut file, &mut hash))
-        .map_err(|source| Error::io(path, source))?;
-    Ok(format!("{:x}", hash.finalize()))
 }
 
 fn sync(path: &Path) -> Result<()> {

@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use aspo_data::Template;
+use aspo_data::{OnFault, Template};
 use aspo_loss::{LossType, Objective, RewardScaling, Weigh};
 use aspo_models::lora::{LoraConfig, Names};
 use aspo_models::{LoadOptions, Precision};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::output::tidy;
 use crate::schedule::Schedule;
 
 /// One run. Every key may be left out of the file; a key that does not exist is an error.
@@ -72,7 +73,7 @@ pub struct TrainConfig {
     pub max_grad_norm: f64,
     /// Passes over the pairs. Default 1.
     pub num_train_epochs: f64,
-    /// Optimiser steps, in place of `num_train_epochs` if above 0. Default -1.
+    /// Optimiser steps, in place of `num_train_epochs`; -1 is none given. Default -1.
     pub max_steps: i64,
     /// AdamW's β₁. Default 0.9.
     pub adam_beta1: f64,
@@ -104,6 +105,9 @@ pub struct TrainConfig {
     pub save_steps: usize,
     /// Checkpoints kept; 0 keeps all. Default 2.
     pub save_total_limit: usize,
+    /// A row that is no pair, or a picture that is not there or cannot be decoded: `stop` before the first step (default), or
+    /// `skip` the pair and count it.
+    pub on_fault: OnFault,
     /// A loss that is not finite: `stop` the run (default), or `skip` the step and count it.
     pub on_non_finite: OnNonFinite,
 
@@ -195,6 +199,7 @@ impl Default for TrainConfig {
             eval_steps: 0,
             save_steps: 500,
             save_total_limit: 2,
+            on_fault: OnFault::Stop,
             on_non_finite: OnNonFinite::Stop,
             lora: LoraOptions::default(),
         }
@@ -216,13 +221,28 @@ impl TrainConfig {
             Error::ConfigFile { path: path.into(), why: format!("line {line}: {why}") }
         })?;
         let folder = path.parent().unwrap_or(Path::new(""));
-        let inputs = [&mut config.model, &mut config.data, &mut config.images];
-        let optional =
-            [&mut config.tokenizer, &mut config.ref_model, &mut config.clip, &mut config.eval_data];
-        for input in inputs.into_iter().chain(optional.into_iter().flatten()) {
-            if !input.as_os_str().is_empty() {
-                *input = folder.join(&*input);
-            }
+        for input in config.inputs_mut() {
+            *input = tidy(&folder.join(&*input));
+        }
+        Ok(config)
+    }
+
+    /// The paths that a run reads from, those that are given.
+    pub(crate) fn inputs_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        let optional = [&mut self.tokenizer, &mut self.ref_model, &mut self.clip, &mut self.eval_data];
+        [&mut self.model, &mut self.data, &mut self.images]
+            .into_iter()
+            .chain(optional.into_iter().flatten())
+            .filter(|path| !path.as_os_str().is_empty())
+    }
+
+    /// The same with paths that mean the same in any working folder.
+    pub(crate) fn absolute(&self) -> Result<Self> {
+        let mut config = self.clone();
+        let absolute = |path: &Path| std::path::absolute(path).map_err(|source| Error::io(path, source));
+        config.output_dir = absolute(&config.output_dir)?;
+        for path in config.inputs_mut() {
+            *path = absolute(path)?;
         }
         Ok(config)
     }
@@ -334,7 +354,11 @@ impl TrainConfig {
             "use a number above 0",
         )?;
         within("lora.lora_dropout", self.lora.lora_dropout, 0.0..=0.999, "use 0 or more, below 1")?;
-        if self.max_steps <= 0 {
+        if self.max_steps == 0 || self.max_steps < -1 {
+            let remedy = "use 1 or more, or -1 to train for `num_train_epochs`";
+            return Err(Error::option("max_steps", self.max_steps, remedy));
+        }
+        if self.max_steps < 0 {
             within(
                 "num_train_epochs",
                 self.num_train_epochs,

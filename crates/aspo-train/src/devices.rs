@@ -2,11 +2,14 @@
 //!
 //! Every device holds the whole policy and its own moments, as in torch's DDP. A step's micro-batches go round the devices;
 //! when all have computed theirs, the sums are reduced, and each device clips and applies the same numbers. A device never
-//! enters the reduction before all are known to reach it: one that fails makes the others drop theirs.
+//! enters the reduction before all are known to reach it: one that fails makes the others drop theirs. Nor does the run begin
+//! before all have joined.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
+use std::time::{Duration, Instant};
 
 use aspo_loss::Metrics;
 use burn::backend::Autodiff;
@@ -31,6 +34,9 @@ pub(crate) fn only_run() -> MutexGuard<'static, ()> {
     COLLECTIVE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// How long devices may take to come together; they are threads of one process.
+const JOIN_LIMIT: Duration = Duration::from_secs(60);
+
 /// A place in the collective, given up when dropped.
 struct Peer<B: Backend> {
     id: PeerId,
@@ -38,15 +44,33 @@ struct Peer<B: Backend> {
 }
 
 impl<B: Backend> Peer<B> {
-    /// Waits until all `devices` have come.
-    fn join(rank: usize, devices: usize, device: &B::Device) -> Result<Self> {
+    /// A place for each device, in their order, or none: a device that cannot join leaves no other waiting for it.
+    fn join_all(devices: &[B::Device], limit: Duration) -> Result<Vec<Self>> {
+        // Of its own for each run: what an earlier one left behind gives up its own place only.
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let first = NEXT.fetch_add(devices.len(), Ordering::Relaxed);
         // A tree: its sums are in the order of the devices. (Of several threads on one CPU, the order is any.)
         let config = CollectiveConfig::default()
-            .with_num_devices(devices)
+            .with_num_devices(devices.len())
             .with_local_all_reduce_strategy(AllReduceStrategy::Tree(2));
-        let id = PeerId::from(rank);
-        register::<B>(id, device.clone(), config).map_err(|error| failed(&error))?;
-        Ok(Self { id, backend: std::marker::PhantomData })
+        let (joined, places) = channel();
+        for (rank, device) in devices.iter().cloned().enumerate() {
+            let (joined, config, id) = (joined.clone(), config.clone(), PeerId::from(first + rank));
+            // Not of the run's own threads, which the run waits for: one that waits for a device that never comes is left.
+            std::thread::spawn(move || {
+                let place = register::<B>(id, device, config).map_err(|error| failed(&error));
+                let _ = joined.send((rank, place.map(|()| Self { id, backend: std::marker::PhantomData })));
+            });
+        }
+        let mut peers: Vec<Option<Self>> = devices.iter().map(|_| None).collect();
+        let end = Instant::now() + limit;
+        for _ in devices {
+            let left = end.saturating_duration_since(Instant::now());
+            let late = |_| Error::option("devices", "not all came together", "train on one");
+            let (rank, place) = places.recv_timeout(left).map_err(late)?;
+            peers[rank] = Some(place?);
+        }
+        Ok(peers.into_iter().flatten().collect())
     }
 
     /// Sums the gradients that any device has (`held`, in the order of the module) over all devices.
@@ -149,16 +173,18 @@ impl<B: Backend> Others<B> {
     ) -> Result<Self> {
         // What a run that ended in a panic has left.
         reset_collective::<B>();
-        let devices = replicas.len() + 1;
-        let hands = replicas.into_iter().zip(1..).map(|(replica, rank)| {
+        let own = replicas.iter().map(|replica| replica.device.clone());
+        let devices: Vec<B::Device> = std::iter::once(first.clone()).chain(own).collect();
+        let mut peers = Peer::<B>::join_all(&devices, JOIN_LIMIT)?.into_iter();
+        let peer = peers.next().ok_or_else(gone)?;
+        let hands = replicas.into_iter().zip(peers).map(|(replica, peer)| {
             let (orders, received) = channel();
             let (share, shares) = channel();
             let (sum, sums) = channel();
-            scope.spawn(move || work(replica, rank, devices, &received, &share, &sum));
+            scope.spawn(move || work(replica, &peer, &received, &share, &sum));
             Hand { orders, shares, sums }
         });
-        let hands = hands.collect();
-        Ok(Self { hands, peer: Peer::join(0, devices, first)? })
+        Ok(Self { hands: hands.collect(), peer })
     }
 
     /// As [`Team::gradients`](crate::team::Team::gradients).
@@ -233,13 +259,11 @@ fn gone() -> Error {
 /// The life of a device: it ends with the orders.
 fn work<B: Backend, M: Policy<B>>(
     mut replica: Replica<B, M>,
-    rank: usize,
-    devices: usize,
+    peer: &Peer<B>,
     orders: &Receiver<Order>,
     shares: &Sender<Result<Told>>,
     sums: &Sender<Result<()>>,
 ) {
-    let peer = Peer::<B>::join(rank, devices, &replica.device);
     let mut gradients = GradientsParams::new();
     while let Ok(order) = orders.recv() {
         match order {
@@ -254,9 +278,7 @@ fn work<B: Backend, M: Policy<B>>(
                 let _ = shares.send(share);
             }
             Order::Reduce(held) => {
-                let sum = peer.as_ref().map_err(|error| Error::option("devices", error, "train on one"));
-                let sum = sum.and_then(|peer| peer.reduce(&replica.policy, &mut gradients, &held));
-                let _ = sums.send(sum);
+                let _ = sums.send(peer.reduce(&replica.policy, &mut gradients, &held));
             }
             Order::Apply(rate) => {
                 let mut own = std::mem::take(&mut gradients);
@@ -272,6 +294,25 @@ fn work<B: Backend, M: Policy<B>>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_that_never_comes_keeps_no_other_waiting() {
+        type Flex = burn_flex::Flex;
+        let _only = only_run();
+        reset_collective::<Flex>();
+        let two = || [Default::default(), Default::default()];
+        // A stranger takes the first of two places, so that the second device of the run waits for one more.
+        let config = CollectiveConfig::default()
+            .with_num_devices(2)
+            .with_local_all_reduce_strategy(AllReduceStrategy::Tree(2));
+        std::thread::spawn(move || register::<Flex>(PeerId::from(usize::MAX), Default::default(), config));
+        std::thread::sleep(Duration::from_millis(100));
+        let joined = Peer::<Flex>::join_all(&two(), Duration::from_millis(300));
+        assert!(joined.err().unwrap().to_string().contains("not all came together"));
+        // And the next run is not disturbed by it.
+        reset_collective::<Flex>();
+        assert_eq!(Peer::<Flex>::join_all(&two(), JOIN_LIMIT).unwrap().len(), 2);
+    }
 
     #[test]
     fn a_loss_that_is_not_finite_hides_no_other_fault() {

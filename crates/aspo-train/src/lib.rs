@@ -1,15 +1,17 @@
 //! One preference-training run: plan, reference, steps, checkpoints, metrics and report.
 //!
 //! A [`TrainConfig`] says everything, by TRL's and PEFT's names, and is refused before anything is read if it cannot be
-//! honoured. [`read`] brings the pairs, encoded; [`score`] the similarity of each sentence with its picture. [`Plan`] tells
-//! what the run will take before a weight is read. [`train`] then does the run:
+//! honoured; so is the folder it is to be written to ([`Output`]). [`read`] brings the pairs, encoded,
+//! [`Data::decode_pictures`] looks at each picture once, [`score`] brings the similarity of each sentence with its picture.
+//! [`Plan`] tells what the run will take before a weight is read. [`train`] then does the run:
 //!
 //! - The adapter is attached to a frozen model; with its adapter off, that model is the reference, unless `ref_model` names
 //!   another checkpoint.
 //! - Each optimiser step [`accumulate`]s the gradients of its [`MicroBatch`]es, clips them by their global norm
 //!   ([`clip_grad_norm`]) and hands them to [`adamw`] at the rate of the [`Schedule`].
-//! - Every `save_steps` a checkpoint appears whole or not at all. A run that goes on from one is, to the bit, the run
-//!   that was never stopped.
+//! - Every `save_steps`, and where whoever watches breaks off, a checkpoint appears whole or not at all. A run that goes on
+//!   from one is, to the bit, the run that was never stopped; what it was made from is compared by content, and it may be
+//!   given another length.
 //! - Metrics go to `metrics.jsonl` ([`MetricFile`]) and TensorBoard ([`EventFile`]), those of pairs held out under
 //!   `eval_`; answers of the learning model to `samples.jsonl` ([`Sample`]).
 //!
@@ -19,8 +21,10 @@
 //! burn-train's dashboard, `Dashboard`, to be fed from `watch`.
 //!
 //! ```no_run
+//! use std::ops::ControlFlow;
+//!
 //! use aspo_models::{Llava, LlavaConfig, ModelConfig, Pretrained};
-//! use aspo_train::{Plan, TrainConfig, check_paths, read, score, train};
+//! use aspo_train::{Output, Plan, TrainConfig, check_paths, read, score, train};
 //! use burn::backend::Autodiff;
 //! use burn_flex::Flex;
 //!
@@ -31,8 +35,11 @@
 //! check_paths(&config)?;
 //! let device = Default::default();
 //!
+//! let output = Output::open(&config, false)?;
 //! let shape = LlavaConfig::load(&config.model)?;
 //! let mut data = read(&config, shape.tokens_per_image())?;
+//! data.decode_pictures(&config, |_, _| ())?;
+//! data.account.lines(config.max_length).iter().for_each(|line| println!("{line}"));
 //! let plan = Plan::new::<Autodiff<Flex>, Llava<Autodiff<Flex>>>(
 //!     &config, &shape, &shape.text_config, &data.pairs, &device,
 //! )?;
@@ -43,8 +50,11 @@
 //!
 //! let options = config.load_options();
 //! let (model, _) = Llava::<Autodiff<Flex>>::from_pretrained(&config.model, &options, &device)?;
-//! let watch = |step: &aspo_train::StepReport| println!("{}: {}", step.step, step.values.values["loss"]);
-//! let done = train::<Flex, _>(&config, model, &data, false, &device, watch, |fault| eprintln!("{fault}"))?;
+//! let watch = |step: &aspo_train::StepReport| {
+//!     println!("{}: {}", step.step, step.values.values["loss"]);
+//!     ControlFlow::Continue(())
+//! };
+//! let done = train::<Flex, _>(&config, model, &data, &output, &device, watch)?;
 //! println!("{} steps, adapter in {}", done.steps, done.adapter.display());
 //! # Ok(())
 //! # }
@@ -63,6 +73,7 @@
 mod checkpoint;
 mod clip;
 mod config;
+mod content;
 #[cfg(feature = "tui")]
 mod dashboard;
 #[cfg(feature = "collective")]
@@ -71,9 +82,11 @@ mod error;
 mod features;
 mod metric;
 mod optimize;
+mod output;
 mod plan;
 mod policy;
 mod prepare;
+mod read;
 mod reference;
 mod reference_model;
 mod replica;
@@ -81,6 +94,7 @@ mod report;
 mod run;
 mod sample;
 mod schedule;
+mod start;
 mod step;
 mod team;
 mod tensorboard;
@@ -89,18 +103,21 @@ mod weigh;
 pub use checkpoint::TrainerState;
 pub use clip::clip_grad_norm;
 pub use config::{LoraOptions, OnNonFinite, TrainConfig};
+pub use content::{Inputs, folder_hash};
 #[cfg(feature = "tui")]
 pub use dashboard::Dashboard;
 pub use error::{Error, Result};
 pub use features::VisionFeatures;
 pub use metric::{MetricFile, MetricLine, Window};
 pub use optimize::{StepGradients, accumulate, adamw};
+pub use output::{Output, stored_config};
 pub use plan::{Plan, human, peak_memory};
 pub use policy::Policy;
-pub use prepare::{Data, check_paths, processor, qformer_tokenizer, read, score};
+pub use prepare::{check_paths, processor, score};
+pub use read::{Account, Data, qformer_tokenizer, read};
 pub use reference::{REFERENCE_FILE, ReferenceCache, ReferenceKey};
 pub use report::{MarkedSentence, Picture, Report};
-pub use run::{Finished, StepReport, check_devices, check_output, train, train_on};
+pub use run::{Finished, StepReport, check_devices, train, train_on};
 pub use sample::Sample;
 pub use schedule::{Schedule, warmup_steps};
 pub use step::{MicroBatch, ReferenceRow, StepOutput};

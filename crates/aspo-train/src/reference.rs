@@ -1,16 +1,14 @@
 //! Cached reference log-probabilities: a file keyed by everything they depend on, made resumably.
 
-use std::collections::HashSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use aspo_data::ImageSource;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::config::TrainConfig;
+use crate::content::folder_hash;
 use crate::error::{Error, Result};
-use crate::prepare::Data;
+use crate::read::Data;
 use crate::step::ReferenceRow;
 
 /// Name of the file in a run's output folder.
@@ -21,7 +19,7 @@ pub const REFERENCE_FILE: &str = "reference_log_probs.jsonl";
 pub struct ReferenceKey {
     /// Hash of the reference's weights and config.
     pub model: String,
-    /// Hash of the encoded pairs: tokens, images by name, template.
+    /// Hash of the encoded pairs: tokens and sentences.
     pub data: String,
     /// Hash of what is in the pictures' files.
     pub images: String,
@@ -30,45 +28,18 @@ pub struct ReferenceKey {
 }
 
 impl ReferenceKey {
-    /// The key of a run: reads all of the reference's files and all pictures once.
+    /// The key of a run: reads all of the reference's files once.
     ///
     /// # Errors
-    /// A folder or picture that cannot be read.
+    /// A folder that cannot be read, data whose pictures nobody has looked at.
     pub fn new(config: &TrainConfig, data: &Data) -> Result<Self> {
         let folder = config.ref_model.as_ref().unwrap_or(&config.model).as_path();
-        let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
-            .map_err(|source| Error::io(folder, source))?
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| path.extension().is_some_and(|kind| kind == "safetensors" || kind == "json"))
-            .collect();
-        files.sort();
-        let mut model = Sha256::new();
-        for path in files {
-            model.update(path.file_name().unwrap_or_default().as_encoded_bytes());
-            update(&mut model, &path)?;
-        }
-        let (mut images, mut seen) = (Sha256::new(), HashSet::new());
-        for image in data.pairs.iter().flat_map(|pair| &pair.images) {
-            // The key of a picture that is not a file is the hash of its bytes.
-            let key = image.key();
-            images.update(&key);
-            if let (ImageSource::Path(path), true) = (image, seen.insert(key)) {
-                update(&mut images, &aspo_data::files::resolve(&config.images, path)?)?;
-            }
-        }
-        Ok(Self {
-            model: format!("{:x}", model.finalize()),
-            data: data.hash.clone(),
-            images: format!("{:x}", images.finalize()),
-            bf16: config.bf16,
-        })
+        let Some(images) = data.pictures.clone() else {
+            let remedy = "call `Data::decode_pictures` first";
+            return Err(Error::option("data", "pictures that nobody has looked at", remedy));
+        };
+        Ok(Self { model: folder_hash(folder)?, data: data.hash.clone(), images, bf16: config.bf16 })
     }
-}
-
-fn update(hash: &mut Sha256, path: &Path) -> Result<()> {
-    let mut file = std::fs::File::open(path).map_err(|source| Error::io(path, source))?;
-    std::io::copy(&mut file, hash).map_err(|source| Error::io(path, source))?;
-    Ok(())
 }
 
 /// One line a pair, in the order of the data; floats as bits, so that nothing is lost.

@@ -10,7 +10,8 @@ use burn::tensor::backend::Backend;
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 use crate::features::VisionFeatures;
-use crate::prepare::{Data, processor};
+use crate::prepare::processor;
+use crate::read::Data;
 use crate::step::{MicroBatch, ReferenceRow};
 
 /// A frozen model that looks at the pictures through its own tower, with its own image processor.

@@ -20,8 +20,8 @@ pub struct Report {
     pub metrics: Vec<MetricLine>,
     /// Tables: heading, then rows; the first row is the header.
     pub tables: Vec<(String, Vec<Vec<String>>)>,
-    /// Pictures with what was said about them.
-    pub pictures: Vec<Picture>,
+    /// Pictures with what was said about them: heading, then the pictures.
+    pub pictures: Vec<(String, Vec<Picture>)>,
 }
 
 /// A picture and answers to the same question.
@@ -50,7 +50,7 @@ const CURVES: [(&str, &[&str]); 7] = [
     ("Reward margin", &["rewards/margins", "eval_rewards/margins"]),
     ("Reward accuracy", &["rewards/accuracies", "eval_rewards/accuracies"]),
     ("Rewards", &["rewards/chosen", "rewards/rejected"]),
-    ("Log-probabilities (both falling: displacement)", &["logps/chosen", "logps/rejected"]),
+    ("Log-probabilities of the answers (displacement: both fall)", &["logps/chosen", "logps/rejected"]),
     ("Gradient norm", &["grad_norm"]),
     ("Sentence weights", &["aspo/weight_mean", "aspo/scale"]),
 ];
@@ -59,9 +59,9 @@ const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;ma
 h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid #ddd}table{border-collapse:collapse}\
 td,th{padding:.25em .8em;border-bottom:1px solid #eee;text-align:right}td:first-child,th:first-child{text-align:left}\
 .curves{display:flex;flex-wrap:wrap;gap:1em}.curves figure{margin:0}figcaption{font-size:.85em}\
-.picture{display:flex;gap:1em;margin:1em 0;align-items:flex-start}.picture img{width:144px;flex:none;image-rendering:pixelated;\
+.picture{display:flex;gap:1em;margin:1em 0;align-items:flex-start}.picture img{width:144px;flex:none;\
 border:1px solid #ccc}.said{margin:.2em 0}.said b{display:inline-block;min-width:5em}\
-.s{padding:.1em .15em;border-radius:3px}.bad{text-decoration:underline wavy #c00}.key span{margin-right:1em}";
+.s{padding:.1em .15em;border-radius:3px}.small{image-rendering:pixelated}.bad{text-decoration:underline wavy #c00}";
 
 const COLOURS: [&str; 2] = ["#1f6fb4", "#d9662b"];
 
@@ -112,12 +112,20 @@ impl Report {
             }
         }
         html += "</div>";
-        if !self.pictures.is_empty() {
-            html += "<h2>Sentences by weight</h2><p class=key>The greener a sentence, the larger its weight \
-                     (similarity to the picture and fluency, min-max within the answer). <span class=bad>Underlined in \
-                     red</span>: false. Point at a sentence for its numbers.</p>";
+        for (heading, pictures) in self.pictures.iter().filter(|(_, pictures)| !pictures.is_empty()) {
+            let _ = write!(
+                html,
+                "<h2>{}</h2><p class=key>The greener a sentence, the larger its weight (similarity to the picture and \
+                 fluency, min-max within the answer).",
+                escape(heading)
+            );
+            let answers = || pictures.iter().flat_map(|picture| &picture.answers);
+            if answers().flat_map(|(_, sentences)| sentences).any(|sentence| sentence.hallucinated) {
+                html += " <span class=bad>Underlined in red</span>: false.";
+            }
+            html += " Point at a sentence for its numbers.</p>";
+            pictures.iter().for_each(|picture| html += &picture.html());
         }
-        self.pictures.iter().for_each(|picture| html += &picture.html());
         html + "</html>\n"
     }
 
@@ -132,11 +140,15 @@ impl Picture {
         let kind = match self.image.get(..4) {
             Some([0x89, b'P', b'N', b'G']) => "png",
             Some([0xff, 0xd8, ..]) => "jpeg",
+            Some(b"GIF8") => "gif",
+            Some([b'B', b'M', ..]) => "bmp",
             _ => "webp",
         };
+        // Drawn ones: larger than life.
+        let class = if self.image.len() < 4096 { "small" } else { "photo" };
         let data = base64::engine::general_purpose::STANDARD.encode(&self.image);
         let mut html = format!(
-            "<div class=picture><img alt=\"\" src=\"data:image/{kind};base64,{data}\"><div><i>{}</i>",
+            "<div class=picture><img class={class} alt=\"\" src=\"data:image/{kind};base64,{data}\"><div><i>{}</i>",
             escape(&self.question)
         );
         for (name, sentences) in &self.answers {

@@ -1,13 +1,13 @@
 //! The run itself: steps, checkpoints, metrics.
 
-use std::fs::{File, TryLockError};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use aspo_data::EncodedPair;
 use aspo_data::order::Order;
-use aspo_models::lora::{attach, load_adapter, save_adapter};
-use aspo_models::{Adapter, stable_ids};
+use aspo_models::Adapter;
+use aspo_models::lora::save_adapter;
 use burn::backend::Autodiff;
 use burn::tensor::DType;
 use burn::tensor::backend::Backend;
@@ -15,12 +15,14 @@ use burn::tensor::backend::Backend;
 use crate::checkpoint::{self, TrainerState};
 use crate::config::{OnNonFinite, TrainConfig};
 use crate::error::{Error, Result};
-use crate::metric::{MetricFile, MetricLine, Window, keep_lines};
-use crate::policy::{Policy, check_targets};
-use crate::prepare::Data;
+use crate::metric::{MetricFile, MetricLine, keep_lines};
+use crate::output::Output;
+use crate::policy::Policy;
+use crate::read::Data;
 use crate::replica::Replica;
 use crate::sample::Sample;
 use crate::schedule::warmup_steps;
+use crate::start::Start;
 use crate::team::Team;
 use crate::tensorboard::EventFile;
 
@@ -46,38 +48,46 @@ pub struct StepReport {
     pub done_here: usize,
 }
 
-/// A finished run.
+/// A run that has ended, or was stopped.
 #[derive(Debug)]
 pub struct Finished<M> {
     /// The policy, adapter attached.
     pub model: M,
-    /// Folder of the PEFT adapter.
+    /// Folder of the PEFT adapter: `adapter` of the output folder, or the last checkpoint of a run that was stopped.
     pub adapter: PathBuf,
     /// Steps done, those before a resume included.
     pub steps: usize,
+    /// Steps in all: more than `steps` if the run was stopped.
+    pub total: usize,
     /// Steps left out.
     pub skipped_steps: usize,
-    /// Seconds of training of this process.
+    /// Seconds of training, of all processes that had a part.
     pub seconds: f64,
 }
 
-/// Trains the adapter of `base` by the config's loss on one device. With `resume`, goes on from the newest whole
-/// checkpoint of the output folder. `watch` is called after every step, `warn` with what was found wrong but could be got
-/// around.
+impl<M> Finished<M> {
+    /// Whether whoever watched stopped the run before its last step.
+    pub fn stopped(&self) -> bool {
+        self.steps < self.total
+    }
+}
+
+/// Trains the adapter of `base` by the config's loss on one device: from its beginning, or from the checkpoint that
+/// `output` was opened with. `watch` is called after every step; where it breaks off, a checkpoint is written and the run
+/// ends there.
 ///
 /// # Errors
-/// An output folder that holds another run or is written by one; a model in another precision than `bf16` says; anything wrong with pictures, tokens or numbers; a full disk. Checkpoints
-/// written before stay whole.
+/// Pairs or pictures other than the checkpoint's; a model in another precision than `bf16` says; anything wrong with
+/// pictures, tokens or numbers; a full disk. Checkpoints written before stay whole.
 pub fn train<B: Backend, M: Policy<B>>(
     config: &TrainConfig,
     base: M,
     data: &Data,
-    resume: bool,
+    output: &Output,
     device: &B::Device,
-    watch: impl FnMut(&StepReport),
-    warn: impl FnMut(&str),
+    watch: impl FnMut(&StepReport) -> ControlFlow<()>,
 ) -> Result<Finished<M>> {
-    train_on::<B, M>(config, base, data, resume, std::slice::from_ref(device), watch, warn)
+    train_on::<B, M>(config, base, data, output, std::slice::from_ref(device), watch)
 }
 
 /// As [`train`], on several devices of one process, of which the first is the one that `base` is on. They share the
@@ -94,10 +104,9 @@ pub fn train_on<B: Backend, M: Policy<B>>(
     config: &TrainConfig,
     base: M,
     data: &Data,
-    resume: bool,
+    output: &Output,
     devices: &[B::Device],
-    mut watch: impl FnMut(&StepReport),
-    mut warn: impl FnMut(&str),
+    mut watch: impl FnMut(&StepReport) -> ControlFlow<()>,
 ) -> Result<Finished<M>> {
     config.validate()?;
     check_devices(config, devices.len())?;
@@ -106,12 +115,16 @@ pub fn train_on<B: Backend, M: Policy<B>>(
         let remedy = "load the model with `TrainConfig::load_options`";
         return Err(Error::option("bf16", format!("{}, but the model is not so", config.bf16), remedy));
     }
-    check_output(config, resume)?;
-    let _ours = lock(&config.output_dir)?;
-    let (state, start) = Start::<M>::new::<B>(config, base, data, resume, &mut warn)?;
+    let start = Start::new::<B>(config, base, data, output)?;
     let checkpoint = start.checkpoint.as_deref();
     let replica = Replica::<B, M>::new(config, data, start.model, checkpoint, first)?;
-    let run = Run { config, data, total: config.total_steps(data.pairs.len()), adapter: start.adapter };
+    let run = Run {
+        config,
+        data,
+        folder: &config.output_dir,
+        total: config.total_steps(data.pairs.len()),
+        adapter: start.adapter,
+    };
     #[cfg(feature = "collective")]
     if devices.len() > 1 {
         use crate::devices::{Others, only_run};
@@ -120,46 +133,10 @@ pub fn train_on<B: Backend, M: Policy<B>>(
         let _only = only_run();
         return std::thread::scope(|scope| {
             let team = Team { others: Some(Others::start(scope, copies, first)?) };
-            run.steps(&team, replica, state, start.checkpoint.clone(), &mut watch)
+            run.steps(&team, replica, start.state, start.checkpoint.clone(), &mut watch)
         });
     }
-    run.steps(&Team::default(), replica, state, start.checkpoint.clone(), &mut watch)
-}
-
-/// Refuses an output folder that holds a run if one is to begin there, or holds none if one is to go on.
-///
-/// # Errors
-/// That, a folder that is not named or cannot be read.
-pub fn check_output(config: &TrainConfig, resume: bool) -> Result<()> {
-    let folder = config.output_dir.as_path();
-    if folder.as_os_str().is_empty() {
-        return Err(Error::option("output_dir", "not given", "name the folder that the run is written to"));
-    }
-    let begun = !checkpoint::list(folder)?.is_empty();
-    if !resume && (begun || folder.join("adapter").exists()) {
-        let remedy = "give `--resume` to go on, or another output folder";
-        return Err(Error::option("output_dir", format!("{} holds a run", folder.display()), remedy));
-    }
-    if resume && !begun {
-        let why = "no checkpoint to resume from; start the run without `--resume`";
-        return Err(Error::stored(folder, why));
-    }
-    Ok(())
-}
-
-/// The output folder, made if it is not there, for this process alone until the file is dropped.
-fn lock(folder: &Path) -> Result<File> {
-    std::fs::create_dir_all(folder).map_err(|source| Error::io(folder, source))?;
-    let path = folder.join(".lock");
-    let file = File::create(&path).map_err(|source| Error::io(&path, source))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            let found = format!("{} is written by another run", folder.display());
-            Err(Error::option("output_dir", found, "wait for it to end, or give another folder"))
-        }
-        Err(TryLockError::Error(source)) => Err(Error::io(&path, source)),
-    }
+    run.steps(&Team::default(), replica, start.state, start.checkpoint.clone(), &mut watch)
 }
 
 /// Refuses a number of devices that cannot share a step.
@@ -191,8 +168,22 @@ pub fn check_devices(config: &TrainConfig, count: usize) -> Result<()> {
 struct Run<'a> {
     config: &'a TrainConfig,
     data: &'a Data,
+    folder: &'a Path,
     total: usize,
     adapter: Adapter,
+}
+
+/// The files that a run adds lines to.
+struct Lines {
+    metrics: MetricFile,
+    events: EventFile,
+}
+
+impl Lines {
+    fn append(&mut self, line: &MetricLine) -> Result<()> {
+        self.metrics.append(line)?;
+        self.events.append(line)
+    }
 }
 
 impl Run<'_> {
@@ -203,10 +194,9 @@ impl Run<'_> {
         mut replica: Replica<'r, B, M>,
         mut state: TrainerState,
         mut newest: Option<PathBuf>,
-        watch: &mut impl FnMut(&StepReport),
+        watch: &mut impl FnMut(&StepReport) -> ControlFlow<()>,
     ) -> Result<Finished<M>> {
-        let Self { config, data, total, ref adapter } = *self;
-        let folder = config.output_dir.as_path();
+        let Self { config, data, folder, total, .. } = *self;
         let lengths: Vec<usize> = data.pairs.iter().map(EncodedPair::length).collect();
         let mut order = Order::new(&lengths, config.global_batch(), 1, config.seed)?;
         (0..state.step + state.skipped_steps).for_each(|_| drop(order.next_batch()));
@@ -215,11 +205,12 @@ impl Run<'_> {
         if config.eval_steps > 0 {
             keep_lines(&folder.join("samples.jsonl"), state.step)?;
         }
-        let mut events = EventFile::create(folder, state.step)?;
+        let mut lines = Lines { metrics, events: EventFile::create(folder, state.step)? };
 
-        let begin = Instant::now();
+        let (begin, before) = (Instant::now(), state.seconds);
         let first = state.step;
-        while state.step < total {
+        let mut stopped = false;
+        while state.step < total && !stopped {
             let step = state.step;
             let pairs = order.next_batch();
             let named = newest.as_ref().map_or("none yet".to_owned(), |path| path.display().to_string());
@@ -255,36 +246,18 @@ impl Run<'_> {
             if state.step.is_multiple_of(config.logging_steps) || state.step == total {
                 let mut line = state.window.take();
                 line.extend(also.clone());
-                let line = MetricLine { step: state.step, values: line };
-                metrics.append(&line)?;
-                events.append(&line)?;
+                lines.append(&MetricLine { step: state.step, values: line })?;
             }
             if config.eval_steps > 0 && state.step.is_multiple_of(config.eval_steps) {
-                let shown = &data.pairs[..data.pairs.len().min(SAMPLES)];
-                let (plain, features) = (replica.policy.valid(), &mut replica.features);
-                let samples =
-                    Sample::of(&plain, &data.encoder, shown, state.step, features, &replica.device)?;
-                samples.iter().try_for_each(|sample| sample.append(folder))?;
-                if !data.held_out.is_empty() {
-                    let (means, skipped) = replica.evaluate(state.step, &named)?;
-                    let skipped = std::iter::once(("aspo/skipped_pairs", skipped as f64));
-                    let values = means.iter().chain(skipped);
-                    let values = values.map(|(name, mean)| (format!("eval_{name}"), mean)).collect();
-                    let line = MetricLine { step: state.step, values };
-                    metrics.append(&line)?;
-                    events.append(&line)?;
-                }
+                self.look(&mut replica, state.step, &named, &mut lines)?;
             }
+            state.seconds = before + begin.elapsed().as_secs_f64();
             let due = config.save_steps > 0 && state.step.is_multiple_of(config.save_steps);
             if due || state.step == total {
-                let (record, limit) = (replica.record(), config.save_total_limit);
-                let model = &replica.policy;
-                let path =
-                    checkpoint::save::<Autodiff<B>, M, _>(folder, model, adapter, record, &state, limit)?;
-                newest = Some(path);
+                newest = Some(self.save(&replica, &state)?);
             }
             values.extend(also);
-            watch(&StepReport {
+            let report = StepReport {
                 step: state.step,
                 total,
                 values: MetricLine { step: state.step, values: values.into_iter().collect() },
@@ -292,98 +265,66 @@ impl Run<'_> {
                 tokens: done.tokens,
                 seconds: begin.elapsed().as_secs_f64(),
                 done_here: state.step - first,
-            });
+            };
+            stopped = watch(&report).is_break() && state.step < total;
+            if stopped && !due {
+                newest = Some(self.save(&replica, &state)?);
+            }
         }
-        let path = folder.join("adapter");
-        save_adapter(&replica.policy, adapter, &path)?;
+        let adapter = match newest.filter(|_| stopped) {
+            Some(checkpoint) => checkpoint,
+            None => {
+                let path = folder.join("adapter");
+                save_adapter(&replica.policy, &self.adapter, &path)?;
+                path
+            }
+        };
         Ok(Finished {
             model: replica.policy,
-            adapter: path,
+            adapter,
             steps: state.step,
+            total: total.max(state.step),
             skipped_steps: state.skipped_steps,
-            seconds: begin.elapsed().as_secs_f64(),
+            seconds: state.seconds,
         })
     }
-}
 
-/// Where a run begins: fresh, or at a checkpoint.
-struct Start<M> {
-    model: M,
-    adapter: Adapter,
-    checkpoint: Option<PathBuf>,
-}
-
-impl<M> Start<M> {
-    fn new<B: Backend>(
-        config: &TrainConfig,
-        base: M,
-        data: &Data,
-        resume: bool,
-        warn: &mut impl FnMut(&str),
-    ) -> Result<(TrainerState, Self)>
-    where
-        M: Policy<B>,
-    {
-        let folder = config.output_dir.as_path();
-        let base = base.no_grad();
-        if !resume {
-            let lora = config.lora_config();
-            let mut model = stable_ids(attach(base, &lora, config.seed)?);
-            check_targets(&mut model)?;
-            let adapter = Adapter::from(lora);
-            let state = TrainerState {
-                step: 0,
-                skipped_steps: 0,
-                window: Window::default(),
-                config: config.clone(),
-                data: data.hash.clone(),
-                version: env!("CARGO_PKG_VERSION").into(),
-            };
-            return Ok((state, Start { model, adapter, checkpoint: None }));
+    /// Answers of the learning model, and its loss on the pairs held out.
+    fn look<B: Backend, M: Policy<B>>(
+        &self,
+        replica: &mut Replica<B, M>,
+        step: usize,
+        checkpoint: &str,
+        lines: &mut Lines,
+    ) -> Result<()> {
+        let data = self.data;
+        let shown = &data.pairs[..data.pairs.len().min(SAMPLES)];
+        let (plain, features) = (replica.policy.valid(), &mut replica.features);
+        let samples = Sample::of(&plain, &data.encoder, shown, step, features, &replica.device)?;
+        samples.iter().try_for_each(|sample| sample.append(self.folder))?;
+        if data.held_out.is_empty() {
+            return Ok(());
         }
-        let (path, mut state, faults) = checkpoint::newest(folder)?;
-        faults.iter().for_each(|fault| warn(&fault.to_string()));
-        fits(config, data, &path, &state)?;
-        state.config = config.clone();
-        checkpoint::sweep(folder)?;
-        let (model, adapter) = load_adapter(base, &path)?;
-        let model = stable_ids(model);
-        Ok((state, Start { model, adapter, checkpoint: Some(path) }))
+        let (means, skipped) = replica.evaluate(step, checkpoint)?;
+        let skipped = std::iter::once(("aspo/skipped_pairs", skipped as f64));
+        let values = means.iter().chain(skipped);
+        let values = values.map(|(name, mean)| (format!("eval_{name}"), mean)).collect();
+        lines.append(&MetricLine { step, values })
     }
-}
 
-/// Refuses to go on with other options or data: the run would be neither the old nor a new one.
-fn fits(config: &TrainConfig, data: &Data, path: &Path, state: &TrainerState) -> Result<()> {
-    // What may change from one process to the next.
-    let same = |config: &TrainConfig| TrainConfig {
-        output_dir: PathBuf::new(),
-        eval_data: None,
-        eval_steps: 0,
-        save_steps: 0,
-        save_total_limit: 0,
-        on_non_finite: OnNonFinite::Stop,
-        ..config.clone()
-    };
-    // Through text, as the stored ones have gone: the last digit of a number may not come back.
-    let options = |config: &TrainConfig| -> serde_json::Map<String, serde_json::Value> {
-        let text = serde_json::to_string(&same(config)).unwrap_or_default();
-        serde_json::from_str(&text).unwrap_or_default()
-    };
-    let (old, new) = (options(&state.config), options(config));
-    let changed = old.keys().chain(new.keys()).find(|key| old.get(*key) != new.get(*key));
-    if let Some(key) = changed {
-        let show = |options: &serde_json::Map<String, serde_json::Value>| match options.get(key) {
-            None | Some(serde_json::Value::Null) => "not set".to_owned(),
-            Some(value) => value.to_string(),
-        };
-        let why = format!("was made with `{key}` = {}, now {}; resume with the same", show(&old), show(&new));
-        return Err(Error::stored(path, why));
+    fn save<B: Backend, M: Policy<B>>(
+        &self,
+        replica: &Replica<B, M>,
+        state: &TrainerState,
+    ) -> Result<PathBuf> {
+        let (record, limit) = (replica.record(), self.config.save_total_limit);
+        checkpoint::save::<Autodiff<B>, M, _>(
+            self.folder,
+            &replica.policy,
+            &self.adapter,
+            record,
+            state,
+            limit,
+        )
     }
-    if state.data != data.hash {
-        return Err(Error::stored(
-            path,
-            "was made with other pairs or scores; resume with the same data, CLIP and device",
-        ));
-    }
-    Ok(())
 }

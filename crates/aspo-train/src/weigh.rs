@@ -6,7 +6,7 @@ use aspo_models::VisionLanguageModel;
 use burn::tensor::backend::Backend;
 use serde::Serialize;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::features::VisionFeatures;
 use crate::step::MicroBatch;
 
@@ -26,7 +26,8 @@ pub struct WeighedSentence {
 /// The sentences of the chosen answer of each pair, weighed as a step would weigh them.
 ///
 /// # Errors
-/// A picture that cannot be had, ids outside the vocabulary.
+/// A picture that cannot be had, ids outside the vocabulary, an `alpha` above 0 for a pair that was not
+/// [scored](crate::score).
 pub fn weigh<B: Backend, M: VisionLanguageModel<B>>(
     model: &M,
     pairs: &[&EncodedPair],
@@ -38,6 +39,11 @@ pub fn weigh<B: Backend, M: VisionLanguageModel<B>>(
     if pairs.is_empty() {
         return Ok(Vec::new());
     }
+    let scored = |pair: &&&EncodedPair| pair.chosen.similarity.len() == pair.chosen.sentence_count();
+    if let (true, Some(pair)) = (alpha > 0.0, pairs.iter().find(|pair| !scored(pair))) {
+        let found = format!("{alpha}, but pair {:?} has no similarities", pair.id);
+        return Err(Error::option("alpha", found, "score the pairs first, or use 0"));
+    }
     let batch = MicroBatch::new(pairs, true, pad, features, model, device)?;
     let rows = batch.reference(model, &ChunkOptions::default())?;
     let weighed = pairs.iter().zip(rows).map(|(pair, row)| {
@@ -48,12 +54,9 @@ pub fn weigh<B: Backend, M: VisionLanguageModel<B>>(
             tokens[sentence as usize] += 1;
         }
         let perplexities: Vec<f64> = sums.iter().zip(&tokens).map(|(&sum, &n)| perplexity(sum, n)).collect();
-        let scored = answer.similarity.len() == perplexities.len();
         let similarity: Vec<f64> = answer.similarity.iter().map(|&score| f64::from(score)).collect();
-        let weights = match scored {
-            true => sentence_weights(Some(&similarity), &perplexities, alpha),
-            false => sentence_weights(None, &perplexities, 0.0),
-        };
+        let similarity = (alpha > 0.0).then_some(similarity.as_slice());
+        let weights = sentence_weights(similarity, &perplexities, alpha);
         let sentences = answer.sentence_texts().zip(perplexities).zip(weights).enumerate();
         sentences
             .map(|(index, ((text, perplexity), weight))| WeighedSentence {

@@ -60,6 +60,19 @@ impl ImageLoader {
         Ok(self.processor.preprocess(&image))
     }
 
+    /// Decodes one image to see whether it can be, and gives the [hash](Self::content_hash) of its bytes.
+    ///
+    /// # Errors
+    /// As [`ImageLoader::load`].
+    pub fn check(&self, source: &ImageSource) -> Result<[u8; 32]> {
+        let fail = |fault| Error::Image { name: source.key(), fault };
+        let bytes = self.bytes(source)?;
+        let needed = decoded_bytes(&bytes).map_err(fail)?;
+        let _permit = self.budget.take(2 * needed + bytes.len() as u64);
+        decode(&bytes).map_err(fail)?;
+        Ok(Sha256::digest(&bytes).into())
+    }
+
     /// Hash of the image's encoded bytes: what caches of anything made from it are keyed by.
     ///
     /// # Errors

@@ -2,8 +2,11 @@
 
 use std::path::Path;
 
-use aspo_train::{OnNonFinite, Result, TrainConfig};
+use aspo_data::{OnFault, Template};
+use aspo_models::{LlavaConfig, ModelConfig};
+use aspo_train::{OnNonFinite, Result, TrainConfig, read};
 use burn_flex::Flex;
+use serde_json::{Value, json};
 
 use crate::support::{World, listing, spoiled_model, whole_run, whole_run_on};
 
@@ -59,7 +62,9 @@ fn options_that_cannot_be_honoured_are_refused_before_anything_is_read() {
     let base = TrainConfig { model: "/nowhere".into(), ..world.config.clone() };
     let alpha = TrainConfig::default().alpha;
     let other_loss = |loss: &str| TrainConfig { loss_type: vec![loss.into()], alpha, ..base.clone() };
-    let cases: [(&[&str], TrainConfig); 20] = [
+    let cases: [(&[&str], TrainConfig); 22] = [
+        (&["`max_steps`", "0", "`num_train_epochs`"], TrainConfig { max_steps: 0, ..base.clone() }),
+        (&["`max_steps`", "-2", "-1"], TrainConfig { max_steps: -2, ..base.clone() }),
         (&["`clip`", "similarity", "`alpha = 0`"], TrainConfig { alpha: 0.5, ..base.clone() }),
         (&["alpha", "1.5"], TrainConfig { alpha: 1.5, ..base.clone() }),
         (&["beta", "-0.1"], TrainConfig { beta: -0.1, ..base.clone() }),
@@ -174,7 +179,143 @@ fn a_row_that_cannot_be_used_is_named_with_its_file() {
     world.write_pairs(&[("A dot.", "Two dots.")]);
     let short = TrainConfig { max_length: 10, ..world.config.clone() };
     assert_tells(&refused(&short), &["no pair that can be used (1 leave no room)", "max_length"]);
+    world.write_pairs(&[("A dot.", "A dot.")]);
+    assert_tells(&refused(&world.config), &["no pair that can be used (1 equal)"]);
     assert!(!world.config.output_dir.exists(), "nothing was begun");
+}
+
+#[test]
+fn a_path_that_is_no_file_or_no_folder_is_named_with_its_option() {
+    let world = World::new();
+    let base = &world.config;
+    let (folder, file) = (&base.images, &base.data);
+    let cases = [
+        (["`data`", "is a folder"], TrainConfig { data: folder.clone(), ..base.clone() }),
+        (["`images`", "is a file"], TrainConfig { images: file.clone(), ..base.clone() }),
+        (["`model`", "is a file"], TrainConfig { model: file.clone(), ..base.clone() }),
+        (["`tokenizer`", "is a folder"], TrainConfig { tokenizer: Some(folder.clone()), ..base.clone() }),
+        (["`data`", "not given"], TrainConfig { data: "".into(), ..base.clone() }),
+        (["`output_dir`", "is a file"], TrainConfig { output_dir: file.clone(), ..base.clone() }),
+        (["`output_dir`", "not given"], TrainConfig { output_dir: "".into(), ..base.clone() }),
+    ];
+    for (parts, config) in cases {
+        assert_tells(&refused(&config), &parts);
+    }
+}
+
+#[test]
+fn a_length_that_a_picture_fills_is_named() {
+    let world = World::new();
+    let config = TrainConfig { max_length: 4, ..world.config.clone() };
+    assert_tells(&refused(&config), &["`max_length`: 4", "a picture takes 4 tokens", "leave room"]);
+}
+
+/// The world's picture 3 cut after its header, which a look at the header alone does not find.
+fn cut_picture(world: &World) {
+    let path = world.config.images.join("3.png");
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
+}
+
+#[test]
+fn a_picture_that_cannot_be_decoded_is_named_with_its_row_before_the_first_step() {
+    let world = World::new();
+    cut_picture(&world);
+    // Ten pairs over five pictures: the fourth row is the first with it.
+    let parts = ["`images`", "pairs.json: row 4:", "3.png", "cut short", "on_fault"];
+    let message = told(whole_run::<Flex>(&world.config, false, |_| panic!("no step"), |_| ()));
+    assert_tells(&message, &parts);
+    assert!(!world.config.output_dir.exists(), "nothing was begun");
+}
+
+#[test]
+fn faulty_rows_and_pictures_are_skipped_and_counted_on_request() {
+    let world = World::new();
+    world.write_pairs(&[
+        ("A dot.", "Two dots."),
+        ("A box.", "  "),
+        ("A line.", "A </s> line."),
+        ("It is dark.", "It is day."),
+        ("Snow.", "Snow. "),
+        ("A cat.", "A dog."),
+        ("A wall, and it is long indeed.", "A hall."),
+    ]);
+    cut_picture(&world);
+    let config = TrainConfig { on_fault: OnFault::Skip, max_length: 60, ..world.config.clone() };
+    let shape = LlavaConfig::load(&config.model).unwrap();
+    let mut data = read(&config, shape.tokens_per_image()).unwrap();
+    let mut watched = Vec::new();
+    data.decode_pictures(&config, |done, of| watched.push((done, of))).unwrap();
+    assert_eq!(watched.last(), Some(&(3, 3)), "the pictures of pairs that are left, each once");
+    let account = &data.account;
+    assert_eq!((account.rows, account.equal, account.faulty), (7, 1, 3));
+    assert_eq!((account.no_room, account.cut_chosen, account.cut_rejected), (0, 1, 0));
+    assert_eq!(
+        data.pairs.iter().map(|pair| pair.chosen.text.as_str()).collect::<Vec<_>>(),
+        ["A dot.", "A cat.", "A wall, and it is long indeed."]
+    );
+    let told = account.lines(config.max_length).join("\n");
+    assert_tells(&told, &["1 of 7 pairs left out: chosen and rejected are the same text"]);
+}
+
+/// A folder with what reading takes of an InstructBLIP: its Q-Former reads six words.
+fn instruct_blip(folder: &Path) {
+    std::fs::create_dir_all(folder.join("qformer_tokenizer")).unwrap();
+    let config = json!({
+        "model_type": "instructblip",
+        "architectures": ["InstructBlipForConditionalGeneration"],
+        "qformer_config": {"model_type": "instructblip_qformer", "max_position_embeddings": 6},
+        "text_config": {"model_type": "llama"},
+    });
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    let special = |id: usize, token: &str| {
+        json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+               "normalized": false, "special": true})
+    };
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null,
+        "added_tokens": [special(0, "[PAD]"), special(1, "[SEP]")],
+        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "unk_token": "[UNK]", "vocab": {"[PAD]": 0, "[SEP]": 1, "[UNK]": 2}},
+    });
+    std::fs::write(folder.join("qformer_tokenizer/tokenizer.json"), tokenizer.to_string()).unwrap();
+}
+
+#[test]
+fn what_instruct_blip_cannot_read_is_told_with_the_pair() {
+    let world = World::new();
+    let model = world.folder.join("blip");
+    instruct_blip(&model);
+    let config = TrainConfig {
+        model,
+        template: Template::InstructBlip,
+        loss_type: vec!["sigmoid".into()],
+        alpha: TrainConfig::default().alpha,
+        ..world.config.clone()
+    };
+    let row = |id: &str, prompt: &str, images: &[&str]| json!({"id": id, "prompt": prompt, "images": images, "chosen": "A dot.", "rejected": "A line."});
+    let sound = row("sound", "What is to be seen here?", &["0.png"]);
+    let cases = [
+        (row("none", "What is here?", &[]), "has 0 pictures, InstructBLIP reads one"),
+        (row("two", "What is here?", &["0.png", "1.png"]), "has 2 pictures, InstructBLIP reads one"),
+        (
+            row("long", "What is to be seen just here?", &["0.png"]),
+            "of 7 tokens, InstructBLIP's Q-Former reads 6",
+        ),
+    ];
+    let read = |rows: &[&Value], config: &TrainConfig| {
+        let lines: Vec<String> = rows.iter().map(ToString::to_string).collect();
+        std::fs::write(&config.data, lines.join("\n")).unwrap();
+        read(config, 4)
+    };
+    for (index, (row, part)) in cases.iter().enumerate() {
+        let rows = [&sound, row];
+        let id = row["id"].as_str().unwrap();
+        assert_tells(&told(read(&rows, &config)), &["`data`", &format!("row 2: pair {id:?} "), part]);
+        let skip = TrainConfig { on_fault: OnFault::Skip, ..config.clone() };
+        let data = read(&rows, &skip).unwrap();
+        assert_eq!((data.pairs.len(), data.account.faulty), (1, 1), "case {index}");
+    }
 }
 
 #[test]

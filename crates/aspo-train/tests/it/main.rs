@@ -11,6 +11,7 @@ mod numbers;
 mod oracle;
 mod plan;
 mod reference;
+mod report;
 mod resume;
 mod support;
 mod tensorboard;

@@ -22,6 +22,10 @@ const WAYS: [(bool, usize, bool); 4] =
 
 fn oracle_trajectories<B: Backend>() {
     let folder = oracle().join("trajectories");
+    if std::env::var_os("ASPO_ORACLE").is_some() && !folder.exists() {
+        // Other cases may have no trajectories; those committed do.
+        return;
+    }
     let batch = Tensors::open(&folder.join("batch.safetensors"));
     let mut cases: Vec<PathBuf> = std::fs::read_dir(&folder)
         .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
@@ -71,6 +75,7 @@ fn follow<B: Backend>(case: &Path, batch: &Tensors, packed: bool, part: usize, r
     let expected = Tensors::open(&case.join("trajectory.safetensors"));
     let [losses, margins, norms] = ["loss", "margin", "grad_norm"].map(|name| expected.floats(name).0);
 
+    assert!(!losses.is_empty() && norms.len() == losses.len(), "{}: no steps", case.display());
     let pairs = encoded(batch);
     let mut features = World::new().features();
     keep_pictures::<B>(&mut features, &policy.valid(), batch);
@@ -157,7 +162,7 @@ fn keep_pictures<B: Backend>(features: &mut VisionFeatures, model: &Llava<B>, ba
     let [pictures, patches, width] = seen.dims();
     let values: Vec<f32> = seen.into_data().iter::<f32>().collect();
     for (row, values) in values.chunks(patches * width).enumerate().take(pictures) {
-        features.keep(&row.to_string(), values.to_vec());
+        features.keep(&row.to_string(), [patches, width], values.to_vec()).unwrap();
     }
 }
 

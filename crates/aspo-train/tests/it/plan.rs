@@ -55,8 +55,8 @@ fn the_plan_is_within_fifteen_percent_of_the_bytes_held() {
     let world = World::new();
     let (folder, device) = (world.folder.as_path(), Default::default());
     let mut shape = LlavaConfig::load(&world.config.model).unwrap();
-    shape.text_config.hidden_size = 128;
-    shape.text_config.intermediate_size = 352;
+    shape.text_config.hidden_size = 160;
+    shape.text_config.intermediate_size = 448;
     shape.text_config.num_hidden_layers = 4;
     shape.text_config.num_attention_heads = 4;
     shape.text_config.num_key_value_heads = None;

@@ -148,7 +148,10 @@ fn a_run_is_not_resumed_with_another_reference() {
     losses::<Flex>(&config);
     let other = TrainConfig { ref_model: Some(config.model.clone()), ..config };
     let error = whole_run::<Flex>(&other, true, |_| (), |_| ()).unwrap_err().to_string();
-    assert!(error.contains("`ref_model` = not set") && error.contains("resume with the same"), "{error}");
+    assert!(
+        error.contains("other weights (`ref_model`)") && error.contains("resume with the same"),
+        "{error}"
+    );
 }
 
 #[test]

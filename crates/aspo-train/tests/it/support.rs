@@ -1,12 +1,14 @@
 //! A small world on disk: the oracle's tiny LLaVA, a tokenizer of single letters, pictures and pairs.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use aspo_data::Template;
 use aspo_models::lora::load_adapter;
 use aspo_models::{Llava, LlavaConfig, LoadOptions, ModelConfig, Pretrained};
 use aspo_train::{
-    Data, Finished, Result, StepReport, TrainConfig, VisionFeatures, check_paths, processor, read, train_on,
+    Data, Finished, Output, Result, StepReport, TrainConfig, VisionFeatures, check_devices, check_paths,
+    processor, read, train_on,
 };
 use burn::backend::Autodiff;
 use burn::module::{Module, ModuleVisitor, Param};
@@ -158,7 +160,9 @@ impl World {
     /// Encoded pairs.
     pub fn data(&self) -> Data {
         let shape = LlavaConfig::load(&self.config.model).unwrap();
-        read(&self.config, shape.tokens_per_image()).unwrap()
+        let mut data = read(&self.config, shape.tokens_per_image()).unwrap();
+        data.decode_pictures(&self.config, |_, _| ()).unwrap();
+        data
     }
 
     pub fn features(&self) -> VisionFeatures {
@@ -167,7 +171,7 @@ impl World {
     }
 }
 
-/// The whole run as a program would do it, from paths to adapter.
+/// The whole run as a program would do it, from paths to adapter. `warn` hears what could be got around.
 pub fn whole_run<B: Backend>(
     config: &TrainConfig,
     resume: bool,
@@ -182,16 +186,35 @@ pub fn whole_run_on<B: Backend>(
     config: &TrainConfig,
     devices: &[B::Device],
     resume: bool,
-    watch: impl FnMut(&StepReport),
+    mut watch: impl FnMut(&StepReport),
     warn: impl FnMut(&str),
+) -> Result<Finished<Llava<Autodiff<B>>>> {
+    let go_on = |step: &StepReport| {
+        watch(step);
+        ControlFlow::Continue(())
+    };
+    stoppable_run::<B>(config, devices, resume, go_on, warn)
+}
+
+/// The same, until `watch` breaks off.
+pub fn stoppable_run<B: Backend>(
+    config: &TrainConfig,
+    devices: &[B::Device],
+    resume: bool,
+    watch: impl FnMut(&StepReport) -> ControlFlow<()>,
+    mut warn: impl FnMut(&str),
 ) -> Result<Finished<Llava<Autodiff<B>>>> {
     config.validate()?;
     check_paths(config)?;
+    check_devices(config, devices.len())?;
+    let output = Output::open(config, resume)?;
+    output.notes().iter().for_each(|note| warn(note));
     let shape = LlavaConfig::load(&config.model)?;
-    let data = read(config, shape.tokens_per_image())?;
+    let mut data = read(config, shape.tokens_per_image())?;
+    data.decode_pictures(config, |_, _| ())?;
     let device = B::Device::default();
     let base = Llava::<Autodiff<B>>::from_pretrained(&config.model, &LoadOptions::default(), &device)?.0;
-    train_on::<B, _>(config, base, &data, resume, devices, watch, warn)
+    train_on::<B, _>(config, base, &data, &output, devices, watch)
 }
 
 /// A policy whose adapter is not zero: the end of an oracle's trajectory.
@@ -217,9 +240,11 @@ pub fn flat<B: AutodiffBackend, M: Module<B>>(module: &M, gradients: &GradientsP
     flat.1
 }
 
-/// Largest difference.
+/// Largest difference of numbers that are numbers: `f64::max` would pass over a NaN.
+#[track_caller]
 pub fn apart(a: &[f64], b: &[f64]) -> f64 {
-    assert_eq!(a.len(), b.len());
+    assert!(!a.is_empty() && a.len() == b.len(), "{} values beside {}", a.len(), b.len());
+    assert!(a.iter().chain(b).all(|value| value.is_finite()), "a value that is no number");
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
 }
 
