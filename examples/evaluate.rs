@@ -1,7 +1,8 @@
 //! Scores a model on a benchmark: `cargo run --release --example evaluate -- --benchmark NAME --data PATH …`
 //!
 //! - recorded answers: `--answers FILE` (several files: one table of several models);
-//! - a model on this machine: `--model FOLDER --out FILE`, which writes the answers and then scores them;
+//! - a model on this machine: `--model FOLDER --out FILE`, which writes the answers and then scores them. Pictures and
+//!   prompts are made as in training, unless told otherwise; a picture that cannot be read stops the run by its name;
 //! - recorded judgements: `--judgements FILE…`, with or without the answers they are of;
 //! - a judge: `--judge MODEL --judge-address URL --judge-out FOLDER`, which asks it about the answers.
 //!
@@ -12,19 +13,23 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use aspo_data::{Encoder, Fit, ImageLoader, ImageSource, Template, Tokenizer};
+use aspo_data::{Encoder, Fit, ImageLoader, ImageProcessor, ImageSource, Template, Tokenizer};
+use aspo_eval::ask::partial;
+use aspo_eval::choice::Letters;
 use aspo_eval::judge::{Judge, JudgeConfig, total_usage};
 use aspo_eval::table::Table;
-use aspo_eval::{Answer, AnswerError, Answers, Benchmark, Image, Question, Report, ask};
-use aspo_examples::Failure;
+use aspo_eval::{
+    Answer, AnswerError, Answers, Benchmark, Image, Question, Report, Said, Settings, answered, ask,
+};
 use aspo_examples::answer::{Asked, answer};
 use aspo_examples::backend::{Device, OnBackend};
-use aspo_models::config::model_type;
+use aspo_examples::checkpoint::Kind;
+use aspo_examples::{Failure, note, out, say};
 use aspo_models::{
-    InstructBlip, InstructBlipConfig, Llava, LoadOptions, ModelConfig, Precision, Pretrained,
+    InstructBlip, InstructBlipConfig, Llava, LlavaConfig, LoadOptions, ModelConfig, Precision, Pretrained,
     VisionLanguageModel, lora,
 };
-use aspo_train::{processor, qformer_tokenizer};
+use aspo_train::{folder_hash, processor, qformer_tokenizer, stored_config};
 use burn::tensor::backend::Backend;
 use clap::{Parser, ValueEnum};
 
@@ -49,19 +54,19 @@ struct Args {
     /// A PEFT adapter for the model.
     #[arg(long, requires = "model")]
     adapter: Option<PathBuf>,
-    /// Where the model's answers are written. A run that was stopped goes on there.
+    /// Where the model's answers are written. A run that was stopped goes on there, a finished one is not asked again.
     #[arg(long, requires = "model")]
     out: Option<PathBuf>,
-    /// How the question is wrapped; as LLaVA-1.5 (vicuna_v1) or InstructBLIP were evaluated, if not given.
+    /// How the question is wrapped [default: as the adapter was trained, else by the model's chat template].
     #[arg(long, requires = "model")]
     template: Option<Template>,
-    /// How pictures become square; as LLaVA-1.5 (pad) or InstructBLIP (squash) were evaluated, if not given.
+    /// How pictures become square [default: as in training, by the model's processor file].
     #[arg(long, value_enum, requires = "model")]
     fit: Option<Square>,
     /// Questions answered at once.
     #[arg(long, default_value_t = 8, requires = "model")]
     batch: usize,
-    /// The model's name in answers and tables, instead of the one the files tell.
+    /// The model's name in answers and tables [default: the one the files tell, or the folder of the run or model].
     #[arg(long)]
     name: Option<String>,
     /// Recorded judgements: review files (llava-bench), grade files (mm-vet), judgement files (shr).
@@ -70,7 +75,7 @@ struct Args {
     /// The judge's model name, at an OpenAI-compatible endpoint.
     #[arg(long, requires_all = ["judge_address", "judge_out"])]
     judge: Option<String>,
-    /// The endpoint, up to and without `/chat/completions`.
+    /// The endpoint, with or without `/v1` or `/v1/chat/completions`.
     #[arg(long, requires = "judge")]
     judge_address: Option<String>,
     /// The environment variable with the endpoint's key.
@@ -97,7 +102,10 @@ struct Args {
     /// The endpoint's prices for a million tokens of prompt and of reply, to print the cost.
     #[arg(long, num_args = 2, requires = "judge")]
     judge_prices: Vec<f64>,
-    /// Writes MMBench's upload table (xlsx) of the answers.
+    /// Reads MMBench's answers by letters alone, not as its evaluation does today.
+    #[arg(long)]
+    strict: bool,
+    /// Writes MMBench's upload table (xlsx) of the answers; needs a build with `--features upload`.
     #[arg(long)]
     upload: Option<PathBuf>,
     /// Keeps headline figures of all models so far; alone, prints them.
@@ -128,7 +136,7 @@ fn main() -> ExitCode {
     match run(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", error.to_string().replace('\n', " "));
+            note!("error: {}", error.to_string().replace('\n', " "));
             ExitCode::FAILURE
         }
     }
@@ -144,23 +152,32 @@ fn run(args: &Args) -> Result<(), Failure> {
         _ => Vec::new(),
     };
     for (model, report) in &reports {
-        for (column, percent) in &report.headlines {
-            table.set(model, column, *percent);
+        for headline in &report.headlines {
+            table.set(model, *headline);
         }
     }
     if let (Some(path), false) = (&args.table, reports.is_empty()) {
         table.write(path)?;
     }
     match reports.as_slice() {
-        [(_, report)] if args.json => println!("{:#}", report.figures),
+        [(_, report)] if args.json => say!("{:#}", report.figures),
         many if args.json => {
             let all: serde_json::Map<_, _> =
                 many.iter().map(|(m, r)| (m.clone(), r.figures.clone())).collect();
-            println!("{:#}", serde_json::Value::Object(all));
+            say!("{:#}", serde_json::Value::Object(all));
         }
-        _ if args.markdown => print!("{}", table.markdown()),
-        [(_, report)] if args.table.is_none() => print!("{}", report.text()),
-        _ => print!("{}", table.text()),
+        _ if args.markdown => out::print(format_args!("{}", table.markdown())),
+        [(_, report)] if args.table.is_none() => out::print(format_args!("{}", report.text())),
+        _ => out::print(format_args!("{}", table.text())),
+    }
+    // Said last, and with the exit code: a run of which nothing could be read has no result.
+    for (model, report) in &reports {
+        if let Some(headline) = report.headlines.iter().find(|headline| headline.percent.is_none()) {
+            let what = if report.benchmark.is_judged() { "judgement" } else { "answer" };
+            return Err(
+                format!("no {what} of {model} could be read: {} has no figure", headline.column).into()
+            );
+        }
     }
     Ok(())
 }
@@ -169,6 +186,12 @@ fn run(args: &Args) -> Result<(), Failure> {
 fn evaluate(args: &Args, benchmark: Benchmark, data: &Path) -> Result<Vec<(String, Report)>, Failure> {
     if args.upload.is_some() && benchmark != Benchmark::MmBench {
         return Err("--upload is for mmbench alone".into());
+    }
+    if args.upload.is_some() && !cfg!(feature = "upload") {
+        return Err("option `upload`: not in this build; build with `--features upload`".into());
+    }
+    if args.strict && benchmark != Benchmark::MmBench {
+        return Err("--strict is for mmbench alone: the others have but one rule".into());
     }
     let mut answers = args.answers.iter().map(Answers::read).collect::<aspo_eval::Result<Vec<_>>>()?;
     if let (Some(model), Some(out)) = (&args.model, &args.out) {
@@ -204,6 +227,7 @@ fn evaluate(args: &Args, benchmark: Benchmark, data: &Path) -> Result<Vec<(Strin
     if let (Some(path), [one]) = (&args.upload, answers.as_slice()) {
         aspo_eval::mmbench::MmBench::open(data)?.write_upload(one, path)?;
     }
+    let letters = if args.strict { Letters::Strict } else { Letters::Published };
     let mut reports: Vec<(String, Report)> = Vec::new();
     for answers in &answers {
         // Files of one model (or of none) are told apart by their own names.
@@ -211,7 +235,7 @@ fn evaluate(args: &Args, benchmark: Benchmark, data: &Path) -> Result<Vec<(Strin
         if reports.iter().any(|(other, _)| *other == own) {
             own = answers.path().display().to_string();
         }
-        reports.push((own, benchmark.score(data, answers)?));
+        reports.push((own, benchmark.score_with(data, answers, letters)?));
     }
     Ok(reports)
 }
@@ -234,20 +258,32 @@ fn have_judged(
         concurrency: args.judge_concurrency,
         ..JudgeConfig::new(address, model)
     })?;
-    let (files, replies) = benchmark.judge(data, answers, &judge, args.judge_runs.max(1), out)?;
+    note!("replies are kept in {} as they come: the same command goes on there", out.display());
+    let judged = benchmark.judge(data, answers, &judge, args.judge_runs.max(1), out);
+    for line in judge.adapted() {
+        note!("the endpoint refuses what was published: asked with {line}");
+    }
+    let (files, replies) = judged?;
+    let blocked: Vec<&str> = replies.iter().filter_map(|reply| reply.blocked.as_deref()).collect();
+    if let Some(why) = blocked.first() {
+        note!("{} of {} requests got no text, the first for: {why}", blocked.len(), replies.len());
+    }
     let usage = total_usage(&replies);
     let cost = match args.judge_prices.as_slice() {
         [prompt, reply] => format!(", {:.2} at these prices", usage.cost(*prompt, *reply)),
         _ => String::new(),
     };
-    eprintln!(
+    note!(
         "{} requests, {} tokens of prompts, {} of replies{cost}",
-        usage.requests, usage.prompt_tokens, usage.completion_tokens
+        usage.requests,
+        usage.prompt_tokens,
+        usage.completion_tokens
     );
     Ok(files)
 }
 
-/// Has a model answer every question, and writes the answers to `out`.
+/// Has a model answer every question, and writes the answers to `out`. What can be refused is refused before weights are
+/// read.
 fn answer_with_model(
     args: &Args,
     benchmark: Benchmark,
@@ -256,78 +292,201 @@ fn answer_with_model(
     out: &Path,
 ) -> Result<Answers, Failure> {
     let questions = benchmark.questions(data, args.images.as_deref())?;
-    args.device.unwrap_or_default().run(Asking { args, benchmark, folder, questions: &questions, out })
+    let is_missing = |image: &&Image| matches!(image, Image::Path(path) if !path.is_file());
+    let missing: Vec<&Image> = questions.iter().filter_map(|q| q.image.as_ref()).filter(is_missing).collect();
+    if let Some(Image::Path(first)) = missing.first() {
+        let (missing, all) = (missing.len(), questions.len());
+        let first = first.display();
+        return Err(format!(
+            "{missing} of {all} pictures are not there, the first is {first}; give --images"
+        )
+        .into());
+    }
+    let asking = Asking::new(args, benchmark, folder, &questions, out)?;
+    let done = answered(out, &questions, &asking.name, &asking.settings)?;
+    let answers = if done == questions.len() {
+        note!("all {done} questions are answered in {}: not asked again", out.display());
+        Answers::read(out)?
+    } else {
+        let device = args.device.unwrap_or_default();
+        device.check()?;
+        device.run(asking)?
+    };
+    if let cut @ 1.. = answers.cut() {
+        let (all, most) = (questions.len(), benchmark.max_new_tokens());
+        note!("{cut} of {all} answers were cut at {most} tokens");
+    }
+    Ok(answers)
 }
 
 /// Questions to the model of a folder.
 struct Asking<'a> {
     args: &'a Args,
-    benchmark: Benchmark,
     folder: &'a Path,
     questions: &'a [Question],
     out: &'a Path,
+    kind: Kind,
+    name: String,
+    template: Template,
+    processor: ImageProcessor,
+    precision: Precision,
+    max_new_tokens: usize,
+    settings: Settings,
+}
+
+impl<'a> Asking<'a> {
+    fn new(
+        args: &'a Args,
+        benchmark: Benchmark,
+        folder: &'a Path,
+        questions: &'a [Question],
+        out: &'a Path,
+    ) -> Result<Self, Failure> {
+        let kind = Kind::of(folder)?;
+        let (template, known) = match args.template {
+            Some(template) => (template, "as given".into()),
+            None => template(kind, folder, args.adapter.as_deref())?,
+        };
+        if (kind == Kind::InstructBlip) != (template == Template::InstructBlip) {
+            return Err(format!(
+                "option `template`: {template} does not fit the model in {}",
+                folder.display()
+            )
+            .into());
+        }
+        let size = match kind {
+            Kind::Llava => LlavaConfig::load(folder)?.vision_config.image_size,
+            Kind::InstructBlip => InstructBlipConfig::load(folder)?.vision_config.image_size,
+        };
+        let mut processor = processor(folder, size)?;
+        if let Some(square) = args.fit {
+            processor = processor.with_fit(match square {
+                Square::Pad => Fit::Pad,
+                Square::Crop => Fit::Crop,
+                Square::Squash => Fit::Squash,
+            });
+        }
+        let fit = format!("{:?}", processor.fit).to_lowercase();
+        note!("template {template} ({known}), pictures: {fit} to {} pixels", processor.size);
+        let keep = args.device.unwrap_or_default().keeps_precision();
+        let precision = if keep { Precision::Keep } else { Precision::F32 };
+        let max_new_tokens = benchmark.max_new_tokens();
+        let mut settings = Settings::from([
+            ("model".into(), folder_hash(folder)?),
+            ("template".into(), template.to_string()),
+            ("fit".into(), fit),
+            ("pictures".into(), format!("{processor:?}")),
+            ("precision".into(), if keep { "as stored" } else { "f32" }.into()),
+            ("max_new_tokens".into(), max_new_tokens.to_string()),
+        ]);
+        if let Some(adapter) = &args.adapter {
+            settings.insert("adapter".into(), folder_hash(adapter)?);
+        }
+        let name = match &args.name {
+            Some(name) => name.clone(),
+            None => run_name(args.adapter.as_deref().unwrap_or(folder))?,
+        };
+        Ok(Self {
+            args,
+            folder,
+            questions,
+            out,
+            kind,
+            name,
+            template,
+            processor,
+            precision,
+            max_new_tokens,
+            settings,
+        })
+    }
+
+    fn ask<B: Backend, M: Pretrained<B> + VisionLanguageModel<B>>(
+        self,
+        device: B::Device,
+    ) -> Result<Answers, Failure> {
+        let Self { args, folder, questions, .. } = self;
+        let options = LoadOptions { precision: self.precision, ..Default::default() };
+        let (mut model, _) = M::from_pretrained(folder, &options, &device)?;
+        if let Some(adapter) = &args.adapter {
+            model = lora::load_adapter(model, adapter)?.0;
+        }
+        let tokenizer = Tokenizer::from_file(&folder.join("tokenizer.json"))?;
+        let mut encoder = Encoder::new(tokenizer, self.template, model.tokens_per_image());
+        if self.template == Template::InstructBlip {
+            encoder.instruction = Some(qformer_tokenizer(folder)?);
+        }
+        let mut answerer = ModelAnswers {
+            name: self.name,
+            settings: self.settings,
+            encoder,
+            images: ImageLoader::new(".", self.processor)?,
+            max_new_tokens: self.max_new_tokens,
+            model,
+            device,
+        };
+        let (count, mut kept) = (questions.len(), 0);
+        out::keep_on()?;
+        let asked = ask(&mut answerer, questions, self.out, args.batch, |done| {
+            kept = done;
+            note!("{done} of {count} questions answered");
+        });
+        if out::interrupted() && asked.is_err() {
+            let place = partial(self.out);
+            note!(
+                "stopped: {kept} of {count} answers are kept in {}; the same command goes on there",
+                place.display()
+            );
+        }
+        out::let_go();
+        Ok(asked?)
+    }
 }
 
 impl OnBackend for Asking<'_> {
     type Output = Result<Answers, Failure>;
 
     fn run<B: Backend>(self, device: B::Device) -> Self::Output {
-        match model_type(self.folder)?.as_str() {
-            InstructBlipConfig::MODEL_TYPE => {
-                self.ask::<B, InstructBlip<B>>(device, Template::InstructBlip, Fit::Squash)
-            }
-            _ => self.ask::<B, Llava<B>>(device, Template::VicunaV1, Fit::Pad),
+        match self.kind {
+            Kind::InstructBlip => self.ask::<B, InstructBlip<B>>(device),
+            Kind::Llava => self.ask::<B, Llava<B>>(device),
         }
     }
 }
 
-impl Asking<'_> {
-    fn ask<B: Backend, M: Pretrained<B> + VisionLanguageModel<B>>(
-        self,
-        device: B::Device,
-        template: Template,
-        fit: Fit,
-    ) -> Result<Answers, Failure> {
-        let Self { args, folder, .. } = self;
-        let keep = args.device.unwrap_or_default().keeps_precision();
-        let precision = if keep { Precision::Keep } else { Precision::F32 };
-        let (mut model, _) =
-            M::from_pretrained(folder, &LoadOptions { precision, ..Default::default() }, &device)?;
-        if let Some(adapter) = &args.adapter {
-            model = lora::load_adapter(model, adapter)?.0;
-        }
-        let fit = match args.fit {
-            Some(Square::Pad) => Fit::Pad,
-            Some(Square::Crop) => Fit::Crop,
-            Some(Square::Squash) => Fit::Squash,
-            None => fit,
-        };
-        let template = args.template.unwrap_or(template);
-        let tokenizer = Tokenizer::from_file(&folder.join("tokenizer.json"))?;
-        let mut encoder = Encoder::new(tokenizer, template, model.tokens_per_image());
-        if template == Template::InstructBlip {
-            encoder.instruction = Some(qformer_tokenizer(folder)?);
-        }
-        let own_name = args.adapter.as_deref().unwrap_or(folder).file_name().unwrap_or_default();
-        let processor = processor(folder, model.image_size())?.with_fit(fit);
-        let mut answerer = ModelAnswers {
-            name: args.name.clone().unwrap_or_else(|| own_name.to_string_lossy().into_owned()),
-            encoder,
-            images: ImageLoader::new(".", processor)?,
-            max_new_tokens: self.benchmark.max_new_tokens(),
-            model,
-            device,
-        };
-        let count = self.questions.len();
-        Ok(ask(&mut answerer, self.questions, self.out, args.batch, |done| {
-            eprintln!("{done} of {count} questions answered")
-        })?)
+/// How the adapter's run, else the model, wants to be asked, and how that is known.
+fn template(kind: Kind, folder: &Path, adapter: Option<&Path>) -> Result<(Template, String), Failure> {
+    let run = adapter.map(run_of).transpose()?.flatten();
+    match run.and_then(|run| Some((stored_config(&run).ok()?.template, run))) {
+        Some((template, run)) => Ok((template, format!("as trained in {}", run.display()))),
+        None => kind.template(folder),
     }
+}
+
+/// The run that an adapter's folder is of: a training's output holds `adapter/` and `checkpoint-*/`.
+fn run_of(adapter: &Path) -> Result<Option<PathBuf>, Failure> {
+    let whole = std::path::absolute(adapter)?;
+    let own = whole.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let of_run = own == "adapter" || own.starts_with("checkpoint-");
+    Ok(whole.parent().filter(|_| of_run).map(Path::to_path_buf))
+}
+
+/// A name for a folder: its own, or its run's where every run's is the same.
+fn run_name(folder: &Path) -> Result<String, Failure> {
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let whole = std::path::absolute(folder)?;
+    let own = name(&whole);
+    Ok(match run_of(&whole)?.map(|run| name(&run)).filter(|run| !run.is_empty()) {
+        None => own,
+        Some(run) if own == "adapter" => run,
+        Some(run) => format!("{run}-{own}"),
+    })
 }
 
 /// A loaded model behind the benchmarks' one interface: greedy, one picture a question.
 struct ModelAnswers<B: Backend, M> {
     name: String,
+    settings: Settings,
     model: M,
     encoder: Encoder,
     images: ImageLoader,
@@ -340,7 +499,14 @@ impl<B: Backend, M: VisionLanguageModel<B>> Answer for ModelAnswers<B, M> {
         self.name.clone()
     }
 
-    fn answer(&mut self, batch: &[Question]) -> Result<Vec<String>, AnswerError> {
+    fn settings(&self) -> Settings {
+        self.settings.clone()
+    }
+
+    fn answer(&mut self, batch: &[Question]) -> Result<Vec<Said>, AnswerError> {
+        if out::interrupted() {
+            return Err("stopped".into());
+        }
         let pixels = batch
             .iter()
             .map(|question| {
@@ -351,7 +517,12 @@ impl<B: Backend, M: VisionLanguageModel<B>> Answer for ModelAnswers<B, M> {
                     Some(Image::Bytes(bytes)) => bytes.clone(),
                     None => return Ok(None),
                 };
-                Ok(Some(self.images.load(&ImageSource::from(bytes))?))
+                let place = || match &question.image {
+                    Some(Image::Path(path)) => path.display().to_string(),
+                    _ => format!("picture of question {}", question.id),
+                };
+                let pixels = self.images.load(&ImageSource::from(bytes));
+                Ok(Some(pixels.map_err(|error| format!("{}: {error}", place()))?))
             })
             .collect::<Result<Vec<_>, AnswerError>>()?;
         let asked: Vec<Asked> = batch
@@ -359,6 +530,14 @@ impl<B: Backend, M: VisionLanguageModel<B>> Answer for ModelAnswers<B, M> {
             .zip(&pixels)
             .map(|(question, pixels)| Asked { question: &question.prompt, pixels: pixels.as_deref() })
             .collect();
-        answer(&self.model, &self.encoder, &asked, asked.len().max(1), self.max_new_tokens, &self.device)
+        let texts = answer(
+            &self.model,
+            &self.encoder,
+            &asked,
+            asked.len().max(1),
+            self.max_new_tokens,
+            &self.device,
+        )?;
+        Ok(texts.into_iter().map(Said::from).collect())
     }
 }

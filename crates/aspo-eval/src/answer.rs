@@ -1,6 +1,6 @@
 //! Recorded answers: LLaVA's JSON lines, and the other shapes in which the benchmarks publish answers.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -27,7 +27,7 @@ pub struct AnswerRow {
     /// The model's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model_id: Option<String>,
-    /// Room for notes; LLaVA writes `{}`.
+    /// Room for notes; LLaVA writes `{}`, [`ask`](crate::ask()) what the answer depends on and whether it was cut.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<Value>,
     /// The label, in ScienceQA's result files; where present it is checked.
@@ -190,6 +190,11 @@ impl Answers {
         self.by_id.get(id.as_str()).map_or(0, |&at| self.rows[at].row)
     }
 
+    /// How many answers were [cut](AnswerRow::is_cut).
+    pub fn cut(&self) -> usize {
+        self.rows().filter(|row| row.is_cut()).count()
+    }
+
     /// The model's name: the records' `model_id`, else the file's name.
     pub fn model_id(&self) -> String {
         match self.rows.first().and_then(|r| r.value.model_id.clone()) {
@@ -293,6 +298,17 @@ impl AnswerRow {
             ground_truth: None,
             is_multimodal: None,
         }
+    }
+
+    /// What [`ask`](crate::ask()) recorded of the run.
+    pub(crate) fn settings(&self) -> BTreeMap<String, String> {
+        let recorded = self.metadata.as_ref().and_then(|notes| notes.get("settings")).cloned();
+        recorded.and_then(|value| serde_json::from_value(value).ok()).unwrap_or_default()
+    }
+
+    /// Whether the model was still writing when it had to stop, where the file tells.
+    pub fn is_cut(&self) -> bool {
+        self.metadata.as_ref().is_some_and(|notes| notes.get("cut") == Some(&Value::Bool(true)))
     }
 }
 

@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::answer::Answers;
+use crate::choice::Letters;
 use crate::error::{Error, Result};
 use crate::judge::{Judge, Reply};
 use crate::question::Question;
@@ -13,6 +14,7 @@ use crate::{file, gqa, llava_bench, mm_vet, mmbench, pope, science_qa, seed_benc
 
 /// A benchmark, by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Benchmark {
     /// [`pope`]
     Pope,
@@ -32,13 +34,24 @@ pub enum Benchmark {
     Shr,
 }
 
+/// A figure of the paper's table.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Headline {
+    /// The [column](crate::table::COLUMNS).
+    pub column: &'static str,
+    /// In percent; none if nothing could be read that it could be computed from.
+    pub percent: Option<f64>,
+    /// Replies of the judge that could not be read, in all runs.
+    pub unreadable: usize,
+}
+
 /// A model's figures on one benchmark.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Report {
     /// The benchmark.
     pub benchmark: Benchmark,
-    /// The [columns](crate::table::COLUMNS) it fills in the paper's table, in percent.
-    pub headlines: Vec<(&'static str, f64)>,
+    /// The columns it fills in the paper's table.
+    pub headlines: Vec<Headline>,
     /// Every figure under its name: the module's scores as JSON.
     pub figures: Value,
 }
@@ -101,45 +114,58 @@ impl Benchmark {
         }
     }
 
-    /// Scores answers.
+    /// Scores answers by the published rules.
     ///
     /// # Errors
     /// Files or answers that are missing or malformed; a benchmark that needs [judgements](Self::score_judgements).
     pub fn score(self, data: &Path, answers: &Answers) -> Result<Report> {
-        match self {
+        self.score_with(data, answers, Letters::default())
+    }
+
+    /// Scores answers, MMBench's option letters by one rule or another. The other benchmarks have but one.
+    ///
+    /// # Errors
+    /// As [`score`](Self::score).
+    pub fn score_with(self, data: &Path, answers: &Answers, letters: Letters) -> Result<Report> {
+        let read = |column, percent| Headline { column, percent, unreadable: 0 };
+        let mut report = match self {
             Self::Pope => {
                 let scores = pope::Pope::open(data)?.score(answers)?;
-                self.report(vec![("POPE", 100.0 * scores.mean_f1)], &scores)
+                self.report(vec![read("POPE", scores.mean_f1.map(|f1| 100.0 * f1))], &scores)
             }
             Self::Gqa => {
                 let scores = gqa::Gqa::open(data)?.score(answers)?;
-                self.report(vec![("GQA", scores.accuracy)], &scores)
+                self.report(vec![read("GQA", scores.accuracy)], &scores)
             }
             Self::ScienceQa => {
                 let scores = science_qa::ScienceQa::open(data)?.score(answers)?;
-                self.report(vec![("SQA-I", scores.image_accuracy)], &scores)
+                self.report(vec![read("SQA-I", scores.image_accuracy)], &scores)
             }
             Self::SeedBench => {
                 let scores = seed_bench::SeedBench::open(data)?.score(answers)?;
-                self.report(vec![("SEED-I", scores.accuracy)], &scores)
+                self.report(vec![read("SEED-I", scores.accuracy)], &scores)
             }
             Self::MmBench => {
-                let scores = mmbench::MmBench::open(data)?.score(answers)?;
+                let scores = mmbench::MmBench::open(data)?.score(answers, letters)?;
                 let column = |name: &str| match name {
                     "dev" => Some("MMB-dev"),
                     "test" => Some("MMB-test"),
                     "dev_cn" => Some("MMB-CN"),
                     _ => None,
                 };
-                let headlines =
-                    scores.iter().filter_map(|(name, s)| Some((column(name)?, s.accuracy?))).collect();
-                self.report(headlines, &scores)
+                let headlines = scores.iter().filter(|(_, scores)| scores.total > 0);
+                let headlines = headlines.filter_map(|(name, s)| Some(read(column(name)?, s.accuracy)));
+                self.report(headlines.collect(), &scores)
             }
-            Self::LlavaBench | Self::MmVet | Self::Shr => Err(Error::Option(format!(
-                "{} is scored by a judge: give recorded judgements, or a judge's address and model",
-                self.name()
-            ))),
-        }
+            Self::LlavaBench | Self::MmVet | Self::Shr => {
+                return Err(Error::Option(format!(
+                    "{} is scored by a judge: give recorded judgements, or a judge's address and model",
+                    self.name()
+                )));
+            }
+        };
+        report.tell_cut(answers);
+        Ok(report)
     }
 
     /// Scores recorded judgements of the benchmarks that have a judge; with `answers`, they must be of these.
@@ -152,10 +178,11 @@ impl Benchmark {
         files: &[PathBuf],
         answers: Option<&Answers>,
     ) -> Result<Report> {
-        match self {
+        let judged = |column, percent, unreadable| vec![Headline { column, percent, unreadable }];
+        let mut report = match self {
             Self::LlavaBench => {
                 let scores = llava_bench::LlavaBench::open(data)?.score(files, answers)?;
-                self.report(vec![("LLaVA-W", scores.score)], &scores)
+                self.report(judged("LLaVA-W", scores.score, scores.unreadable), &scores)
             }
             Self::MmVet => {
                 let bench = mm_vet::MmVet::open(data)?;
@@ -163,14 +190,22 @@ impl Benchmark {
                     bench.check(answers)?;
                 }
                 let scores = bench.score(files)?;
-                self.report(vec![("MM-Vet", scores.score)], &scores)
+                self.report(judged("MM-Vet", scores.score, scores.unreadable), &scores)
             }
             Self::Shr => {
                 let scores = shr::Shr::open(data)?.score(files, answers)?;
-                self.report(vec![("SHR", 100.0 * scores.mean_hal_ratio)], &scores)
+                let percent = scores.mean_hal_ratio.map(|ratio| 100.0 * ratio);
+                self.report(judged("SHR", percent, scores.unreadable), &scores)
             }
-            _ => Err(Error::Option(format!("{} has no judge: give answers, not judgements", self.name()))),
+            _ => {
+                let message = format!("{} has no judge: give answers, not judgements", self.name());
+                return Err(Error::Option(message));
+            }
+        };
+        if let Some(answers) = answers {
+            report.tell_cut(answers);
         }
+        Ok(report)
     }
 
     /// Has answers judged, `runs` times, and writes into the folder `out` the transcript
@@ -191,8 +226,8 @@ impl Benchmark {
         match self {
             Self::LlavaBench => {
                 let bench = llava_bench::LlavaBench::open(data)?;
-                // The published script asks once; an unreadable reply counts as it is.
-                let replies = judge.ask(&bench.requests(answers, runs)?, &transcript, |_| true)?;
+                let readable = |reply: &str| llava_bench::parse_scores(reply).is_some();
+                let replies = judge.ask(&bench.requests(answers, runs)?, &transcript, readable)?;
                 let mut files = Vec::new();
                 for run in 1..=runs {
                     let mut bytes = Vec::new();
@@ -227,9 +262,9 @@ impl Benchmark {
         }
     }
 
-    fn report(self, headlines: Vec<(&'static str, f64)>, scores: &impl Serialize) -> Result<Report> {
+    fn report(self, headlines: Vec<Headline>, scores: &impl Serialize) -> Report {
         let figures = serde_json::to_value(scores).expect("scores are plain data");
-        Ok(Report { benchmark: self, headlines, figures })
+        Report { benchmark: self, headlines, figures }
     }
 }
 
@@ -245,6 +280,13 @@ impl std::str::FromStr for Benchmark {
 }
 
 impl Report {
+    /// Adds how many answers had to stop before their end, where the file tells of any.
+    fn tell_cut(&mut self, answers: &Answers) {
+        if let (cut @ 1.., Value::Object(figures)) = (answers.cut(), &mut self.figures) {
+            figures.insert("cut_answers".into(), cut.into());
+        }
+    }
+
     /// Every figure on a line of its own, `name.part: value`.
     pub fn text(&self) -> String {
         let mut text = String::new();

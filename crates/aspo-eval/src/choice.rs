@@ -1,39 +1,28 @@
-//! Option letters, and shares of right answers.
+//! Option letters, by the rules that benchmarks publish.
 
-use serde::{Serialize, Serializer, ser::SerializeStruct};
+use crate::option::option_letter;
 
 /// The letters of options, in their order.
 pub const LETTERS: [char; 5] = ['A', 'B', 'C', 'D', 'E'];
 
-/// How many of how many are right; written with its percentage as `accuracy`.
+/// By which rule MMBench's answers are read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Share {
-    /// Right ones.
-    pub correct: usize,
-    /// All.
-    pub total: usize,
+pub enum Letters {
+    /// As MMBench's evaluation reads them today, the option's text included, and as people write them:
+    /// [`option_letter`](crate::option::option_letter).
+    #[default]
+    Published,
+    /// Letters alone, with a few marks: [`strict_letter`].
+    Strict,
 }
 
-impl Share {
-    /// Counts one more.
-    pub fn count(&mut self, right: bool) {
-        self.correct += usize::from(right);
-        self.total += 1;
-    }
-
-    /// 100 · correct / total; 0 of nothing.
-    pub fn percent(&self) -> f64 {
-        if self.total == 0 { 0.0 } else { 100.0 * self.correct as f64 / self.total as f64 }
-    }
-}
-
-impl Serialize for Share {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut share = serializer.serialize_struct("Share", 3)?;
-        share.serialize_field("accuracy", &self.percent())?;
-        share.serialize_field("correct", &self.correct)?;
-        share.serialize_field("total", &self.total)?;
-        share.end()
+impl Letters {
+    /// The letter of an answer to a question with these options; `None` cannot be read.
+    pub fn read(self, answer: &str, options: &[impl AsRef<str>]) -> Option<char> {
+        match self {
+            Self::Published => option_letter(answer, options),
+            Self::Strict => strict_letter(answer),
+        }
     }
 }
 
@@ -61,11 +50,10 @@ pub fn science_qa_letter(text: &str) -> Option<char> {
     }
 }
 
-/// The letter of an MMBench answer, by the rules of MMBench's own evaluation (`can_infer_option`): a letter that stands
-/// alone between spaces, else with one kind of punctuation, and is the only such letter. A lone "A" in more than three
-/// words may be an article and does not count. What these rules cannot read, MMBench gives to a chat model to match;
-/// here it is wrong, and counted as unparsable (C).
-pub fn option_letter(text: &str) -> Option<char> {
+/// The letter of an MMBench answer by the first stage (`can_infer_option`) of MMBench's evaluation as it was in 2023: a
+/// letter that stands alone between spaces, else with one kind of punctuation, and is the only such letter. A lone "A" in
+/// more than three words may be an article and does not count.
+pub fn strict_letter(text: &str) -> Option<char> {
     const MARKS: [(&str, &str); 12] = [
         ("", "."),
         ("", ","),
@@ -121,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn option_letters_are_read_as_published() {
+    fn the_strict_rule_reads_letters_alone() {
         for (text, letter) in [
             ("A", Some('A')),
             ("B. cat", Some('B')),
@@ -132,10 +120,11 @@ mod tests {
             ("A or B", None),
             ("A cat on the mat", None),
             ("A cat is shown, so D.", Some('D')),
+            ("**B**", None),
             ("cat", None),
             ("", None),
         ] {
-            assert_eq!(option_letter(text), letter, "{text:?}");
+            assert_eq!(strict_letter(text), letter, "{text:?}");
         }
     }
 }

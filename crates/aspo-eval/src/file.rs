@@ -3,14 +3,13 @@
 use std::collections::HashSet;
 use std::io::Write;
 use std::marker::PhantomData;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use crate::error::{Error, Result, quote};
-use crate::question::{Image, Question};
+use crate::error::{Error, Result};
 
 /// One record of a file and its place there, counted from 1.
 #[derive(Debug, Clone)]
@@ -152,38 +151,6 @@ pub(crate) fn folder(benchmark: &'static str, data: &Path) -> Result<PathBuf> {
             looked_for: "a folder or file of that name".into(),
         })
     }
-}
-
-/// An image's name as a benchmark's file gives it: relative and without `..`.
-pub(crate) fn image_name(file: &Path, name: &str) -> Result<Image> {
-    let relative = Path::new(name);
-    if name.is_empty()
-        || relative.components().any(|c| !matches!(c, Component::Normal(_) | Component::CurDir))
-    {
-        return Err(Error::UnsafePath { path: file.into(), name: quote(name) });
-    }
-    Ok(Image::Path(relative.into()))
-}
-
-/// The questions with their images' names below `images`, else below the first of the published folders that is there.
-pub(crate) fn placed(
-    questions: &[Question],
-    images: Option<&Path>,
-    root: &Path,
-    published: &[&str],
-) -> Vec<Question> {
-    let found = || published.iter().map(|name| root.join(name)).find(|path| path.is_dir());
-    let folder = match images {
-        Some(folder) => folder.to_path_buf(),
-        None => found().unwrap_or_else(|| root.join(published[0])),
-    };
-    let mut questions = questions.to_vec();
-    for question in &mut questions {
-        if let Some(Image::Path(path)) = &mut question.image {
-            *path = folder.join(&path);
-        }
-    }
-    questions
 }
 
 /// Writes a file whole: to a temporary name in the same folder, synced, renamed.

@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::answer::Answers;
-use crate::choice::Share;
 use crate::error::{Error, Result};
 use crate::file::{self, Record};
-use crate::question::{Id, Question, SHORT_SUFFIX};
+use crate::question::{self, Id, Question, SHORT_SUFFIX};
+use crate::share::Share;
 
 const NAME: &str = "gqa";
 const QUESTIONS: &[&str] = &["llava_gqa_testdev_balanced.jsonl", "../llava_gqa_testdev_balanced.jsonl"];
@@ -64,8 +64,8 @@ pub struct Gqa {
 /// GQA's figures, in percent.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct GqaScores {
-    /// The headline: exact matches among all questions.
-    pub accuracy: f64,
+    /// The headline: exact matches among all questions; none if every answer is empty.
+    pub accuracy: Option<f64>,
     /// Questions.
     pub total: usize,
     /// Exact matches.
@@ -128,7 +128,7 @@ impl Gqa {
                             });
                         }
                     };
-                    let image = file::image_name(path, &value.image)?;
+                    let image = question::image_name(path, &value.image)?;
                     questions.push(Question::new(id, Some(image), value.text));
                     labels.push(label);
                 }
@@ -149,7 +149,7 @@ impl Gqa {
                     };
                     let text = label.question.as_ref().ok_or_else(|| lacks("question"))?;
                     let image = label.image_id.as_ref().ok_or_else(|| lacks("imageId"))?;
-                    let image = file::image_name(path, &format!("{image}.jpg"))?;
+                    let image = question::image_name(path, &format!("{image}.jpg"))?;
                     questions.push(Question::new(Id::text(id), Some(image), format!("{text}{SHORT_SUFFIX}")));
                     labels.push(Label::new(label));
                 }
@@ -163,7 +163,7 @@ impl Gqa {
 
     /// Every question; images below `images`, else in `data/images/` or `images/`.
     pub fn questions(&self, images: Option<&Path>) -> Vec<Question> {
-        file::placed(&self.questions, images, &self.folder, &["data/images", "images"])
+        question::placed(&self.questions, images, &self.folder, &["data/images", "images"])
     }
 
     /// Scores answers: [`normalize`]d, they must equal the label.
@@ -188,11 +188,11 @@ impl Gqa {
                 scores.by_semantic.entry(kind.clone()).or_default().count(right);
             }
         }
-        scores.accuracy = all.percent();
+        scores.accuracy = all.percent().filter(|_| scores.unparsable < all.total);
         scores.total = all.total;
         scores.correct = all.correct;
-        scores.binary = (binary.total > 0).then(|| binary.percent());
-        scores.open = (open.total > 0).then(|| open.percent());
+        scores.binary = binary.percent();
+        scores.open = open.percent();
         Ok(scores)
     }
 }

@@ -3,32 +3,31 @@
 //! What the judged model wrote is pasted into the judge's prompt as the benchmarks publish it. To this program it is
 //! data: nothing in a question, an answer or a reply is ever run, opened or followed.
 
-use std::fmt;
 use std::io::Write;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use serde_json::{Value, json};
-
 use crate::error::{Error, Result, quote};
 use crate::file;
 
+mod endpoint;
 mod transcript;
 
+use endpoint::{Asked, Endpoint, Said};
 pub use transcript::{Reply, Usage, total_usage};
 use transcript::{lines, now, read_transcript};
 
 /// No single wait between two tries is longer.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
-/// No reply is longer; a longer one is an error of the endpoint.
-const LONGEST_REPLY: u64 = 4 << 20;
+/// So many requests may be refused before the first is answered; then it is the endpoint that refuses, not a question.
+const PATIENCE: usize = 8;
 
 /// Which judge, and how it is asked.
 #[derive(Debug, Clone)]
 pub struct JudgeConfig {
-    /// The endpoint, up to and without `/chat/completions`, as `https://api.openai.com/v1`.
+    /// The endpoint, as `https://api.openai.com/v1`: with or without `/v1`, a slash at its end, or `/chat/completions`.
     pub address: String,
     /// The judge's model name. Scores of different judges are not comparable.
     pub model: String,
@@ -79,28 +78,11 @@ pub struct Request {
     pub stop: Option<&'static str>,
 }
 
-/// A key that is never printed.
-struct Key(Option<String>);
-
-impl fmt::Debug for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_some() { "(set)" } else { "(none)" })
-    }
-}
-
 /// A judge that can be asked.
 #[derive(Debug)]
 pub struct Judge {
     config: JudgeConfig,
-    key: Key,
-    agent: ureq::Agent,
-}
-
-/// Why a request failed, and whether another try can help.
-struct Failure {
-    message: String,
-    again: bool,
-    wait: Option<Duration>,
+    endpoint: Endpoint,
 }
 
 impl Judge {
@@ -112,7 +94,7 @@ impl Judge {
         let scheme = config.address.split_once("://");
         let Some(("http" | "https", rest)) = scheme else {
             return Err(Error::Option(format!(
-                "judge address {} is not one: give it as http://… or https://…, up to /v1",
+                "judge address {} is not one: give it as http://… or https://…",
                 quote(&config.address)
             )));
         };
@@ -124,18 +106,8 @@ impl Judge {
         if config.concurrency == 0 {
             return Err(Error::Option("judge concurrency is 0: give at least 1".into()));
         }
-        let mut agent = ureq::Agent::config_builder()
-            .timeout_global(Some(config.timeout))
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .user_agent(concat!("aspo-eval/", env!("CARGO_PKG_VERSION")));
-        // An endpoint on this machine is never reached through a proxy.
-        if ["127.0.0.1", "localhost", "[::1]"].iter().any(|host| rest.starts_with(host)) {
-            agent = agent.proxy(None);
-        }
-        let key = Key(std::env::var(&config.key_env).ok().filter(|key| !key.is_empty()));
-        let agent = agent.build().new_agent();
-        Ok(Self { config, key, agent })
+        let endpoint = Endpoint::new(&config, rest);
+        Ok(Self { config, endpoint })
     }
 
     /// Asks everything that `transcript` does not hold yet, several at a time, and returns all replies in the order of
@@ -143,8 +115,11 @@ impl Judge {
     /// twice; at the end the file is put in the order of the requests. While `readable` says no, a request's next try
     /// is made; the reply to the last one stands.
     ///
+    /// A request that the endpoint blocks (a content filter, a reply without text) is a [`Reply`] that says so, and no
+    /// run asks it again. What an endpoint refuses to be told ([`adapted`](Self::adapted)) is left out from then on.
+    ///
     /// # Errors
-    /// A transcript of other requests; an endpoint that refuses, or fails through all retries.
+    /// A transcript of other requests or another judge; an endpoint that refuses everything, or fails through all retries.
     pub fn ask(
         &self,
         requests: &[Request],
@@ -158,12 +133,17 @@ impl Judge {
             let Some(reply) = known.iter().find(|r| r.id == request.id && r.run == request.run) else {
                 continue;
             };
+            let other = |found: String, expected: String| Error::OtherRun {
+                path: transcript.into(),
+                found,
+                expected,
+            };
             if !request.tries.iter().any(|(prompt, _)| *prompt == reply.prompt) {
-                return Err(Error::OtherRun {
-                    path: transcript.into(),
-                    found: format!("question {} with another prompt", request.id),
-                    expected: "the prompts of these answers".into(),
-                });
+                let found = format!("question {} with another prompt", request.id);
+                return Err(other(found, "the prompts of these answers".into()));
+            }
+            if !reply.asked.is_empty() && reply.asked != self.config.model {
+                return Err(other(format!("judge {}", reply.asked), format!("judge {}", self.config.model)));
             }
             *slot = Some(reply.clone());
         }
@@ -172,18 +152,22 @@ impl Judge {
             if let Some(parent) = transcript.parent().filter(|p| !p.as_os_str().is_empty()) {
                 std::fs::create_dir_all(parent).map_err(io)?;
             }
-            // The file is rewritten whole first, so that a line cut off by a crash does not stay in its middle.
-            file::write(transcript, &lines(known.iter()))?;
-            let out = std::fs::OpenOptions::new().append(true).open(transcript).map_err(io)?;
-            let done = Mutex::new((out, &mut replies));
+            // A line that a crash cut off goes away before more is appended.
+            file::write(transcript, &lines(&known))?;
+            let file = std::fs::OpenOptions::new().append(true).open(transcript).map_err(io)?;
+            // Whether the endpoint ever gave a text: until then a refusal may be of everything.
+            let works = replies.iter().flatten().any(|reply| reply.blocked.is_none());
+            let done = Mutex::new(Done { file, replies, works, doubtful: Vec::new() });
             let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
             let work = || -> Result<()> {
                 while !stop.load(Ordering::Relaxed) {
                     let Some(&at) = open.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
-                    let reply = self.judge(&requests[at], readable)?;
+                    let (reply, doubt) = self.judge(&requests[at], readable)?;
                     let mut done = done.lock().expect("no worker panics while it writes");
-                    done.0.write_all(&lines([&reply])).map_err(io)?;
-                    done.1[at] = Some(reply);
+                    done.take(at, reply, doubt).map_err(io)?;
+                    if let (false, Some(error)) = (done.works, self.all_refused(&done.doubtful, PATIENCE)) {
+                        return Err(error);
+                    }
                 }
                 Ok(())
             };
@@ -195,120 +179,124 @@ impl Judge {
                     workers.into_iter().map(|w| w.join().expect("a worker returns its errors")).collect();
                 results.into_iter().collect::<Result<()>>()
             })?;
+            let done = done.into_inner().expect("no worker panics while it writes");
+            if let Some(error) = self.all_refused(&done.doubtful, 1) {
+                return Err(error);
+            }
+            replies = done.replies;
         }
         let replies: Vec<Reply> = replies.into_iter().flatten().collect();
         file::write(transcript, &lines(&replies))?;
         Ok(replies)
     }
 
-    /// One request, try by try.
-    fn judge(&self, request: &Request, readable: fn(&str) -> bool) -> Result<Reply> {
+    /// What the endpoint refused to be told, and so is asked without: one line each, empty if nothing.
+    pub fn adapted(&self) -> Vec<&'static str> {
+        self.endpoint.shape().told()
+    }
+
+    /// The refusals as one error, if there are as many.
+    fn all_refused(&self, refused: &[(usize, Reply)], many: usize) -> Option<Error> {
+        let (_, reply) = refused.first().filter(|_| refused.len() >= many)?;
+        Some(self.error(reply, reply.blocked.clone().unwrap_or_default(), 1))
+    }
+
+    fn error(&self, reply: &Reply, message: String, attempts: u32) -> Error {
+        Error::Judge { address: self.config.address.clone(), id: reply.id.clone(), message, attempts }
+    }
+
+    /// One request, try by try; and whether a refusal is in doubt, being none of this question alone.
+    fn judge(&self, request: &Request, readable: fn(&str) -> bool) -> Result<(Reply, bool)> {
         let mut reply = Reply {
             id: request.id.clone(),
             run: request.run,
+            asked: self.config.model.clone(),
             judge_model: self.config.model.clone(),
             date: String::new(),
             prompt: String::new(),
             replies: Vec::new(),
+            blocked: None,
             usage: Usage::default(),
         };
         let first = request.tries.first().map_or(0.0, |(_, temperature)| *temperature);
         let shift = self.config.temperature.map_or(0.0, |own| own - first);
         for (prompt, temperature) in &request.tries {
-            let mut messages = Vec::new();
-            if let Some(system) = request.system {
-                messages.push(json!({"role": "system", "content": system}));
-            }
-            messages.push(json!({"role": "user", "content": prompt}));
-            let mut body = json!({
-                "model": self.config.model,
-                "messages": messages,
-                "temperature": temperature + shift,
-                "max_tokens": request.max_tokens,
-            });
-            if let Some(stop) = request.stop {
-                body["stop"] = json!([stop]);
-            }
-            let text = self.send(&request.id, &body, &mut reply)?;
+            let asked = Asked {
+                model: &self.config.model,
+                system: request.system,
+                prompt,
+                temperature: temperature + shift,
+                max_tokens: request.max_tokens,
+                stop: request.stop,
+            };
             reply.prompt = prompt.clone();
+            let said = self.send(&asked, &mut reply, readable)?;
             reply.date = now();
-            reply.replies.push(text);
+            match said {
+                Said::Text(text) => reply.replies.push(text),
+                Said::Blocked { why, doubt } => {
+                    reply.blocked = Some(why);
+                    return Ok((reply, doubt));
+                }
+            }
             if readable(reply.text()) {
                 break;
             }
         }
-        Ok(reply)
+        Ok((reply, false))
     }
 
-    /// Sends one body, again after failures that can pass.
-    fn send(&self, id: &str, body: &Value, reply: &mut Reply) -> Result<String> {
+    /// Sends one try, again after failures that can pass.
+    fn send(&self, asked: &Asked, reply: &mut Reply, readable: fn(&str) -> bool) -> Result<Said> {
         let mut wait = self.config.backoff;
         let mut attempts = 0;
         loop {
             attempts += 1;
-            reply.usage.requests += 1;
-            let failure = match self.post(body, reply) {
-                Ok(text) => return Ok(text),
+            let failure = match self.endpoint.ask(asked, reply, readable) {
+                Ok(said) => return Ok(said),
                 Err(failure) => failure,
             };
             if !failure.again || attempts > self.config.retries {
-                return Err(Error::Judge {
-                    address: self.config.address.clone(),
-                    id: id.to_owned(),
-                    message: failure.message,
-                    attempts,
-                });
+                return match failure.empty {
+                    true => Ok(Said::Blocked { why: failure.message, doubt: false }),
+                    false => Err(self.error(reply, failure.message, attempts)),
+                };
             }
             std::thread::sleep(failure.wait.unwrap_or(wait).min(LONGEST_WAIT));
             wait = wait.saturating_mul(2);
         }
     }
+}
 
-    fn post(&self, body: &Value, reply: &mut Reply) -> Result<String, Failure> {
-        let passing = |message: String| Failure { message, again: true, wait: None };
-        let url = format!("{}/chat/completions", self.config.address.trim_end_matches('/'));
-        let mut request = self.agent.post(&url);
-        if let Key(Some(key)) = &self.key {
-            request = request.header("Authorization", format!("Bearer {key}"));
+/// What is known so far, and the file where it goes.
+struct Done {
+    file: std::fs::File,
+    replies: Vec<Option<Reply>>,
+    /// Whether the endpoint gave a text to anything.
+    works: bool,
+    /// Refusals that may be of everything, kept back until something is answered.
+    doubtful: Vec<(usize, Reply)>,
+}
+
+impl Done {
+    fn take(&mut self, at: usize, reply: Reply, doubt: bool) -> std::io::Result<()> {
+        self.works |= reply.blocked.is_none();
+        if doubt && !self.works {
+            self.doubtful.push((at, reply));
+            return Ok(());
         }
-        let mut response = request.send_json(body).map_err(|e| match e {
-            ureq::Error::BadUri(_) | ureq::Error::Http(_) => {
-                Failure { message: format!("cannot be asked: {e}"), again: false, wait: None }
+        self.keep(at, reply)?;
+        if self.works {
+            for (at, reply) in std::mem::take(&mut self.doubtful) {
+                self.keep(at, reply)?;
             }
-            e => passing(format!("no reply: {e}")),
-        })?;
-        let status = response.status().as_u16();
-        let asked = response.headers().get("retry-after").and_then(|v| v.to_str().ok()?.parse().ok());
-        let text = response
-            .body_mut()
-            .with_config()
-            .limit(LONGEST_REPLY)
-            .read_to_string()
-            .map_err(|e| passing(format!("a reply that cannot be read: {e}")))?;
-        if status != 200 {
-            let hint = match status {
-                401 | 403 => {
-                    format!(" (the key is read from the environment variable {})", self.config.key_env)
-                }
-                _ => String::new(),
-            };
-            return Err(Failure {
-                message: format!("status {status}{hint}: {}", quote(&text)),
-                again: matches!(status, 408 | 409 | 425 | 429 | 500..),
-                wait: asked.map(Duration::from_secs),
-            });
         }
-        let value: Value = serde_json::from_str(&text)
-            .map_err(|_| passing(format!("a reply that is no JSON: {}", quote(&text))))?;
-        let content = value["choices"][0]["message"]["content"].as_str();
-        let content =
-            content.ok_or_else(|| passing(format!("a reply without a message: {}", quote(&text))))?;
-        let tokens = |name: &str| value["usage"][name].as_u64().unwrap_or(0);
-        reply.usage.prompt_tokens += tokens("prompt_tokens");
-        reply.usage.completion_tokens += tokens("completion_tokens");
-        if let Some(model) = value["model"].as_str() {
-            reply.judge_model = model.to_owned();
-        }
-        Ok(content.to_owned())
+        Ok(())
+    }
+
+    fn keep(&mut self, at: usize, reply: Reply) -> std::io::Result<()> {
+        self.file.write_all(&lines([&reply]))?;
+        self.replies[at] = Some(reply);
+        Ok(())
     }
 }

@@ -17,7 +17,7 @@
 //! [`ask`] has it answer and writes LLaVA's answer file; a run that was stopped goes on where it was.
 //!
 //! ```
-//! use aspo_eval::{Answer, AnswerError, Benchmark, Question, ask};
+//! use aspo_eval::{Answer, AnswerError, Benchmark, Question, Said, ask};
 //!
 //! /// Sees dogs everywhere.
 //! struct DogLover;
@@ -27,8 +27,8 @@
 //!         "dog-lover".into()
 //!     }
 //!
-//!     fn answer(&mut self, batch: &[Question]) -> Result<Vec<String>, AnswerError> {
-//!         Ok(batch.iter().map(|q| if q.prompt.contains("dog") { "Yes" } else { "No" }.to_owned()).collect())
+//!     fn answer(&mut self, batch: &[Question]) -> Result<Vec<Said>, AnswerError> {
+//!         Ok(batch.iter().map(|q| if q.prompt.contains("dog") { "Yes" } else { "No" }.into()).collect())
 //!     }
 //! }
 //!
@@ -51,8 +51,8 @@
 //! // Every figure under its name, and the column of the paper's table.
 //! assert_eq!(report.figures["random"]["precision"], 1.0);
 //! assert_eq!(report.figures["random"]["recall"], 0.5);
-//! assert_eq!(report.headlines[0].0, "POPE");
-//! assert!((report.headlines[0].1 - 66.7).abs() < 0.05);
+//! assert_eq!(report.headlines[0].column, "POPE");
+//! assert!((report.headlines[0].percent.unwrap() - 66.7).abs() < 0.05);
 //! # Ok(())
 //! # }
 //! ```
@@ -65,6 +65,7 @@
 //! questions by id, never by position alone.
 
 pub mod answer;
+pub mod ask;
 pub mod benchmark;
 pub mod choice;
 mod error;
@@ -74,15 +75,19 @@ pub mod judge;
 pub mod llava_bench;
 pub mod mm_vet;
 pub mod mmbench;
+pub mod option;
 pub mod pope;
 pub mod question;
+mod reply;
 pub mod science_qa;
 pub mod seed_bench;
+pub mod share;
 pub mod shr;
 pub mod spread;
 pub mod table;
 
 pub use answer::{AnswerRow, Answers};
-pub use benchmark::{Benchmark, Report};
+pub use ask::{Answer, Said, Settings, answered, ask};
+pub use benchmark::{Benchmark, Headline, Report};
 pub use error::{AnswerError, Error, Result};
-pub use question::{Answer, Id, Image, Question, ask};
+pub use question::{Id, Image, Question};

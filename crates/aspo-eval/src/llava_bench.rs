@@ -13,10 +13,13 @@ use crate::answer::Answers;
 use crate::error::{Error, Result, quote};
 use crate::file::{self, Record};
 use crate::judge::{Reply, Request, Usage};
-use crate::question::{Id, Question};
+use crate::question::{self, Id, Question};
+use crate::reply::{after_thinking, number, words};
 use crate::spread::{mean, spread};
 
 const NAME: &str = "llava-bench";
+/// From the lowest to the highest score.
+const SCALE: std::ops::RangeInclusive<f64> = 0.0..=10.0;
 const CATEGORIES: [&str; 3] = ["conv", "detail", "complex"];
 const SYSTEM: &str = "You are a helpful and precise assistant for checking the quality of the answer.";
 /// The rule of `rule.json`, the same for all three categories.
@@ -87,17 +90,19 @@ pub struct Review {
     pub usage: Option<Usage>,
 }
 
-/// The figures of one category, or of all questions, in one run.
+/// The figures of one category, or of all questions, in one run, over the judgements that could be read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct CategoryScores {
-    /// 100 · mean of the model's scores / mean of the reference's.
-    pub score: f64,
+    /// 100 · mean of the model's scores / mean of the reference's; none if no judgement could be read.
+    pub score: Option<f64>,
     /// The reference's mean score, times 10.
-    pub reference: f64,
+    pub reference: Option<f64>,
     /// The model's mean score, times 10.
-    pub model: f64,
+    pub model: Option<f64>,
     /// Judgements.
     pub total: usize,
+    /// Those without two scores in them; they are left out. (The published script takes them for -1, -1.)
+    pub unreadable: usize,
 }
 
 /// The figures of one judge run.
@@ -108,21 +113,19 @@ pub struct RunScores {
     pub all: CategoryScores,
     /// By category: conv, detail, complex.
     pub by_category: BTreeMap<String, CategoryScores>,
-    /// Replies without two scores in their first line; they count as -1, -1.
-    pub unreadable: usize,
-    /// Readable replies whose recorded `tuple` says something else; the record counts, as published.
+    /// Replies that the published rule reads and whose recorded `tuple` says something else; the record counts.
     pub disagreeing: usize,
 }
 
 /// LLaVA-Bench's figures over all judge runs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LlavaBenchScores {
-    /// The headline: the mean of the runs' scores.
-    pub score: f64,
+    /// The headline: the mean of the runs' scores; none if no judgement could be read.
+    pub score: Option<f64>,
     /// The standard deviation over the runs.
-    pub spread: f64,
+    pub spread: Option<f64>,
     /// The mean over the runs by category.
-    pub by_category: BTreeMap<String, f64>,
+    pub by_category: BTreeMap<String, Option<f64>>,
     /// Questions.
     pub total: usize,
     /// Unreadable replies in all runs.
@@ -151,7 +154,11 @@ impl LlavaBench {
                 return Err(Error::DuplicateId { path, row, id: id.to_string() });
             }
             bench.categories.push(category(&path, row, &value.category)?);
-            bench.questions.push(Question::new(id, Some(file::image_name(&path, &value.image)?), value.text));
+            bench.questions.push(Question::new(
+                id,
+                Some(question::image_name(&path, &value.image)?),
+                value.text,
+            ));
             bench.images.push(value.image);
         }
         Ok(bench)
@@ -159,7 +166,7 @@ impl LlavaBench {
 
     /// Every question; images below `images`, else in `images/`.
     pub fn questions(&self, images: Option<&Path>) -> Vec<Question> {
-        file::placed(&self.questions, images, &self.folder, &["images"])
+        question::placed(&self.questions, images, &self.folder, &["images"])
     }
 
     /// What a judge is asked about these answers, `runs` times over: caption, question, reference and model answer.
@@ -241,15 +248,15 @@ impl LlavaBench {
             return Err(Error::Option("no judge runs: give at least one review file".into()));
         }
         let runs = files.iter().map(|path| self.score_run(path, answers)).collect::<Result<Vec<_>>>()?;
-        let scores: Vec<f64> = runs.iter().map(|run| run.all.score).collect();
-        let of = |name: &str| runs.iter().map(|run| run.by_category[name].score).collect::<Vec<_>>();
+        let scores: Vec<f64> = runs.iter().filter_map(|run| run.all.score).collect();
+        let of = |name: &str| runs.iter().filter_map(|run| run.by_category[name].score).collect::<Vec<_>>();
         let names: Vec<String> = runs[0].by_category.keys().cloned().collect();
         Ok(LlavaBenchScores {
             score: mean(&scores),
             spread: spread(&scores),
             by_category: names.into_iter().map(|name| (name.clone(), mean(&of(&name)))).collect(),
             total: self.questions.len(),
-            unreadable: runs.iter().map(|run| run.unreadable).sum(),
+            unreadable: runs.iter().map(|run| run.all.unreadable).sum(),
             runs,
         })
     }
@@ -258,8 +265,9 @@ impl LlavaBench {
         let reviews = file::records::<Review>(path)?;
         let at_id: HashMap<&str, usize> =
             self.questions.iter().enumerate().map(|(at, q)| (q.id.as_str(), at)).collect();
-        let mut pairs: Vec<Option<(f64, f64)>> = vec![None; self.questions.len()];
-        let (mut unreadable, mut disagreeing) = (0, 0);
+        // Of each question: nothing yet, or a judgement, which may have no scores.
+        let mut pairs: Vec<Option<Option<(f64, f64)>>> = vec![None; self.questions.len()];
+        let mut disagreeing = 0;
         for Record { row, value: review } in &reviews {
             let (path, row) = (path.to_path_buf(), *row);
             let id = review.question_id.to_string();
@@ -282,13 +290,16 @@ impl LlavaBench {
                     (format!("answer {}", quote(reviewed)), format!("answer {}", quote(judged)));
                 return Err(Error::OtherOrder { path, row, id, found, expected });
             }
-            let read = parse_scores(&review.content);
-            unreadable += usize::from(read.is_none());
-            disagreeing += usize::from(read.is_some() && review.tuple.is_some() && review.tuple != read);
-            pairs[at] = Some(match (read, review.tuple) {
-                (None, _) => (-1.0, -1.0),
-                (Some(_), Some(recorded)) => recorded,
-                (Some(read), None) => read,
+            let on_scale = |(a, b): &(f64, f64)| SCALE.contains(a) && SCALE.contains(b);
+            let recorded = review.tuple.filter(on_scale);
+            pairs[at] = Some(match (published_scores(&review.content), recorded) {
+                (Some(read), Some(recorded)) => {
+                    disagreeing += usize::from(recorded != read);
+                    Some(recorded)
+                }
+                (Some(read), None) => Some(read),
+                // What was recorded then is the script's -1, -1.
+                (None, _) => parse_scores(&review.content),
             });
         }
         if let Some(first) = pairs.iter().position(Option::is_none) {
@@ -302,30 +313,83 @@ impl LlavaBench {
         if let Some(answers) = answers {
             answers.matched(&self.questions, |_| false)?;
         }
-        let pairs: Vec<(f64, f64)> = pairs.into_iter().flatten().collect();
+        let pairs: Vec<Option<(f64, f64)>> = pairs.into_iter().flatten().collect();
         let by_category = CATEGORIES.iter().filter(|name| self.categories.contains(name)).map(|name| {
             let of = pairs.iter().zip(&self.categories).filter(|(_, c)| *c == name).map(|(pair, _)| *pair);
             ((*name).to_owned(), summarize(&of.collect::<Vec<_>>()))
         });
-        Ok(RunScores { by_category: by_category.collect(), all: summarize(&pairs), unreadable, disagreeing })
+        Ok(RunScores { by_category: by_category.collect(), all: summarize(&pairs), disagreeing })
     }
 }
 
-/// The two scores in the first line of a reply, reference and model: exactly two numbers, by a space or a comma.
-/// `None` where the published script gives up and writes -1, -1.
+/// The two scores of a reply, reference and model, 0 to 10. Published is the first line, exactly two numbers by a space or
+/// a comma; where that reads nothing, the last line that ends in two numbers alone (behind a colon, or all the numbers of
+/// the line), else `Assistant 1: 8` and `Assistant 2: 4` (C). Thinking is passed over.
 pub fn parse_scores(reply: &str) -> Option<(f64, f64)> {
+    let text = after_thinking(reply);
+    published_scores(reply)
+        .or_else(|| text.lines().rev().find_map(line_scores))
+        .or_else(|| Some((labelled_score(text, 1)?, labelled_score(text, 2)?)))
+}
+
+/// By the published script, which gives up with -1, -1.
+fn published_scores(reply: &str) -> Option<(f64, f64)> {
     let line = reply.split('\n').next().unwrap_or_default().replace(',', " ");
     let parts: Vec<&str> = line.split(' ').collect();
     let [reference, model] = parts.as_slice() else { return None };
-    let number = |text: &str| text.trim().parse::<f64>().ok().filter(|x| x.is_finite());
-    Some((number(reference)?, number(model)?))
+    let score = |text: &str| text.trim().parse::<f64>().ok().filter(|x| SCALE.contains(x));
+    Some((score(reference)?, score(model)?))
 }
 
-fn summarize(pairs: &[(f64, f64)]) -> CategoryScores {
-    let (reference, model): (Vec<f64>, Vec<f64>) = pairs.iter().copied().unzip();
+fn score(word: &str) -> Option<f64> {
+    number(word, &["/10"]).filter(|x| SCALE.contains(x))
+}
+
+/// Two numbers behind the last colon of a line; or, without a colon, at its end, if they are all the numbers in it and not
+/// those of the assistants.
+fn line_scores(line: &str) -> Option<(f64, f64)> {
+    let tail: Vec<&str> = words(line.rsplit([':', '：']).next().unwrap_or_default())
+        .filter(|word| !word.eq_ignore_ascii_case("and"))
+        .collect();
+    if let [reference, model] = tail.as_slice() {
+        return Some((score(reference)?, score(model)?));
+    }
+    let all: Vec<&str> = words(line).collect();
+    let [.., before, reference, model] = all.as_slice() else { return None };
+    let numbers = all.iter().filter(|word| word.chars().any(|c| c.is_ascii_digit())).count();
+    let of_whom = before.trim_matches(|c: char| !c.is_alphanumeric()).to_lowercase();
+    let of_whom = ["assistant", "answer", "response", "model"].iter().any(|name| of_whom.starts_with(name));
+    let labelled = line.contains([':', '：']);
+    if numbers != 2 || of_whom || labelled { None } else { Some((score(reference)?, score(model)?)) }
+}
+
+/// The number right behind `Assistant N:`, the last time that it is there.
+fn labelled_score(text: &str, assistant: usize) -> Option<f64> {
+    let lower = text.to_lowercase();
+    [' ', '_'].iter().find_map(|space| {
+        let label = format!("assistant{space}{assistant}");
+        let marks = |c: char| c.is_whitespace() || "*_\"'`".contains(c);
+        let value = |at: usize| {
+            let rest = lower[at + label.len()..].trim_start_matches(marks).trim_start_matches("score");
+            let rest = rest.trim_start_matches(marks).strip_prefix([':', '：', '='])?;
+            score(words(rest).next()?)
+        };
+        lower.rmatch_indices(&label).find_map(|(at, _)| value(at))
+    })
+}
+
+/// The means of the judgements that could be read.
+fn summarize(pairs: &[Option<(f64, f64)>]) -> CategoryScores {
+    let (reference, model): (Vec<f64>, Vec<f64>) = pairs.iter().copied().flatten().unzip();
+    let unreadable = pairs.len() - reference.len();
     let (reference, model) = (mean(&reference), mean(&model));
-    let score = if reference == 0.0 { 0.0 } else { 100.0 * model / reference };
-    CategoryScores { score, reference: 10.0 * reference, model: 10.0 * model, total: pairs.len() }
+    CategoryScores {
+        score: reference.zip(model).filter(|(reference, _)| *reference > 0.0).map(|(r, m)| 100.0 * m / r),
+        reference: reference.map(|mean| 10.0 * mean),
+        model: model.map(|mean| 10.0 * mean),
+        total: pairs.len(),
+        unreadable,
+    }
 }
 
 fn category(path: &Path, row: usize, name: &str) -> Result<&'static str> {

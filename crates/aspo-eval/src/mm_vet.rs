@@ -12,7 +12,8 @@ use crate::answer::Answers;
 use crate::error::{Error, Result, quote};
 use crate::file::{self, Record};
 use crate::judge::{Reply, Request};
-use crate::question::{Id, Question};
+use crate::question::{self, Id, Question};
+use crate::reply::{self, after_thinking, number};
 use crate::spread::{mean, spread};
 
 const NAME: &str = "mm-vet";
@@ -74,24 +75,26 @@ pub struct Grade {
 /// MM-Vet's figures, in percent.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct MmVetScores {
-    /// The headline: the mean over the runs.
-    pub score: f64,
+    /// The headline: the mean over the runs of the replies that are a grade; none if no reply is.
+    pub score: Option<f64>,
+    /// The same with 0 for the others, as published.
+    pub score_with_unreadable_as_0: Option<f64>,
     /// The standard deviation over the runs.
-    pub spread: f64,
+    pub spread: Option<f64>,
     /// Each run.
-    pub runs: Vec<f64>,
+    pub runs: Vec<Option<f64>>,
     /// Questions.
     pub total: usize,
-    /// Replies that are no grade, in all runs; they count as 0.
+    /// Replies that are no grade, in all runs; they are left out.
     pub unreadable: usize,
-    /// Readable replies whose recorded `score` says something else; the record counts, as published.
+    /// Replies that the published rule reads and whose recorded `score` says something else; the record counts.
     pub disagreeing: usize,
     /// The mean over the runs by capability: rec, ocr, know, gen, spat, math (where `mm-vet.json` is there).
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub by_capability: BTreeMap<String, f64>,
+    pub by_capability: BTreeMap<String, Option<f64>>,
     /// The same by the whole set of capabilities that a question needs, as `ocr_spat`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub by_integration: BTreeMap<String, f64>,
+    pub by_integration: BTreeMap<String, Option<f64>>,
 }
 
 impl MmVet {
@@ -122,7 +125,7 @@ impl MmVet {
                         });
                     }
                 }
-                let image = file::image_name(path, &row.imagename)?;
+                let image = question::image_name(path, &row.imagename)?;
                 questions.push(Question::new(llava_id(&id), Some(image), row.question.clone()));
                 let set: HashSet<String> = row.capability.into_iter().collect();
                 let mut capabilities: Vec<String> = set.into_iter().collect();
@@ -144,7 +147,7 @@ impl MmVet {
             }
             if truth.is_empty() {
                 for Record { value, .. } in rows {
-                    let image = file::image_name(path, &value.image)?;
+                    let image = question::image_name(path, &value.image)?;
                     questions.push(Question::new(value.question_id, Some(image), value.text));
                 }
             } else if rows.len() != questions.len() {
@@ -167,7 +170,7 @@ impl MmVet {
 
     /// Every question; images below `images`, else in `images/`.
     pub fn questions(&self, images: Option<&Path>) -> Vec<Question> {
-        file::placed(&self.questions, images, &self.folder, &["images"])
+        question::placed(&self.questions, images, &self.folder, &["images"])
     }
 
     /// Answers must be to these questions.
@@ -176,7 +179,7 @@ impl MmVet {
     }
 
     /// What a judge is asked about these answers, `runs` times over: the few-shot table, with one row to complete.
-    /// A reply that is no grade is asked for up to five times, then counts as 0.
+    /// A reply that is no grade is asked for up to five times.
     ///
     /// # Errors
     /// No `mm-vet.json`; answers that are missing, unknown, or recorded with another question.
@@ -227,8 +230,8 @@ impl MmVet {
         }
         let at_id: HashMap<&str, usize> =
             self.questions.iter().enumerate().map(|(at, q)| (q.id.as_str(), at)).collect();
-        // Grades by run, then by question.
-        let mut runs: Vec<Vec<f64>> = Vec::new();
+        // Grades by run, then by question; a reply that is none is `None`.
+        let mut runs: Vec<Vec<Option<f64>>> = Vec::new();
         let (mut unreadable, mut disagreeing) = (0, 0);
         for path in files {
             let grades = file::entries::<Grade>(path)?;
@@ -251,10 +254,16 @@ impl MmVet {
                         let (found, expected) = (score.to_string(), "a number from 0 to 1".into());
                         return Err(Error::Value { path, row, column: "score", found, expected });
                     }
-                    let read = parse_grade(content);
-                    unreadable += usize::from(read.is_none());
-                    disagreeing += usize::from(read.is_some_and(|read| read != score));
-                    if of_file[run][question].replace(if read.is_some() { score } else { 0.0 }).is_some() {
+                    let grade = match published_grade(content) {
+                        Some(read) => {
+                            disagreeing += usize::from(read != score);
+                            Some(score)
+                        }
+                        // What was recorded then is the evaluator's 0.
+                        None => parse_grade(content),
+                    };
+                    unreadable += usize::from(grade.is_none());
+                    if of_file[run][question].replace(grade).is_some() {
                         return Err(Error::DuplicateId { path, row, id: id.clone() });
                     }
                 }
@@ -270,29 +279,34 @@ impl MmVet {
             runs.extend(of_file.into_iter().map(|run| run.into_iter().flatten().collect()));
         }
 
-        let score_of = |chosen: &dyn Fn(usize) -> bool| -> Vec<f64> {
-            let of_run = |run: &Vec<f64>| {
-                let grades: Vec<f64> = (0..run.len()).filter(|&at| chosen(at)).map(|at| run[at]).collect();
-                100.0 * mean(&grades)
+        let score_of = |chosen: &dyn Fn(usize) -> bool| -> Vec<Option<f64>> {
+            let of_run = |run: &Vec<Option<f64>>| {
+                let grades = (0..run.len()).filter(|&at| chosen(at)).filter_map(|at| run[at]);
+                mean(&grades.collect::<Vec<_>>()).map(|mean| 100.0 * mean)
             };
             runs.iter().map(of_run).collect()
         };
+        let over_runs = |scores: &[Option<f64>]| mean(&scores.iter().flatten().copied().collect::<Vec<_>>());
         let totals = score_of(&|_| true);
         let mut by_capability = BTreeMap::new();
         let mut by_integration = BTreeMap::new();
         for truth in &self.truth {
             for name in &truth.capabilities {
-                by_capability
-                    .entry(name.clone())
-                    .or_insert_with(|| mean(&score_of(&|at| self.truth[at].capabilities.contains(name))));
+                by_capability.entry(name.clone()).or_insert_with(|| {
+                    over_runs(&score_of(&|at| self.truth[at].capabilities.contains(name)))
+                });
             }
-            by_integration
-                .entry(truth.capabilities.join("_"))
-                .or_insert_with(|| mean(&score_of(&|at| self.truth[at].capabilities == truth.capabilities)));
+            by_integration.entry(truth.capabilities.join("_")).or_insert_with(|| {
+                over_runs(&score_of(&|at| self.truth[at].capabilities == truth.capabilities))
+            });
         }
+        let score = over_runs(&totals);
+        let sum: f64 = runs.iter().flatten().flatten().sum();
+        let all = (runs.len() * self.questions.len()) as f64;
         Ok(MmVetScores {
-            score: mean(&totals),
-            spread: spread(&totals),
+            score,
+            score_with_unreadable_as_0: score.map(|_| 100.0 * sum / all),
+            spread: spread(&totals.iter().flatten().copied().collect::<Vec<_>>()),
             runs: totals,
             total: self.questions.len(),
             unreadable,
@@ -303,10 +317,40 @@ impl MmVet {
     }
 }
 
-/// A grade as MM-Vet's evaluator reads it: the first word of the reply, a number from 0 to 1.
+/// The grade of a reply, 0 to 1. Published is the first word; where that is none, the only number of the reply, a last line
+/// that is one, or the last that follows "score" or its like (C). Thinking is passed over.
 pub fn parse_grade(reply: &str) -> Option<f64> {
+    let text = after_thinking(reply);
+    let words: Vec<&str> = reply::words(text).collect();
+    let grades = words.iter().enumerate().filter_map(|(at, word)| Some((at, number(word, &["/1.0", "/1"])?)));
+    let grades: Vec<(usize, f64)> = grades.collect();
+    let last_line = || match reply::words(text.lines().next_back()?).collect::<Vec<_>>().as_slice() {
+        [word] => number(word, &["/1.0", "/1"]),
+        _ => None,
+    };
+    let labelled = || grades.iter().rev().find(|(at, _)| is_label(&words[..*at])).map(|(_, grade)| *grade);
+    let chosen = match grades.as_slice() {
+        [(_, only)] => Some(*only),
+        _ => last_line().or_else(labelled),
+    };
+    published_grade(reply).or(chosen.filter(|grade| (0.0..=1.0).contains(grade)))
+}
+
+/// By MM-Vet's evaluator: the first word, a number from 0 to 1.
+fn published_grade(reply: &str) -> Option<f64> {
     let word = reply.split(' ').next().unwrap_or_default().trim();
     word.parse().ok().filter(|grade| (0.0..=1.0).contains(grade))
+}
+
+/// Whether these words end in a name for the number that follows: "score", "grade is", "correctness of the answer is".
+fn is_label(words: &[&str]) -> bool {
+    let mut words =
+        words.iter().rev().map(|word| word.trim_matches(|c: char| !c.is_alphanumeric()).to_lowercase());
+    let is_name = |word: &str| ["score", "grade", "correctness", "rating", "digit"].contains(&word);
+    match words.next() {
+        Some(word) if ["is", "of", "be"].contains(&word.as_str()) => words.take(5).any(|word| is_name(&word)),
+        word => word.is_some_and(|word| is_name(&word)),
+    }
 }
 
 /// MM-Vet's `v1_7` is LLaVA's question 7.

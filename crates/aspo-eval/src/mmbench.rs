@@ -2,7 +2,8 @@
 //!
 //! Published files: `mmbench_dev_20230712.tsv`, `mmbench_dev_cn_20231003.tsv`, `mmbench_test_en_20231003.tsv`, … and their
 //! later names `MMBench_DEV_EN.tsv`, …. Asked as LLaVA's `model_vqa_mmbench.py` does, scored by CircularEval:
-//! rows with equal index modulo 10^6 are one question, right only if every rotation is.
+//! rows with equal index modulo 10^6 are one question, right only if every rotation is. Letters are read as
+//! [`choice::Letters`](crate::choice::Letters) says.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -11,11 +12,13 @@ use base64::Engine;
 use serde::Serialize;
 
 use crate::answer::Answers;
-use crate::choice::{LETTERS, Share, option_letter};
+use crate::choice::{LETTERS, Letters};
 use crate::error::{Error, Result, quote};
 use crate::file;
 use crate::question::{Id, Image, LETTER_SUFFIX, LETTER_SUFFIX_CN, Question};
+use crate::share::Share;
 
+#[cfg(feature = "upload")]
 mod upload;
 
 const NAME: &str = "mmbench";
@@ -32,6 +35,7 @@ const EMPTY: [&str; 15] = [
 struct Row {
     index: u64,
     question: Question,
+    options: Vec<String>,
     /// Letter of the right option; `None` in a test split.
     answer: Option<char>,
     category: String,
@@ -59,8 +63,7 @@ pub struct MmBench {
 /// The figures of one split, in percent.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct MmBenchScores {
-    /// The headline: questions right in every rotation. None without labels (a test split).
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// The headline: questions right in every rotation. None without labels (a test split), or if no answer could be read.
     pub accuracy: Option<f64>,
     /// Questions right in every rotation.
     pub correct: usize,
@@ -148,10 +151,10 @@ impl MmBench {
     ///
     /// # Errors
     /// Answers that are missing, unknown, recorded with another question, or that could be of two languages.
-    pub fn score(&self, answers: &Answers) -> Result<BTreeMap<String, MmBenchScores>> {
+    pub fn score(&self, answers: &Answers, letters: Letters) -> Result<BTreeMap<String, MmBenchScores>> {
         let mut scores = BTreeMap::new();
         for split in self.answered(answers)? {
-            if scores.insert(split.name.clone(), split.score(answers, self)?).is_some() {
+            if scores.insert(split.name.clone(), split.score(answers, self, letters)?).is_some() {
                 let found = format!("two files of split {}", split.name);
                 return Err(Error::Ambiguous { path: self.folder.clone(), found });
             }
@@ -159,10 +162,10 @@ impl MmBench {
         Ok(scores)
     }
 
-    /// Writes the table that MMBench's server takes for a split without labels (xlsx).
+    /// Writes the table that MMBench's server takes for a split without labels (xlsx). Needs the feature `upload`.
     ///
     /// # Errors
-    /// As [`score`](Self::score); answers to more than one split; a file that cannot be written.
+    /// A build without that feature; as [`score`](Self::score); answers to more than one split; a file that cannot be written.
     pub fn write_upload(&self, answers: &Answers, path: &Path) -> Result<()> {
         match self.answered(answers)?.as_slice() {
             [split] => split.write_upload(answers, self, path),
@@ -287,7 +290,8 @@ impl Split {
             }
             let l2_category = l2_at.and_then(|at| record.get(at)).map(str::to_owned);
             let category = cell("category").to_owned();
-            rows.push(Row { index, question, answer, category, l2_category, cells });
+            let options = options.into_iter().map(str::to_owned).collect();
+            rows.push(Row { index, question, options, answer, category, l2_category, cells });
         }
         if rows.is_empty() {
             return Err(Error::Empty { path: path.into() });
@@ -301,6 +305,12 @@ impl Split {
         Ok(Self { name: name.into(), path: path.into(), columns, rows })
     }
 
+    #[cfg(not(feature = "upload"))]
+    fn write_upload(&self, _: &Answers, _: &MmBench, _: &Path) -> Result<()> {
+        let message = "the upload table needs the feature `upload`: build with `--features upload`";
+        Err(Error::Option(message.into()))
+    }
+
     fn column(&self, name: &str) -> usize {
         self.columns.iter().position(|c| c == name).expect("the columns were checked when the file was read")
     }
@@ -312,7 +322,7 @@ impl Split {
         Ok(matched.into_iter().map(|row| row.text.as_str()).collect())
     }
 
-    fn score(&self, answers: &Answers, bench: &MmBench) -> Result<MmBenchScores> {
+    fn score(&self, answers: &Answers, bench: &MmBench, letters: Letters) -> Result<MmBenchScores> {
         let texts = self.matched(answers, bench)?;
         let mut scores = MmBenchScores { rows: self.rows.len(), ..MmBenchScores::default() };
         /// One question: whether all rotations so far are right, and where its category is.
@@ -322,7 +332,7 @@ impl Split {
         }
         let mut groups: BTreeMap<u64, Group> = BTreeMap::new();
         for (at, (row, text)) in self.rows.iter().zip(&texts).enumerate() {
-            let letter = option_letter(text);
+            let letter = letters.read(text, &row.options);
             scores.unparsable += usize::from(letter.is_none());
             let Some(answer) = row.answer else { continue };
             let right = letter == Some(answer);
@@ -343,7 +353,7 @@ impl Split {
                 scores.by_l2_category.entry(name.clone()).or_default().count(group.right);
             }
         }
-        scores.accuracy = (all.total > 0).then(|| all.percent());
+        scores.accuracy = all.percent().filter(|_| scores.unparsable < scores.rows);
         scores.correct = all.correct;
         scores.total = all.total;
         Ok(scores)

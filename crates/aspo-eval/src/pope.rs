@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::answer::Answers;
 use crate::error::{Error, Result, quote};
 use crate::file::{self, Record};
-use crate::question::{Id, Image, Question, SHORT_SUFFIX, core_text};
+use crate::question::{self, Id, Image, Question, SHORT_SUFFIX, core_text};
+use crate::spread::mean;
 
 const NAME: &str = "pope";
 
@@ -80,19 +81,19 @@ pub struct Pope {
     asked_by_llava: bool,
 }
 
-/// A split's figures, as fractions.
+/// A split's figures, as fractions; none of them where every answer is unparsable.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct SplitScores {
     /// Right answers among all.
-    pub accuracy: f64,
+    pub accuracy: Option<f64>,
     /// Among answers "yes", how many are right.
-    pub precision: f64,
+    pub precision: Option<f64>,
     /// Among objects that are there, how many got a "yes".
-    pub recall: f64,
+    pub recall: Option<f64>,
     /// Harmonic mean of precision and recall.
-    pub f1: f64,
+    pub f1: Option<f64>,
     /// Answers "yes" among all.
-    pub yes_ratio: f64,
+    pub yes_ratio: Option<f64>,
     /// Questions.
     pub total: usize,
     /// Right answers.
@@ -115,10 +116,10 @@ pub struct PopeScores {
     /// By split.
     #[serde(flatten)]
     pub splits: BTreeMap<Split, SplitScores>,
-    /// The headline: the mean of the splits' F1, a fraction.
-    pub mean_f1: f64,
+    /// The headline: the mean of the splits' F1, a fraction; none if a split has none.
+    pub mean_f1: Option<f64>,
     /// The mean of the splits' accuracies, a fraction.
-    pub mean_accuracy: f64,
+    pub mean_accuracy: Option<f64>,
     /// Questions in all splits.
     pub total: usize,
     /// Right answers in all splits.
@@ -161,7 +162,7 @@ impl Pope {
                 if !seen.insert(question_id.as_str().to_owned()) {
                     return Err(Error::DuplicateId { path: path.clone(), row, id: question_id.to_string() });
                 }
-                let image = file::image_name(path, &image)?;
+                let image = question::image_name(path, &image)?;
                 questions.entry(split).or_default().push(Question::new(question_id, Some(image), text));
             }
         } else if label_files.is_empty() {
@@ -184,7 +185,7 @@ impl Pope {
     /// Every question, split by split, each in its file's order; images below `images`, else in `val2014/`.
     pub fn questions(&self, images: Option<&Path>) -> Vec<Question> {
         let all: Vec<Question> = self.questions.values().flatten().cloned().collect();
-        file::placed(&all, images, &self.path, &["val2014", "../val2014"])
+        question::placed(&all, images, &self.path, &["val2014", "../val2014"])
     }
 
     /// Scores answers in every split that has labels.
@@ -225,8 +226,9 @@ impl Pope {
             let texts = matched.by_ref().take(labels.len()).map(|row| row.text.as_str());
             splits.insert(*split, score_split(texts, labels));
         }
-        let mean =
-            |figure: fn(&SplitScores) -> f64| splits.values().map(figure).sum::<f64>() / splits.len() as f64;
+        let mean = |figure: fn(&SplitScores) -> Option<f64>| {
+            mean(&splits.values().map(figure).collect::<Option<Vec<_>>>()?)
+        };
         Ok(PopeScores {
             mean_f1: mean(|s| s.f1),
             mean_accuracy: mean(|s| s.accuracy),
@@ -261,14 +263,19 @@ fn score_split<'a>(texts: impl Iterator<Item = &'a str>, labels: &[bool]) -> Spl
         }
         s.unparsable += usize::from(yes && !words(text).iter().any(|word| word.eq_ignore_ascii_case("yes")));
     }
+    s.correct = s.true_positive + s.true_negative;
+    if s.unparsable == s.total {
+        return s;
+    }
     // A share of nothing is 0 (C); the published script would stop with a division by zero.
     let share = |part: usize, whole: usize| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
-    s.correct = s.true_positive + s.true_negative;
-    s.accuracy = share(s.correct, s.total);
-    s.precision = share(s.true_positive, s.true_positive + s.false_positive);
-    s.recall = share(s.true_positive, s.true_positive + s.false_negative);
-    s.f1 = if s.true_positive == 0 { 0.0 } else { 2.0 * s.precision * s.recall / (s.precision + s.recall) };
-    s.yes_ratio = share(s.true_positive + s.false_positive, s.total);
+    let precision = share(s.true_positive, s.true_positive + s.false_positive);
+    let recall = share(s.true_positive, s.true_positive + s.false_negative);
+    s.accuracy = Some(share(s.correct, s.total));
+    s.precision = Some(precision);
+    s.recall = Some(recall);
+    s.f1 = Some(if s.true_positive == 0 { 0.0 } else { 2.0 * precision * recall / (precision + recall) });
+    s.yes_ratio = Some(share(s.true_positive + s.false_positive, s.total));
     s
 }
 
@@ -367,7 +374,7 @@ fn own_questions(path: &Path, rows: &[Record<LabelRow>], split: Split) -> Result
                 row: *row,
                 column: "image".into(),
             })?;
-            let image = file::image_name(path, name)?;
+            let image = question::image_name(path, name)?;
             let prompt = format!("{}{SHORT_SUFFIX}", value.text);
             Ok(Question::new(Id::number(split.id_offset() + id), Some(image), prompt))
         })

@@ -9,10 +9,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::answer::Answers;
-use crate::choice::{LETTERS, Share, science_qa_letter};
+use crate::choice::{LETTERS, science_qa_letter};
 use crate::error::{Error, Result, quote};
 use crate::file::{self, Record};
-use crate::question::{Id, LETTER_SUFFIX, Question};
+use crate::option::option_letter;
+use crate::question::{self, Id, LETTER_SUFFIX, Question};
+use crate::share::Share;
 
 const NAME: &str = "science-qa";
 
@@ -38,11 +40,11 @@ struct Problem {
     choices: Vec<String>,
 }
 
-/// The right letter, and how many options there are.
+/// The right letter, and the texts of the options.
 #[derive(Debug)]
 struct Label {
     letter: char,
-    choices: usize,
+    options: Vec<String>,
     multimodal: bool,
 }
 
@@ -57,20 +59,23 @@ pub struct ScienceQa {
 /// ScienceQA's figures, in percent.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ScienceQaScores {
-    /// The headline: accuracy over the questions that carry an image.
-    pub image_accuracy: f64,
+    /// The headline: accuracy over the questions that carry an image; none if no answer to them could be read.
+    pub image_accuracy: Option<f64>,
     /// Right answers among those.
     pub image_correct: usize,
     /// Questions that carry an image.
     pub image_total: usize,
-    /// Accuracy over all questions.
-    pub accuracy: f64,
+    /// Accuracy over all questions; none if no answer could be read.
+    pub accuracy: Option<f64>,
     /// Right answers.
     pub correct: usize,
     /// Questions.
     pub total: usize,
-    /// Answers from which no letter could be read; they are wrong.
+    /// Answers from which no letter could be read by LLaVA's rule, which is strict; they are wrong.
     pub unparsable: usize,
+    /// The questions with an image again, their answers read as [MMBench's](option_letter): what the form of the letters
+    /// costs.
+    pub image_by_mmbench_rule: Share,
 }
 
 impl ScienceQa {
@@ -102,9 +107,9 @@ impl ScienceQa {
                 return Err(Error::MissingColumn { path, row, column: "conversations".into() });
             };
             let choices = match problems.as_ref().map(|all| all.get(id.as_str())) {
-                Some(Some(problem)) => problem.choices.len(),
+                Some(Some(problem)) => problem.choices.clone(),
                 Some(None) => return Err(Error::UnknownId { path, row, id: id.to_string() }),
-                None => count_options(&human.value),
+                None => options_of(&human.value),
             };
             let bad = |column, text: &str, expected: String| Error::Value {
                 path: path.clone(),
@@ -113,23 +118,24 @@ impl ScienceQa {
                 found: quote(text),
                 expected,
             };
-            if choices == 0 || choices > LETTERS.len() {
+            if choices.is_empty() || choices.len() > LETTERS.len() {
                 return Err(bad(
                     "conversations",
                     &human.value,
                     "a question with options \"A. …\" to at most \"E. …\"".into(),
                 ));
             }
-            let options = &LETTERS[..choices];
+            let options = &LETTERS[..choices.len()];
             let letter = match gpt.value.chars().next() {
                 Some(c) if options.contains(&c) && gpt.value.len() == 1 => c,
                 _ => return Err(bad("conversations", &gpt.value, format!("a letter of {options:?}"))),
             };
-            let image = value.image.map(|name| file::image_name(&path, &name)).transpose()?;
+            let image = value.image.map(|name| question::image_name(&path, &name)).transpose()?;
             let text = human.value.replace("<image>", "");
             let prompt = format!("{}{LETTER_SUFFIX}", text.trim());
             let recorded_prompt = if image.is_some() { format!("<image>\n{prompt}") } else { prompt.clone() };
-            labels.push(Label { letter, choices, multimodal: human.value.contains("<image>") });
+            let multimodal = human.value.contains("<image>");
+            labels.push(Label { letter, options: choices, multimodal });
             questions.push(Question { id, image, prompt, recorded_prompt });
         }
         if let Some(path) = file::find(&folder, &["pid_splits.json"]) {
@@ -140,7 +146,7 @@ impl ScienceQa {
 
     /// Every question; images below `images`, else in `images/test/` or `test/`.
     pub fn questions(&self, images: Option<&Path>) -> Vec<Question> {
-        file::placed(&self.questions, images, &self.folder, &["images/test", "test"])
+        question::placed(&self.questions, images, &self.folder, &["images/test", "test"])
     }
 
     /// Scores answers, from LLaVA's answer file or from a result file, whose own verdicts are not trusted.
@@ -149,8 +155,8 @@ impl ScienceQa {
     /// Answers that are missing, unknown, recorded with another question, or beside another label than the question's.
     pub fn score(&self, answers: &Answers) -> Result<ScienceQaScores> {
         let matched = answers.matched(&self.questions, |_| false)?;
-        let (mut all, mut image) = (Share::default(), Share::default());
-        let mut unparsable = 0;
+        let (mut all, mut image, mut freely) = (Share::default(), Share::default(), Share::default());
+        let (mut unparsable, mut image_unparsable) = (0, 0);
         for ((answer, label), question) in matched.iter().zip(&self.labels).zip(&self.questions) {
             let same_truth = answer.ground_truth.as_ref().is_none_or(|t| *t == label.letter.to_string());
             if !same_truth || answer.is_multimodal.is_some_and(|m| m != label.multimodal) {
@@ -164,38 +170,38 @@ impl ScienceQa {
             }
             let letter = science_qa_letter(&answer.text);
             unparsable += usize::from(letter.is_none());
-            let right = letter.is_some_and(|c| LETTERS[..label.choices].contains(&c) && c == label.letter);
+            let right = letter == Some(label.letter);
             all.count(right);
             if label.multimodal {
                 image.count(right);
+                image_unparsable += usize::from(letter.is_none());
+                freely.count(option_letter(&answer.text, &label.options) == Some(label.letter));
             }
         }
         Ok(ScienceQaScores {
-            image_accuracy: image.percent(),
+            image_accuracy: image.percent().filter(|_| image_unparsable < image.total),
             image_correct: image.correct,
             image_total: image.total,
-            accuracy: all.percent(),
+            accuracy: all.percent().filter(|_| unparsable < all.total),
             correct: all.correct,
             total: all.total,
             unparsable,
+            image_by_mmbench_rule: freely,
         })
     }
 }
 
-/// The lines "A. …", "B. …", … that end a question.
-fn count_options(question: &str) -> usize {
-    let starts: Vec<&str> = question.split('\n').collect();
-    let Some(first) = starts.iter().rposition(|line| line.starts_with("A. ")) else { return 0 };
-    let mut count = 0;
-    for line in &starts[first..] {
-        if LETTERS
-            .get(count)
-            .is_some_and(|c| line.strip_prefix(*c).is_some_and(|rest| rest.starts_with(". ")))
-        {
-            count += 1;
-        }
+/// The texts in the lines "A. …", "B. …", … that end a question.
+fn options_of(question: &str) -> Vec<String> {
+    let lines: Vec<&str> = question.split('\n').collect();
+    let Some(first) = lines.iter().rposition(|line| line.starts_with("A. ")) else { return Vec::new() };
+    let mut options = Vec::new();
+    for line in &lines[first..] {
+        let letter = LETTERS.get(options.len());
+        let text = letter.and_then(|letter| line.strip_prefix(*letter)?.strip_prefix(". "));
+        options.extend(text.map(str::to_owned));
     }
-    count
+    options
 }
 
 /// The questions are those of the test split, each once.

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::answer::Answers;
-use crate::choice::Share;
 use crate::error::{Error, Result, quote};
 use crate::file;
-use crate::question::{Id, LETTER_SUFFIX, Question};
+use crate::option::option_letter;
+use crate::question::{self, Id, LETTER_SUFFIX, Question};
+use crate::share::Share;
 
 const NAME: &str = "seed-bench";
 
@@ -35,13 +36,21 @@ struct QuestionRow {
     answer: String,
 }
 
+#[derive(Debug)]
+struct Label {
+    /// The right letter.
+    letter: String,
+    /// The kind of question.
+    kind: String,
+    options: [String; 4],
+}
+
 /// SEED-Bench's file.
 #[derive(Debug)]
 pub struct SeedBench {
     folder: PathBuf,
     questions: Vec<Question>,
-    /// The right letter, and the kind of question.
-    labels: Vec<(String, String)>,
+    labels: Vec<Label>,
     /// Ids of questions about videos, which are not asked.
     videos: HashSet<String>,
 }
@@ -49,14 +58,16 @@ pub struct SeedBench {
 /// SEED-Bench's figures, in percent.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SeedBenchScores {
-    /// The headline: accuracy over the questions about images.
-    pub accuracy: f64,
+    /// The headline: accuracy over the questions about images; none if no answer is a letter.
+    pub accuracy: Option<f64>,
     /// Right answers.
     pub correct: usize,
     /// Questions about images.
     pub total: usize,
-    /// Answers that are none of the four letters; they are wrong.
+    /// Answers that are none of the four letters and nothing else, as LLaVA's rule wants it; they are wrong.
     pub unparsable: usize,
+    /// The same with answers read as [MMBench's](option_letter): what the form of the letters costs.
+    pub by_mmbench_rule: Share,
     /// By the kind of question.
     pub by_category: BTreeMap<String, Share>,
 }
@@ -119,9 +130,10 @@ impl SeedBench {
                 "{}\nA. {}\nB. {}\nC. {}\nD. {}{LETTER_SUFFIX}",
                 q.question, q.choice_a, q.choice_b, q.choice_c, q.choice_d
             );
-            let image = file::image_name(&path, &q.data_id)?;
+            let image = question::image_name(&path, &q.data_id)?;
             questions.push(Question::new(q.question_id, Some(image), prompt));
-            labels.push((q.answer, kind));
+            let options = [q.choice_a, q.choice_b, q.choice_c, q.choice_d];
+            labels.push(Label { letter: q.answer, kind, options });
         }
         if questions.is_empty() {
             return Err(Error::Empty { path });
@@ -131,7 +143,7 @@ impl SeedBench {
 
     /// Every question about an image; images below `images`, else in `SEED-Bench-image/`.
     pub fn questions(&self, images: Option<&Path>) -> Vec<Question> {
-        file::placed(&self.questions, images, &self.folder, &["SEED-Bench-image"])
+        question::placed(&self.questions, images, &self.folder, &["SEED-Bench-image"])
     }
 
     /// Scores answers: the text must equal the letter. Answers about videos are passed over.
@@ -140,16 +152,19 @@ impl SeedBench {
     /// Answers that are missing, unknown, or recorded with another question.
     pub fn score(&self, answers: &Answers) -> Result<SeedBenchScores> {
         let matched = answers.matched(&self.questions, |id| self.videos.contains(id.as_str()))?;
-        let mut all = Share::default();
+        let (mut all, mut freely) = (Share::default(), Share::default());
         let mut by_category: BTreeMap<String, Share> = BTreeMap::new();
         let mut unparsable = 0;
-        for (answer, (letter, kind)) in matched.iter().zip(&self.labels) {
-            let right = answer.text == *letter;
+        for (answer, label) in matched.iter().zip(&self.labels) {
+            let right = answer.text == label.letter;
             unparsable += usize::from(!["A", "B", "C", "D"].contains(&answer.text.as_str()));
             all.count(right);
-            by_category.entry(kind.clone()).or_default().count(right);
+            by_category.entry(label.kind.clone()).or_default().count(right);
+            let letter = option_letter(&answer.text, &label.options);
+            freely.count(letter.is_some_and(|letter| label.letter == letter.to_string()));
         }
         let Share { correct, total } = all;
-        Ok(SeedBenchScores { accuracy: all.percent(), correct, total, unparsable, by_category })
+        let accuracy = all.percent().filter(|_| unparsable < total);
+        Ok(SeedBenchScores { accuracy, correct, total, unparsable, by_mmbench_rule: freely, by_category })
     }
 }

@@ -12,7 +12,7 @@ use crate::answer::Answers;
 use crate::error::{Error, Result, quote};
 use crate::file::{self, Entries, Record};
 use crate::judge::{Reply, Request};
-use crate::question::{Id, Image, Question};
+use crate::question::{self, Id, Image, Question};
 use crate::spread::{mean, spread};
 
 mod genome;
@@ -94,10 +94,10 @@ impl Shr {
             .map(|id| {
                 let parts: Vec<&str> = data[id].url.rsplitn(3, '/').take(2).collect();
                 let name = parts.into_iter().rev().collect::<Vec<_>>().join("/");
-                Ok(Question::new(Id::number(*id), Some(file::image_name(&path, &name)?), PROMPT.into()))
+                Ok(Question::new(Id::number(*id), Some(question::image_name(&path, &name)?), PROMPT.into()))
             })
             .collect::<Result<Vec<_>>>()?;
-        Ok(file::placed(&questions, images, &self.folder, &["VG", "../VG", "."]))
+        Ok(question::placed(&questions, images, &self.folder, &["VG", "../VG", "."]))
     }
 
     /// What a judge is asked about these descriptions, `runs` times over: regions, human facts, numbered sentences.
@@ -184,7 +184,8 @@ impl Shr {
                 runs.push(score_run(of_run.iter().map(|(_, judgement)| judgement)));
             }
         }
-        let of = |figure: fn(&ShrRunScores) -> f64| runs.iter().map(figure).collect::<Vec<_>>();
+        let of =
+            |figure: fn(&ShrRunScores) -> Option<f64>| runs.iter().filter_map(figure).collect::<Vec<_>>();
         Ok(ShrScores {
             mean_hal_ratio: mean(&of(|run| run.hal_sents_ratio)),
             spread: spread(&of(|run| run.hal_sents_ratio)),

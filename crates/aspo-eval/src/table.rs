@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::benchmark::Headline;
 use crate::error::{Error, Result};
 use crate::file;
 
@@ -20,9 +21,16 @@ pub struct Row {
     pub model: String,
     /// By [column](COLUMNS).
     pub scores: BTreeMap<String, f64>,
+    /// Replies of the judge that could not be read, by [column](COLUMNS); shown in brackets beside the figure.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub unreadable: BTreeMap<String, usize>,
 }
 
 impl Row {
+    fn has(&self, column: &str) -> bool {
+        self.scores.contains_key(column) || self.unreadable.contains_key(column)
+    }
+
     /// The paper's average: over the nine benchmarks without SHR; `None` unless all nine are there.
     pub fn average(&self) -> Option<f64> {
         let nine: Option<Vec<f64>> = COLUMNS[..9].iter().map(|c| self.scores.get(*c).copied()).collect();
@@ -47,7 +55,9 @@ impl Table {
         let table: Self = file::document(path)?;
         for (at, row) in table.rows.iter().enumerate() {
             let (path, place) = (path.to_path_buf(), at + 1);
-            if let Some(name) = row.scores.keys().find(|name| !COLUMNS.contains(&name.as_str())) {
+            if let Some(name) =
+                row.scores.keys().chain(row.unreadable.keys()).find(|name| !COLUMNS.contains(&name.as_str()))
+            {
                 let (found, known) = (format!("{name:?}"), COLUMNS.join(", "));
                 return Err(Error::UnknownCategory { path, row: place, found, known });
             }
@@ -66,8 +76,8 @@ impl Table {
         file::write(path, &serde_json::to_vec_pretty(self).expect("a table is plain data"))
     }
 
-    /// Sets a model's figure; the model gets a row if it has none.
-    pub fn set(&mut self, model: &str, column: &str, percent: f64) {
+    /// Sets a model's figure; the model gets a row if it has none. A headline without a figure takes the old one away.
+    pub fn set(&mut self, model: &str, headline: Headline) {
         let at = match self.rows.iter().position(|row| row.model == model) {
             Some(at) => at,
             None => {
@@ -75,16 +85,11 @@ impl Table {
                 self.rows.len() - 1
             }
         };
-        self.rows[at].scores.insert(column.to_owned(), percent);
-    }
-
-    /// Takes over every figure of another table.
-    pub fn merge(&mut self, other: &Self) {
-        for row in &other.rows {
-            for (column, percent) in &row.scores {
-                self.set(&row.model, column, *percent);
-            }
-        }
+        let (row, column) = (&mut self.rows[at], headline.column);
+        row.scores.remove(column);
+        row.unreadable.remove(column);
+        row.scores.extend(headline.percent.map(|percent| (column.to_owned(), percent)));
+        row.unreadable.extend((headline.unreadable > 0).then(|| (column.to_owned(), headline.unreadable)));
     }
 
     /// The table with aligned columns. Benchmarks that no model has are left out; one decimal, as in the paper.
@@ -118,7 +123,7 @@ impl Table {
 
     fn cells(&self) -> Vec<Vec<String>> {
         let columns: Vec<&str> =
-            COLUMNS.into_iter().filter(|c| self.rows.iter().any(|row| row.scores.contains_key(*c))).collect();
+            COLUMNS.into_iter().filter(|c| self.rows.iter().any(|row| row.has(c))).collect();
         let averages = self.rows.iter().any(|row| row.average().is_some());
         let number = |percent: Option<f64>| percent.map_or_else(|| "–".to_owned(), |p| format!("{p:.1}"));
         let mut title = vec!["model".to_owned()];
@@ -126,7 +131,13 @@ impl Table {
         title.extend(averages.then(|| "avg".to_owned()));
         let rows = self.rows.iter().map(|row| {
             let mut cells = vec![row.model.replace(['\n', '\r'], " ")];
-            cells.extend(columns.iter().map(|c| number(row.scores.get(*c).copied())));
+            cells.extend(columns.iter().map(|c| {
+                let figure = number(row.scores.get(*c).copied());
+                match row.unreadable.get(*c) {
+                    Some(count) => format!("{figure} [{count} unreadable]"),
+                    None => figure,
+                }
+            }));
             cells.extend(averages.then(|| number(row.average())));
             cells
         });

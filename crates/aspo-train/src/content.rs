@@ -9,9 +9,14 @@ use sha2::{Digest, Sha256};
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 
-/// Files of a checkpoint folder, beside its weights, that decide what its model computes.
-const SIDE_FILES: [&str; 4] =
-    ["config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json"];
+/// Files of a checkpoint's or adapter's folder, beside its weights, that decide what its model computes.
+const SIDE_FILES: [&str; 5] = [
+    "adapter_config.json",
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+];
 
 /// SHA-256 of everything that the numbers of a run follow from, beside its options.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

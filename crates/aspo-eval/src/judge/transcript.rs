@@ -14,6 +14,9 @@ pub struct Reply {
     pub id: String,
     /// The run, from 1.
     pub run: usize,
+    /// The model's name as it was asked for; empty in transcripts of earlier versions.
+    #[serde(default)]
+    pub asked: String,
     /// The model's name, as the endpoint reports it.
     pub judge_model: String,
     /// When, in UTC.
@@ -22,14 +25,20 @@ pub struct Reply {
     pub prompt: String,
     /// The raw replies to all tries; the last one is the judgement.
     pub replies: Vec<String>,
+    /// Why the endpoint gave no text, if it gave none: a filter blocked the question, or the reply. It is not asked again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocked: Option<String>,
     /// What it cost.
     pub usage: Usage,
 }
 
 impl Reply {
-    /// The reply that counts: the last.
+    /// The reply that counts: the last; empty if it was blocked.
     pub fn text(&self) -> &str {
-        self.replies.last().map_or("", String::as_str)
+        match self.blocked {
+            Some(_) => "",
+            None => self.replies.last().map_or("", String::as_str),
+        }
     }
 }
 

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::reply::after_thinking;
+
 /// The judgement of one description, with the fields of a published `judgement.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Judgement {
@@ -38,10 +40,10 @@ pub struct SentenceJudgement {
 /// The figures of one judge run. Ratios are fractions.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct ShrRunScores {
-    /// Hallucinated sentences among those with one of the three classes, pooled over all images.
-    pub hal_sents_ratio: f64,
+    /// Hallucinated sentences among those with one of the three classes, pooled over all images; none if no sentence has.
+    pub hal_sents_ratio: Option<f64>,
     /// Words of hallucinated sentences among words of those with one of the three classes.
-    pub hal_words_ratio: f64,
+    pub hal_words_ratio: Option<f64>,
     /// Descriptions.
     pub num_images: usize,
     /// Sentences for each image.
@@ -67,12 +69,13 @@ pub struct ShrRunScores {
 /// SHR's figures over all judge runs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ShrScores {
-    /// The headline, lower is better: the mean over the runs of hallucinated sentences, a fraction.
-    pub mean_hal_ratio: f64,
+    /// The headline, lower is better: the mean over the runs of hallucinated sentences, a fraction; none if no sentence
+    /// has a class.
+    pub mean_hal_ratio: Option<f64>,
     /// The standard deviation of that over the runs.
-    pub spread: f64,
+    pub spread: Option<f64>,
     /// The mean over the runs of words of hallucinated sentences, a fraction.
-    pub mean_hal_words_ratio: f64,
+    pub mean_hal_words_ratio: Option<f64>,
     /// Sentences without a class, in all runs.
     pub unreadable: usize,
     /// Each run.
@@ -93,11 +96,11 @@ pub fn sentences(description: &str) -> Vec<String> {
 }
 
 /// The judge's reply, sentence by sentence. The lines after the one with `Judgement:` must be as many as the sentences;
-/// otherwise no sentence gets a class, as published.
+/// otherwise no sentence gets a class, as published. Thinking is passed over, and so are marks of emphasis.
 pub fn classify(reply: &str, description: &str) -> Vec<SentenceJudgement> {
     let sentences = sentences(description);
-    let lines: Vec<&str> = reply.split('\n').filter(|line| !line.is_empty()).collect();
-    let verdicts: Vec<String> = match lines.iter().position(|line| line.contains("Judgement:")) {
+    let lines: Vec<&str> = after_thinking(reply).split('\n').filter(|line| !line.is_empty()).collect();
+    let verdicts: Vec<String> = match lines.iter().position(|line| is_title(line)) {
         Some(at) => lines[at + 1..]
             .iter()
             .map(|line| line.split_once(' ').map_or("", |(_, rest)| rest).trim().to_owned())
@@ -111,7 +114,10 @@ pub fn classify(reply: &str, description: &str) -> Vec<SentenceJudgement> {
         .into_iter()
         .map(|sentence| {
             let verdict = if matches { verdicts.next() } else { None };
-            let class = verdict.as_ref().map(|v| v.split(':').next().unwrap_or_default().to_lowercase());
+            let class = |v: &String| {
+                v.split(':').next().unwrap_or_default().trim_matches(['*', '_', '`', ' ']).to_lowercase()
+            };
+            let class = verdict.as_ref().map(class);
             SentenceJudgement { model_response: sentence, judgement: verdict, classification: class }
         })
         .collect()
@@ -119,7 +125,12 @@ pub fn classify(reply: &str, description: &str) -> Vec<SentenceJudgement> {
 
 /// Whether a judge's reply has a judgement in it at all.
 pub fn has_judgement(reply: &str) -> bool {
-    reply.contains("Judgement:")
+    after_thinking(reply).lines().any(is_title)
+}
+
+fn is_title(line: &str) -> bool {
+    let line = line.replace('*', "");
+    line.contains("Judgement:") || line.contains("Judgment:")
 }
 
 /// The figures of one run.
@@ -154,9 +165,10 @@ pub(super) fn score_run<'a>(judgements: impl Iterator<Item = &'a Judgement>) -> 
             judged_words += length;
         }
     }
-    let share = |part: usize, whole: usize| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
-    s.hal_sents_ratio = share(s.hallucination, s.hallucination + s.correct + s.cannot_judge);
-    s.hal_words_ratio = share(hal_words, judged_words);
+    let ratio = |part: usize, whole: usize| (whole > 0).then(|| part as f64 / whole as f64);
+    s.hal_sents_ratio = ratio(s.hallucination, s.hallucination + s.correct + s.cannot_judge);
+    s.hal_words_ratio = ratio(hal_words, judged_words);
+    let share = |part: usize, whole: usize| ratio(part, whole).unwrap_or_default();
     s.sents_per_image = share(s.total, s.num_images);
     s.words_per_image = share(words, s.num_images);
     s.hal_sents_per_image = share(s.hallucination, s.num_images);

@@ -1,6 +1,8 @@
 //! Asking: one interface, deterministic files, and going on after a stop.
 
-use aspo_eval::{Answer, AnswerError, AnswerRow, Answers, Error, Id, Question, ask};
+use aspo_eval::{
+    Answer, AnswerError, AnswerRow, Answers, Error, Id, Question, Said, Settings, answered, ask,
+};
 use serde_json::json;
 
 use crate::common::Folder;
@@ -22,13 +24,13 @@ impl Answer for Toy {
         "toy".into()
     }
 
-    fn answer(&mut self, batch: &[Question]) -> Result<Vec<String>, AnswerError> {
+    fn answer(&mut self, batch: &[Question]) -> Result<Vec<Said>, AnswerError> {
         if self.left < batch.len() {
             return Err("the power went out\nhere".into());
         }
         self.left -= batch.len();
         self.asked.extend(batch.iter().map(|q| q.id.as_str().to_owned()));
-        Ok(batch.iter().map(|q| format!("{} letters", q.prompt.len())).collect())
+        Ok(batch.iter().map(|q| format!("{} letters", q.prompt.len()).into()).collect())
     }
 }
 
@@ -92,6 +94,111 @@ fn another_runs_partial_file_is_refused() {
     assert!(matches!(error, Error::OtherRun { .. }), "{error}");
     let error = ask(&mut Toy::new(9), &questions()[..1], &path, 1, |_| ()).unwrap_err();
     assert!(matches!(error, Error::OtherRun { .. }), "{error}");
+}
+
+/// The toy, with settings.
+struct Set(Toy, &'static [(&'static str, &'static str)]);
+
+impl Answer for Set {
+    fn model_id(&self) -> String {
+        self.0.model_id()
+    }
+
+    fn settings(&self) -> Settings {
+        self.1.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn answer(&mut self, batch: &[Question]) -> Result<Vec<Said>, AnswerError> {
+        self.0.answer(batch)
+    }
+}
+
+#[test]
+fn a_run_of_one_name_and_other_settings_is_refused_by_what_differs() {
+    let folder = Folder::new();
+    let (path, partial) = (folder.at("a.jsonl"), folder.at("a.jsonl.partial"));
+    let mine: &[_] = &[("adapter", "1f"), ("template", "plain")];
+    let run = |left, settings| ask(&mut Set(Toy::new(left), settings), &questions(), &path, 1, |_| ());
+    run(3, mine).unwrap_err();
+    // First what was stopped, then what was finished.
+    for finished in [false, true] {
+        let there = if finished { &path } else { &partial };
+        let before = std::fs::read(there).unwrap();
+        for (settings, said) in [
+            (&[("adapter", "2e"), ("template", "plain")][..], "(adapter 1f, now adapter 2e)"),
+            (&[("template", "plain")][..], "(adapter 1f, now no adapter)"),
+            (&[("adapter", "1f"), ("fit", "pad"), ("template", "plain")][..], "(no fit, now fit pad)"),
+            (&[][..], "(adapter 1f, now no adapter)"),
+        ] {
+            let error = run(100, settings).unwrap_err();
+            assert!(matches!(error, Error::OtherRun { .. }), "{error}");
+            assert!(error.to_string().contains(said), "{error}");
+            assert_eq!(std::fs::read(there).unwrap(), before, "nothing of it is lost");
+        }
+        let mine: Settings = Set(Toy::new(0), mine).settings();
+        let known = answered(&path, &questions(), "toy", &mine).unwrap();
+        assert_eq!(known, if finished { 7 } else { 3 });
+        if !finished {
+            run(100, &[("adapter", "1f"), ("template", "plain")]).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_finished_file_is_read_and_nothing_is_asked_again() {
+    let folder = Folder::new();
+    let path = folder.at("a.jsonl");
+    let first = ask(&mut Toy::new(100), &questions(), &path, 2, |_| ()).unwrap();
+    let mut toy = Toy::new(100);
+    let mut heard = Vec::new();
+    let again = ask(&mut toy, &questions(), &path, 2, |done| heard.push(done)).unwrap();
+    assert!(toy.asked.is_empty() && heard == [7], "{:?} {heard:?}", toy.asked);
+    assert!(again.rows().eq(first.rows()));
+    // A file of a person's own is not written over, whatever it is.
+    folder.put("mine.jsonl", "{\"question_id\": 1, \"text\": \"mine\"}\n");
+    let error = ask(&mut Toy::new(100), &questions(), &folder.at("mine.jsonl"), 2, |_| ()).unwrap_err();
+    assert!(matches!(error, Error::OtherRun { .. }), "{error}");
+    folder.put("notes.jsonl", "not json");
+    assert!(ask(&mut Toy::new(100), &questions(), &folder.at("notes.jsonl"), 2, |_| ()).is_err());
+    assert_eq!(std::fs::read_to_string(folder.at("notes.jsonl")).unwrap(), "not json");
+}
+
+#[test]
+fn two_runs_do_not_write_one_file() {
+    let folder = Folder::new();
+    let path = folder.at("a.jsonl");
+    /// Starts the same run again from within.
+    struct Twice(std::path::PathBuf);
+    impl Answer for Twice {
+        fn model_id(&self) -> String {
+            "toy".into()
+        }
+        fn answer(&mut self, batch: &[Question]) -> Result<Vec<Said>, AnswerError> {
+            let error = ask(&mut Toy::new(100), &questions(), &self.0, 1, |_| ()).unwrap_err();
+            assert!(error.to_string().contains("another process"), "{error}");
+            Ok(batch.iter().map(|_| "once".into()).collect())
+        }
+    }
+    let answers = ask(&mut Twice(path.clone()), &questions(), &path, 4, |_| ()).unwrap();
+    assert!(answers.rows().all(|row| row.text == "once"));
+}
+
+#[test]
+fn cut_answers_are_marked_and_counted() {
+    let folder = Folder::new();
+    struct Cut;
+    impl Answer for Cut {
+        fn model_id(&self) -> String {
+            "cut".into()
+        }
+        fn answer(&mut self, batch: &[Question]) -> Result<Vec<Said>, AnswerError> {
+            Ok(batch.iter().map(|q| Said { text: "a".into(), cut: q.id == Id::number(4) }).collect())
+        }
+    }
+    let answers = ask(&mut Cut, &questions(), &folder.at("a.jsonl"), 4, |_| ()).unwrap();
+    assert_eq!(answers.cut(), 1);
+    assert!(answers.get(&Id::number(4)).unwrap().is_cut() && !answers.get(&Id::number(5)).unwrap().is_cut());
+    assert_eq!(Answers::read(folder.at("a.jsonl")).unwrap().cut(), 1);
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! GQA, ScienceQA, SEED-Bench and MMBench on made-up files.
 
+use aspo_eval::choice::Letters;
 use aspo_eval::mmbench::MmBench;
 use aspo_eval::science_qa::ScienceQa;
 use aspo_eval::seed_bench::SeedBench;
-use aspo_eval::{Answers, Error, Image, gqa::Gqa};
+use aspo_eval::{Answers, Benchmark, Error, Image, gqa::Gqa};
 use serde_json::{Value, json};
 
 use crate::common::Folder;
@@ -62,7 +63,7 @@ fn gqa_labels_may_stand_in_the_question_file() {
     );
     let answers =
         Answers::read(folder.lines("a.jsonl", &[json!({"question_id": "1", "text": "Cat."})])).unwrap();
-    assert_eq!(Gqa::open(folder.path()).unwrap().score(&answers).unwrap().accuracy, 100.0);
+    assert_eq!(Gqa::open(folder.path()).unwrap().score(&answers).unwrap().accuracy, Some(100.0));
 }
 
 fn science_qa() -> Folder {
@@ -97,7 +98,7 @@ fn science_qa_counts_letters_within_the_choices_and_images_apart() {
     let bench = ScienceQa::open(folder.path()).unwrap();
     let scores = bench.score(&Answers::read(&answers).unwrap()).unwrap();
     assert_eq!((scores.correct, scores.total, scores.image_correct, scores.image_total), (2, 3, 1, 2));
-    assert_eq!((scores.image_accuracy, scores.unparsable), (50.0, 0));
+    assert_eq!((scores.image_accuracy, scores.unparsable), (Some(50.0), 0));
     let questions = bench.questions(None);
     assert_eq!(questions[0].image, None);
     assert!(questions[1].recorded_prompt.starts_with("<image>\nA. Smith asks."));
@@ -144,7 +145,9 @@ fn seed_bench_scores_images_only_and_exact_letters() {
     ];
     let scores = bench.score(&answers(&rows)).unwrap();
     assert_eq!((scores.correct, scores.total, scores.unparsable), (1, 2, 1));
-    assert_eq!(scores.by_category["Instances Counting"].percent(), 0.0);
+    assert_eq!(scores.by_category["Instances Counting"].percent(), Some(0.0));
+    // What LLaVA's rule does not read is read beside it.
+    assert_eq!((scores.by_mmbench_rule.correct, scores.by_mmbench_rule.total), (2, 2));
     assert_eq!(bench.score(&answers(&rows[..2])).unwrap(), scores);
     assert!(matches!(bench.score(&answers(&rows[..1])), Err(Error::Missing { missing: 1, .. })));
     let prompt = &bench.questions(None)[0].prompt;
@@ -182,19 +185,28 @@ pub fn mmbench_answers(texts: [&str; 5]) -> Vec<Value> {
 fn a_question_of_mmbench_is_right_only_in_every_rotation() {
     let folder = mmbench("mmbench_dev_20230712.tsv");
     let bench = MmBench::open(folder.path()).unwrap();
-    let score = |texts| {
+    let score_by = |texts, letters| {
         let answers = Answers::read(folder.lines("a.jsonl", &mmbench_answers(texts))).unwrap();
-        bench.score(&answers).unwrap()["dev"].clone()
+        bench.score(&answers, letters).unwrap()["dev"].clone()
     };
+    let score = |texts| score_by(texts, Letters::Published);
     let all = score(["C", "B", "A", "A", "B"]);
     assert_eq!((all.accuracy, all.correct, all.total, all.rows, all.correct_rows), (Some(100.0), 2, 2, 5, 5));
     let one = score(["C", "B", "C", "A. yes", "(B)"]);
     assert_eq!((one.accuracy, one.correct_rows, one.unparsable), (Some(50.0), 4, 0));
-    assert_eq!((one.by_category["color"].percent(), one.by_category["exist"].percent()), (0.0, 100.0));
+    assert_eq!(
+        (one.by_category["color"].percent(), one.by_category["exist"].percent()),
+        (Some(0.0), Some(100.0))
+    );
     assert_eq!(one.by_l2_category["reasoning"].correct, 1);
-    // The text of an option is no letter.
-    let text = score(["C", "B", "A", "A", "yes"]);
-    assert_eq!((text.accuracy, text.unparsable), (Some(50.0), 1));
+    // The text of an option means it in every rotation; by letters alone it cannot be read.
+    let texts = ["green", "Green.", "**A**", "选项A", "It is: yes"];
+    let text = score(texts);
+    assert_eq!((text.accuracy, text.unparsable), (Some(100.0), 0));
+    let strict = score_by(texts, Letters::Strict);
+    assert_eq!((strict.accuracy, strict.unparsable), (None, 5));
+    let wrong = score(["red", "B", "A", "A", "B"]);
+    assert_eq!((wrong.accuracy, wrong.unparsable), (Some(50.0), 0));
 }
 
 #[test]
@@ -217,7 +229,7 @@ fn questions_of_mmbench_read_as_llava_writes_them() {
 }
 
 #[test]
-fn a_test_split_without_labels_gives_the_upload_table() {
+fn a_test_split_without_labels_gives_the_upload_table_or_names_its_feature() {
     let folder = mmbench("mmbench_dev_20230712.tsv");
     let text = std::fs::read_to_string(folder.at("mmbench_dev_20230712.tsv")).unwrap();
     let without: Vec<String> = text
@@ -235,11 +247,17 @@ fn a_test_split_without_labels_gives_the_upload_table() {
     let answers =
         Answers::read(folder.lines("a.jsonl", &mmbench_answers(["C", "B", "=1+1", "A", ""]))).unwrap();
     let bench = MmBench::open(folder.path()).unwrap();
-    let scores = &bench.score(&answers).unwrap()["test"];
+    let scores = &bench.score(&answers, Letters::Published).unwrap()["test"];
     assert_eq!((scores.accuracy, scores.rows, scores.total), (None, 5, 0));
-    bench.write_upload(&answers, &folder.at("out/upload.xlsx")).unwrap();
-    let bytes = std::fs::read(folder.at("out/upload.xlsx")).unwrap();
-    assert_eq!(&bytes[..2], b"PK");
+    let written = bench.write_upload(&answers, &folder.at("out/upload.xlsx"));
+    match cfg!(feature = "upload") {
+        true => {
+            written.unwrap();
+            let bytes = std::fs::read(folder.at("out/upload.xlsx")).unwrap();
+            assert_eq!(&bytes[..2], b"PK");
+        }
+        false => assert!(written.unwrap_err().to_string().contains("--features upload")),
+    }
 
     // The same file under a name that does not tell, and a column that does not: the labels are missing.
     folder.put("mmbench_new.tsv", &without.join("\n").replace("\ttest", "\tdev"));
@@ -256,12 +274,51 @@ fn of_several_mmbench_files_those_that_were_answered_are_scored() {
     let mut rows = mmbench_answers(["C", "B", "A", "A", "B"]);
     let answers = |rows: &[Value]| Answers::read(folder.lines("a.jsonl", rows)).unwrap();
     // Without prompts the answers could be of either language.
-    assert!(matches!(bench.score(&answers(&rows)), Err(Error::Ambiguous { .. })));
+    assert!(matches!(bench.score(&answers(&rows), Letters::Published), Err(Error::Ambiguous { .. })));
     for row in &mut rows {
         let first = row["question_id"].as_u64().unwrap() % 1_000_000 == 1;
         row["prompt"] = json!(if first { "哪个？" } else { "是吗？\nA." });
     }
-    let scores = bench.score(&answers(&rows)).unwrap();
+    let scores = bench.score(&answers(&rows), Letters::Published).unwrap();
     assert_eq!(scores.keys().collect::<Vec<_>>(), ["dev_cn"]);
     assert!(matches!(MmBench::questions(folder.path()), Err(Error::Ambiguous { .. })));
+}
+
+#[test]
+fn answers_that_cannot_be_read_give_no_figure() {
+    let report = |benchmark: Benchmark, folder: &Folder, rows: &[Value]| {
+        let answers = Answers::read(folder.lines("a.jsonl", rows)).unwrap();
+        benchmark.score(folder.path(), &answers).unwrap()
+    };
+    let none = |benchmark: Benchmark, folder: &Folder, rows: &[Value]| {
+        let report = report(benchmark, folder, rows);
+        assert_eq!(report.headlines[0].percent, None, "{}", benchmark.name());
+        report
+    };
+    let folder = mmbench("mmbench_dev_20230712.tsv");
+    let figures = none(Benchmark::MmBench, &folder, &mmbench_answers(["I see."; 5])).figures;
+    assert_eq!((&figures["dev"]["accuracy"], &figures["dev"]["unparsable"]), (&json!(null), &json!(5)));
+    // One that can be read is enough for a figure, which may be 0.
+    let one = report(Benchmark::MmBench, &folder, &mmbench_answers(["A", "", "", "", ""]));
+    assert_eq!(one.headlines[0].percent, Some(0.0));
+
+    let folder = science_qa();
+    let says = |text: &str| ["4", "5", "7"].map(|id| json!({"question_id": id, "text": text}));
+    none(Benchmark::ScienceQa, &folder, &says("I see."));
+    // A letter for the question without an image is none for those with one.
+    let mut rows = says("I see.");
+    rows[0]["text"] = json!("B");
+    none(Benchmark::ScienceQa, &folder, &rows);
+
+    let folder = Folder::new();
+    folder.lines(
+        "llava_gqa_testdev_balanced.jsonl",
+        &[json!({"question_id": 1, "image": "a.jpg", "text": "What?", "answer": "cat"})],
+    );
+    none(Benchmark::Gqa, &folder, &[json!({"question_id": 1, "text": " "})]);
+
+    let folder = crate::pope::folder(&["random"]);
+    let rows: Vec<Value> = (1..=4).map(|id| json!({"question_id": id, "text": "I cannot tell."})).collect();
+    let figures = none(Benchmark::Pope, &folder, &rows).figures;
+    assert_eq!((&figures["random"]["f1"], &figures["unparsable"]), (&json!(null), &json!(4)));
 }

@@ -36,18 +36,15 @@ impl Folder {
     }
 }
 
-/// Real benchmark files: `ASPO_BENCH_DATA`, else beside the workspace, else none (and a line that says so).
-pub fn bench_data(benchmark: &str) -> Option<PathBuf> {
+/// Real benchmark files: `ASPO_BENCH_DATA`, else beside the workspace. Tests that need them are ignored unless asked for.
+pub fn bench_data(benchmark: &str) -> PathBuf {
     let root = match std::env::var_os("ASPO_BENCH_DATA") {
         Some(path) => PathBuf::from(path),
         None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/eval"),
     };
     let path = root.join(benchmark);
-    if path.is_dir() {
-        return Some(path);
-    }
-    println!("skipped: no {}; set ASPO_BENCH_DATA to the folder of benchmark files", path.display());
-    None
+    assert!(path.is_dir(), "no {}; set ASPO_BENCH_DATA to the folder of benchmark files", path.display());
+    path
 }
 
 /// To four decimals, as the published figures are given.

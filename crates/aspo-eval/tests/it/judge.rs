@@ -14,6 +14,7 @@ use crate::judged::{llava_bench, mm_vet};
 /// What the server does with a request.
 enum Act {
     Say(String),
+    Give(Value),
     Status(u16, String),
     Wait(Duration),
 }
@@ -44,12 +45,17 @@ impl Server {
                 std::thread::spawn(move || {
                     while let Ok(mut request) = server.recv() {
                         let n = asked.fetch_add(1, Ordering::SeqCst);
-                        assert_eq!(request.url(), "/v1/chat/completions");
+                        if request.url() != "/v1/chat/completions" {
+                            let answer = tiny_http::Response::from_string("{\"detail\": \"Not Found\"}");
+                            let _ = request.respond(answer.with_status_code(404));
+                            continue;
+                        }
                         let mut text = String::new();
                         request.as_reader().read_to_string(&mut text).unwrap();
                         let body: Value = serde_json::from_str(&text).unwrap();
                         let (status, text) = match act(n, &body, request.headers()) {
                             Act::Say(content) => (200, completion(&content)),
+                            Act::Give(value) => (200, value.to_string()),
                             Act::Status(status, text) => (status, text),
                             Act::Wait(time) => {
                                 std::thread::sleep(time);
@@ -322,8 +328,7 @@ fn judged_benchmarks_go_from_answers_to_figures() {
         .unwrap();
     assert_eq!((files.len(), replies.len()), (2, 6));
     let report = Benchmark::LlavaBench.score_judgements(folder.path(), &files, Some(&answers)).unwrap();
-    assert_eq!(digits(report.headlines[0].1, 4), digits(100.0 * 7.0 / 15.0, 4));
-    assert_eq!(report.figures["unreadable"], 2);
+    assert_eq!((report.headlines[0].percent, report.headlines[0].unreadable), (Some(50.0), 2));
     let review: Value =
         serde_json::from_str(std::fs::read_to_string(&files[0]).unwrap().lines().nth(1).unwrap()).unwrap();
     assert_eq!((&review["answer1_id"], &review["answer2_id"]), (&json!("gpt1"), &json!("own1")));
@@ -337,12 +342,192 @@ fn judged_benchmarks_go_from_answers_to_figures() {
     // The reply that is no grade was asked for five times in each run.
     assert_eq!(total_usage(&replies).requests, 2 * (1 + 5 + 1));
     let report = Benchmark::MmVet.score_judgements(folder.path(), &files, Some(&answers)).unwrap();
-    assert_eq!(
-        (digits(report.headlines[0].1, 4), &report.figures["unreadable"]),
-        ("33.3333".into(), &json!(2))
-    );
+    assert_eq!((report.headlines[0].percent, report.headlines[0].unreadable), (Some(50.0), 2));
+    assert_eq!(digits(report.figures["score_with_unreadable_as_0"].as_f64().unwrap(), 4), "33.3333");
     assert!(matches!(
         Benchmark::Pope.judge(folder.path(), &answers, &server.judge(), 1, folder.path()),
         Err(Error::Option(_))
     ));
+}
+
+/// What an endpoint says to a parameter that it does not take, in the words of several.
+fn refuses(message: &str) -> Act {
+    Act::Status(400, json!({"error": {"message": message, "type": "invalid_request_error"}}).to_string())
+}
+
+#[test]
+fn what_a_judge_refuses_to_be_told_is_left_out_and_remembered() {
+    type Rule = fn(&Value) -> Option<Act>;
+    let rules: [(Rule, &str); 4] = [
+        (
+            |body| {
+                let openai = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.";
+                let asked = !body["max_tokens"].is_null();
+                asked.then(|| refuses(openai))
+            },
+            "max_completion_tokens",
+        ),
+        (
+            |body| {
+                let asked = body["temperature"].as_f64().is_some_and(|t| t != 1.0);
+                asked.then(|| refuses("'temperature' does not support 0.2 with this model. Only the default (1) value is supported."))
+            },
+            "temperature",
+        ),
+        (
+            |body| {
+                (!body["stop"].is_null())
+                    .then(|| Act::Status(422, "{\"detail\": [{\"loc\": [\"body\", \"stop\"]}]}".into()))
+            },
+            "stop",
+        ),
+        // One that does not say what it is about, in plain text.
+        (
+            |body| {
+                let plain = body["temperature"].is_null() && body["max_tokens"].is_null();
+                (!plain).then(|| Act::Status(400, "bad request".into()))
+            },
+            "temperature",
+        ),
+    ];
+    for (rule, told) in rules {
+        let server = Server::new(move |_, body| {
+            rule(body).unwrap_or_else(|| Act::Say(format!("to {}###and more", prompt(body))))
+        });
+        let folder = Folder::new();
+        let mut config = server.config();
+        (config.concurrency, config.retries) = (1, 0);
+        let judge = Judge::new(config).unwrap();
+        let replies = judge.ask(&requests(4), &folder.at("t.jsonl"), |_| true).unwrap();
+        assert!(replies.iter().enumerate().all(|(n, reply)| reply.text() == format!("to prompt {n}")));
+        // Only the first question was sent twice (thrice by guessing).
+        assert!((5..=6).contains(&server.asked()), "{told}: {}", server.asked());
+        assert!(judge.adapted().iter().any(|line| line.contains(told)), "{told}: {:?}", judge.adapted());
+    }
+}
+
+/// MM-Vet by a judge that says this and is cut at so many words.
+fn thinks(says: &'static str) {
+    let server = Server::new(move |_, body| {
+        let words: Vec<&str> = says.split(' ').collect();
+        let most = body["max_tokens"].as_u64().unwrap() as usize;
+        Act::Say(words[..words.len().min(most)].join(" "))
+    });
+    let folder = mm_vet();
+    let rows = json!({"v1_0": "a", "v1_1": "b", "v1_2": "c"});
+    let answers = Answers::read(folder.json("a.json", &rows)).unwrap();
+    let (files, replies) =
+        Benchmark::MmVet.judge(folder.path(), &answers, &server.judge(), 1, &folder.at("judged")).unwrap();
+    let report = Benchmark::MmVet.score_judgements(folder.path(), &files, Some(&answers)).unwrap();
+    assert_eq!((report.headlines[0].percent, report.headlines[0].unreadable), (Some(50.0), 0));
+    assert!(replies.iter().all(|reply| reply.replies.len() == 1), "no try is spent on that");
+}
+
+#[test]
+fn a_judge_that_thinks_first_gets_room_and_its_verdict_is_read() {
+    // Its length is in words: cut at 3 it never comes to a verdict, and does not say so. One thinks, the other writes prose.
+    for says in ["<think> Let me look at it first </think> 0.5", "It is half right. The score is 0.5"] {
+        thinks(says);
+    }
+
+    // A reasoning model that had no token left for an answer says nothing at all, or says that it was cut.
+    for content in [json!(null), json!(""), json!("Let me")] {
+        let server = Server::new(move |_, body| {
+            if body["max_tokens"].as_u64().unwrap() > 1000 {
+                return Act::Say("0.5".into());
+            }
+            Act::Give(json!({"choices": [{"message": {"content": content}, "finish_reason": "length"}]}))
+        });
+        let readable = |text: &str| text == "0.5";
+        let replies = server.judge().ask(&requests(2), &Folder::new().at("t.jsonl"), readable).unwrap();
+        assert!(replies.iter().all(|reply| reply.replies == ["0.5"]), "{replies:?}");
+    }
+}
+
+#[test]
+fn a_blocked_question_is_counted_and_a_resumed_run_gets_past_it() {
+    let no_text =
+        |reason: &str| json!({"choices": [{"message": {"content": null}, "finish_reason": reason}]});
+    let ways: [(&str, Box<dyn Fn() -> Act + Send + Sync>); 6] = [
+        (
+            "azure",
+            Box::new(|| {
+                Act::Status(400, r#"{"error": {"code": "content_filter", "message": "The response was filtered due to the prompt triggering our content management policy."}}"#.into())
+            }),
+        ),
+        (
+            "gateway",
+            Box::new(|| Act::Status(403, r#"{"error": {"message": "Your input was flagged"}}"#.into())),
+        ),
+        (
+            "in disguise",
+            Box::new(|| {
+                Act::Status(200, r#"{"error": {"code": 400, "message": "data_inspection_failed"}}"#.into())
+            }),
+        ),
+        ("unnamed", Box::new(|| Act::Status(400, "this cannot be answered".into()))),
+        ("null", Box::new(move || Act::Give(no_text("content_filter")))),
+        ("null without a reason", Box::new(move || Act::Give(no_text("stop")))),
+    ];
+    for (name, way) in ways {
+        let server = Server::new(move |_, body| match prompt(body).contains("Question 1?") {
+            true => way(),
+            false => Act::Say("8 4\nfine".into()),
+        });
+        let folder = llava_bench();
+        let answers = Answers::read(folder.at("answers.jsonl")).unwrap();
+        let run = || {
+            let mut config = server.config();
+            config.retries = 0;
+            let judge = Judge::new(config).unwrap();
+            Benchmark::LlavaBench.judge(folder.path(), &answers, &judge, 1, &folder.at("judged")).unwrap()
+        };
+        let (files, replies) = run();
+        assert!(replies[1].blocked.is_some() && replies[1].text().is_empty(), "{name}: {replies:?}");
+        let report = Benchmark::LlavaBench.score_judgements(folder.path(), &files, Some(&answers)).unwrap();
+        assert_eq!((report.headlines[0].percent, report.headlines[0].unreadable), (Some(50.0), 1), "{name}");
+        let asked = server.asked();
+        assert_eq!(run().1, replies, "{name}");
+        assert_eq!(server.asked(), asked, "{name}: what was blocked is not asked again");
+    }
+}
+
+#[test]
+fn an_endpoint_that_refuses_everything_is_an_error_and_nothing_is_kept() {
+    let server = Server::new(|_, _| refuses("The model `a-judge` is not available"));
+    let folder = Folder::new();
+    let error = server.judge().ask(&requests(3), &folder.at("t.jsonl"), |_| true).unwrap_err();
+    assert!(matches!(&error, Error::Judge { message, .. } if message.contains("not available")), "{error}");
+    assert_eq!(std::fs::read_to_string(folder.at("t.jsonl")).unwrap(), "");
+    // Of many requests only so many are tried.
+    let _ = server.judge().ask(&requests(200), &folder.at("t.jsonl"), |_| true).unwrap_err();
+    assert!(server.asked() < 60, "{}", server.asked());
+}
+
+#[test]
+fn an_address_is_taken_with_or_without_its_path() {
+    let server = Server::new(|_, _| Act::Say("fine".into()));
+    let host = server.address.strip_suffix("/v1").unwrap().to_owned();
+    for path in ["", "/", "/v1", "/v1/", "/v1/chat/completions", "/v1/chat/completions/"] {
+        let mut config = server.config();
+        config.address = format!("{host}{path}");
+        let replies =
+            Judge::new(config).unwrap().ask(&requests(2), &Folder::new().at("t.jsonl"), |_| true).unwrap();
+        assert_eq!(replies[1].text(), "fine", "{path:?}");
+    }
+    let mut config = server.config();
+    config.address = format!("{host}/v2/chat/completions");
+    let error =
+        Judge::new(config).unwrap().ask(&requests(1), &Folder::new().at("t.jsonl"), |_| true).unwrap_err();
+    assert!(error.to_string().contains("/v2/chat/completions"), "{error}");
+}
+
+#[test]
+fn another_judges_transcript_is_refused() {
+    let server = Server::new(|_, _| Act::Say("fine".into()));
+    let folder = Folder::new();
+    server.judge().ask(&requests(2), &folder.at("t.jsonl"), |_| true).unwrap();
+    let other = Judge::new(JudgeConfig { model: "another".into(), ..server.config() }).unwrap();
+    let error = other.ask(&requests(2), &folder.at("t.jsonl"), |_| true).unwrap_err();
+    assert!(error.to_string().contains("judge a-judge, now judge another"), "{error}");
 }

@@ -3,7 +3,7 @@
 use aspo_eval::llava_bench::{LlavaBench, parse_scores};
 use aspo_eval::mm_vet::{MmVet, parse_grade};
 use aspo_eval::shr::{Shr, classify, sentences};
-use aspo_eval::{Answers, Error};
+use aspo_eval::{Answers, Benchmark, Error};
 use serde_json::{Value, json};
 
 use crate::common::{Folder, digits};
@@ -33,16 +33,31 @@ pub fn review(id: u64, category: &str, content: &str, tuple: Option<[f64; 2]>) -
 }
 
 #[test]
-fn two_scores_are_read_from_the_first_line_as_published() {
+fn two_scores_are_read_as_published_and_as_judges_write_them() {
     for (reply, scores) in [
         ("8 10\nBoth …", Some((8.0, 10.0))),
         ("8,10", Some((8.0, 10.0))),
-        ("8, 10", None),
+        ("8, 10", Some((8.0, 10.0))),
         ("8.5 7", Some((8.5, 7.0))),
-        ("8 10 ", None),
-        ("Scores: 8 10", None),
+        ("8 10 ", Some((8.0, 10.0))),
+        ("Scores: 8 10", Some((8.0, 10.0))),
+        ("**8 10**\nBoth …", Some((8.0, 10.0))),
+        ("Scores for Assistant 1 and 2: 8/10 and 10/10.", Some((8.0, 10.0))),
+        ("Sure, here is my rating of the 2 assistants.\n\n8 10\n\nThe first …", Some((8.0, 10.0))),
+        ("I would rate them 8 10.", Some((8.0, 10.0))),
+        ("Both are good.\nAssistant 1: 8/10\nAssistant 2: 10", Some((8.0, 10.0))),
+        ("**Assistant 1:** 8\n**Assistant 2:** **10**", Some((8.0, 10.0))),
+        ("<think>\n3 4 perhaps\n</think>\n\n8 10\nfine", Some((8.0, 10.0))),
+        ("<think>\n8 10", None),
         ("Assistant 1", None),
+        ("I will now compare Assistant 1 and Assistant 2", None),
+        ("I will compare assistants 1 2", None),
+        ("Assistant 1: names 8 things", None),
+        ("80 40", None),
+        ("-1 -1", None),
         ("8 nan", None),
+        ("8 10 9", None),
+        ("8", None),
         ("", None),
     ] {
         assert_eq!(parse_scores(reply), scores, "{reply:?}");
@@ -62,23 +77,57 @@ fn llava_bench_is_the_ratio_of_means() {
         ],
     );
     let scores = bench.score(std::slice::from_ref(&one), None).unwrap();
-    assert_eq!((scores.score, scores.spread), (75.0, 0.0));
-    assert_eq!(scores.by_category["complex"], 150.0);
-    assert_eq!((scores.runs[0].all.reference, scores.runs[0].all.model), (80.0, 60.0));
+    assert_eq!((scores.score, scores.spread), (Some(75.0), Some(0.0)));
+    assert_eq!(scores.by_category["complex"], Some(150.0));
+    assert_eq!((scores.runs[0].all.reference, scores.runs[0].all.model), (Some(80.0), Some(60.0)));
 
-    // An unreadable reply is -1, -1 and is counted: 100 · (4 + 5 - 1) / (8 + 10 - 1).
-    let two = folder.lines(
-        "r2.jsonl",
-        &[
-            review(2, "complex", "I cannot.", None),
-            review(0, "conv", "8 4", None),
-            review(1, "detail", "10 5", None),
-        ],
-    );
-    let scores = bench.score(&[one, two], Some(&Answers::read(folder.at("answers.jsonl")).unwrap())).unwrap();
-    assert_eq!((digits(scores.runs[1].all.score, 6), scores.unreadable), (digits(800.0 / 17.0, 6), 1));
-    assert_eq!(digits(scores.score, 6), digits((75.0 + 800.0 / 17.0) / 2.0, 6));
-    assert_eq!(digits(scores.spread, 6), digits((75.0 - 800.0 / 17.0) / 2.0, 6));
+    // An unreadable reply is left out and counted: 100 · (4 + 4) / (8 + 10). A recorded -1, -1 is the published script's.
+    for tuple in [None, Some([-1.0, -1.0])] {
+        let two = folder.lines(
+            "r2.jsonl",
+            &[
+                review(2, "complex", "I cannot.", tuple),
+                review(0, "conv", "8 4", None),
+                review(1, "detail", "Scores: 10 4", tuple),
+            ],
+        );
+        let answers = Answers::read(folder.at("answers.jsonl")).unwrap();
+        let scores = bench.score(&[one.clone(), two], Some(&answers)).unwrap();
+        let second = 800.0 / 18.0;
+        assert_eq!(digits(scores.runs[1].all.score.unwrap(), 6), digits(second, 6));
+        assert_eq!((scores.runs[1].all.total, scores.runs[1].all.unreadable, scores.unreadable), (3, 1, 1));
+        assert_eq!(scores.runs[1].by_category["complex"].score, None);
+        // A category counts the runs that have it.
+        assert_eq!(scores.by_category["complex"], Some(150.0));
+        assert_eq!(digits(scores.score.unwrap(), 6), digits((75.0 + second) / 2.0, 6));
+        assert_eq!(digits(scores.spread.unwrap(), 6), digits((75.0 - second) / 2.0, 6));
+    }
+}
+
+#[test]
+fn where_no_judgement_can_be_read_there_is_no_figure() {
+    let headline = |report: aspo_eval::Report| report.headlines[0];
+    let folder = llava_bench();
+    let rows = ["conv", "detail", "complex"];
+    let rows: Vec<Value> =
+        (0..).zip(rows).map(|(id, name)| review(id, name, "I cannot compare.", None)).collect();
+    let file = folder.lines("r.jsonl", &rows);
+    let report = Benchmark::LlavaBench.score_judgements(folder.path(), &[file], None).unwrap();
+    assert_eq!((&report.figures["score"], &report.figures["unreadable"]), (&json!(null), &json!(3)));
+    assert_eq!((headline(report.clone()).percent, headline(report).unreadable), (None, 3));
+
+    let folder = mm_vet();
+    let bad = json!({"content": ["The", ""], "score": [0.0, 0.0]});
+    let file = folder.json("g.json", &json!({"v1_0": bad, "v1_1": bad, "v1_2": bad}));
+    let report = Benchmark::MmVet.score_judgements(folder.path(), &[file], None).unwrap();
+    assert_eq!(report.figures["by_capability"]["ocr"], json!(null));
+    assert_eq!((headline(report.clone()).percent, headline(report).unreadable), (None, 6));
+
+    let folder = Folder::new();
+    let judgement = json!({"raw_judgement": "no", "model_response": "One. Two."});
+    let file = folder.json("judgement.json", &json!({"run1": {"7": judgement}}));
+    let report = Benchmark::Shr.score_judgements(folder.path(), &[file], None).unwrap();
+    assert_eq!((headline(report.clone()).percent, headline(report).unreadable), (None, 2));
 }
 
 #[test]
@@ -150,20 +199,22 @@ fn mm_vet_is_the_mean_by_capability_and_over_runs() {
     let grades = json!({"v1_0": grade(&[1.0, 0.5]), "v1_1": grade(&[0.0, 0.4]), "v1_2": grade(&[0.2, 0.3])});
     let scores = bench.score(&[folder.json("g.json", &grades)]).unwrap();
     let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-9, "{a} {b}");
-    close(scores.runs[0], 40.0);
-    close(scores.runs[1], 40.0);
-    close(scores.score, 40.0);
-    close(scores.by_capability["math"], 50.0);
-    close(scores.by_capability["rec"], 20.0);
-    close(scores.by_integration["math_ocr"], 50.0);
+    close(scores.runs[0].unwrap(), 40.0);
+    close(scores.runs[1].unwrap(), 40.0);
+    close(scores.score.unwrap(), 40.0);
+    close(scores.by_capability["math"].unwrap(), 50.0);
+    close(scores.by_capability["rec"].unwrap(), 20.0);
+    close(scores.by_integration["math_ocr"].unwrap(), 50.0);
     assert_eq!(scores.by_integration.len(), 2);
 
-    // The published rule for a reply that is no grade.
+    // A reply that is no grade is left out and counted; the published rule, 0, stands beside it.
     let mut bad = grades.clone();
     bad["v1_0"]["content"][0] = json!("The");
     bad["v1_0"]["score"][0] = json!(0.0);
     let scores = bench.score(&[folder.json("g.json", &bad)]).unwrap();
-    close(scores.runs[0], 20.0 / 3.0);
+    close(scores.runs[0].unwrap(), 10.0);
+    close(scores.score.unwrap(), 25.0);
+    close(scores.score_with_unreadable_as_0.unwrap(), (20.0 / 3.0 + 40.0) / 2.0);
     assert_eq!(scores.unreadable, 1);
 }
 
@@ -198,8 +249,18 @@ fn mm_vet_prompts_are_the_published_ones() {
     for (reply, grade) in [
         ("0.5", Some(0.5)),
         ("1.0 \n", Some(1.0)),
+        ("Score: 1", Some(1.0)),
+        ("**0.5**", Some(0.5)),
+        ("0.5/1.0", Some(0.5)),
+        ("The grade is 0.5.", Some(0.5)),
+        ("It has 1 of 2 objects right.\nScore: 0.5", Some(0.5)),
+        ("The correctness of the answer is 0.5, as 1 of 2 is there", Some(0.5)),
+        ("It has 1 of 2 objects right.\n\n**0.5**", Some(0.5)),
+        ("<think>\n1.0 or 0.2?\n</think>\n\n0.5", Some(0.5)),
+        ("<think>\n1.0", None),
         ("1.5", None),
-        ("Score: 1", None),
+        ("50%", None),
+        ("It has 1 of 2 objects", None),
         ("nan", None),
         ("", None),
     ] {
@@ -237,6 +298,9 @@ fn shr_classes_are_read_as_published() {
         classes("Judgement:\n1. Hallucination: none there.\n\n2. correct: yes\n3. Cannot judge: mood"),
         some(["hallucination", "correct", "cannot judge"])
     );
+    // As judges write it that think first and like marks.
+    let thinking = "<think>Judgement:\n1. x</think>**Judgement**:\n1. **Hallucination**: x\n2. Correct: x\n3. `cannot judge`: x";
+    assert_eq!(classes(thinking), some(["hallucination", "correct", "cannot judge"]));
     assert_eq!(classes("Judgement:\n1. wrong: a\n2. correct\n3. b"), some(["wrong", "correct", "b"]));
     // Too few lines, or no judgement: no sentence gets a class.
     assert_eq!(classes("Judgement:\n1. correct: a\n2. correct: b"), [None, None, None]);
@@ -260,7 +324,7 @@ fn shr_pools_over_all_sentences() {
         (1, 1, 1, 2, 5)
     );
     assert_eq!(
-        (digits(run.hal_sents_ratio, 4), digits(run.hal_words_ratio, 4)),
+        (digits(run.hal_sents_ratio.unwrap(), 4), digits(run.hal_words_ratio.unwrap(), 4)),
         ("0.3333".into(), "0.3333".into())
     );
     assert_eq!((run.sents_per_image, run.words_per_image), (2.5, 4.0));
@@ -273,7 +337,7 @@ fn shr_pools_over_all_sentences() {
     published["run1"]["9"]["mode_response"] = published["run1"]["9"]["model_response"].take();
     published["run1"]["9"].as_object_mut().unwrap().remove("model_response");
     let scores = bench.score(&[folder.json("judgement.json", &published)], None).unwrap();
-    assert_eq!((scores.mean_hal_ratio, scores.unreadable), (0.4, 0));
+    assert_eq!((scores.mean_hal_ratio, scores.unreadable), (Some(0.4), 0));
 
     published["run1"].as_object_mut().unwrap().remove("7");
     let error = bench.score(&[folder.json("judgement.json", &published)], None).unwrap_err();

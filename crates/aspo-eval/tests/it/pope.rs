@@ -59,8 +59,8 @@ fn figures_are_those_worked_by_hand() {
     let scores = Pope::open(folder.path()).unwrap().score(&answers).unwrap();
     let s = &scores.splits[&Split::Adversarial];
     assert_eq!((s.true_positive, s.false_positive, s.false_negative, s.true_negative), (1, 1, 1, 1));
-    assert_eq!([s.accuracy, s.precision, s.recall, s.f1, s.yes_ratio], [0.5; 5]);
-    assert_eq!(scores.mean_f1, 0.5);
+    assert_eq!([s.accuracy, s.precision, s.recall, s.f1, s.yes_ratio], [Some(0.5); 5]);
+    assert_eq!(scores.mean_f1, Some(0.5));
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn a_model_that_never_says_yes_has_f1_zero_and_not_nan() {
     let rows: Vec<_> = (1..=4).map(|id| json!({"question_id": id, "text": "No"})).collect();
     let answers = Answers::read(folder.lines("answers.jsonl", &rows)).unwrap();
     let scores = Pope::open(folder.path()).unwrap().score(&answers).unwrap();
-    assert_eq!((scores.mean_f1, scores.splits[&Split::Adversarial].accuracy), (0.0, 0.5));
+    assert_eq!((scores.mean_f1, scores.splits[&Split::Adversarial].accuracy), (Some(0.0), Some(0.5)));
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn labels_lie_where_llava_or_pope_put_them() {
         let rows: Vec<_> = ids.iter().map(|id| json!({"question_id": id, "text": "Yes"})).collect();
         let answers = Answers::read(folder.lines("answers.jsonl", &rows)).unwrap();
         let scores = Pope::open(folder.path()).unwrap().score(&answers).unwrap();
-        assert_eq!(digits(scores.mean_f1, 4), "0.6667", "{place}");
+        assert_eq!(digits(scores.mean_f1.unwrap(), 4), "0.6667", "{place}");
         assert_eq!((scores.total, scores.correct), (8, 4));
     }
 }
