@@ -67,26 +67,24 @@ impl AtomicFile {
     pub fn create(path: &Path) -> Result<Self> {
         let folder = folder_of(path);
         std::fs::create_dir_all(folder).map_err(|source| Error::io(folder, source))?;
-        let temporary = tempfile::Builder::new()
-            .prefix(".")
-            .suffix(".tmp")
-            .tempfile_in(folder)
-            .map_err(|source| Error::io(folder, source))?;
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".").suffix(".tmp");
+        // Temporary files are private unless asked otherwise; the finished one is as any new file would be.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let temporary = builder.tempfile_in(folder).map_err(|source| Error::io(folder, source))?;
         Ok(Self { target: path.to_owned(), writer: BufWriter::new(temporary) })
     }
 
-    /// Syncs the content and gives the file its name.
+    /// Syncs the content and gives the file its name. Its permissions are those of the file that it replaces, else those
+    /// that the process gives to new files (its umask).
     pub fn commit(self) -> Result<()> {
         let target = self.target;
         let fail = |source| Error::io(&target, source);
         let temporary = self.writer.into_inner().map_err(|error| fail(error.into_error()))?;
         temporary.as_file().sync_all().map_err(fail)?;
-        // Temporary files are private; the finished one should be readable as any other file would be.
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            let mode = std::fs::Permissions::from_mode(0o644);
-            temporary.as_file().set_permissions(mode).map_err(fail)?;
+        if let Ok(old) = std::fs::metadata(&target) {
+            temporary.as_file().set_permissions(old.permissions()).map_err(fail)?;
         }
         temporary.persist(&target).map_err(|error| fail(error.error))?;
         #[cfg(unix)]

@@ -4,9 +4,8 @@
 //! `x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε`, on the normalised values in f32, `t` used as the index (F: Kevinz-code/SeVa). SeVa
 //! draws ε without a seed; here it follows from `(seed, image, t)` (C).
 
-use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::RngCore;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
@@ -31,7 +30,7 @@ pub fn schedule(step: usize) -> Result<(f64, f64)> {
     let kept: f64 = (0..=step)
         .map(|t| {
             let x = -6.0 + 12.0 * t as f64 / (NOISE_STEPS - 1) as f64;
-            let beta = (0.5e-2 - 1e-5) / (1.0 + (-x).exp()) + 1e-5;
+            let beta = (0.5e-2 - 1e-5) / (1.0 + libm::exp(-x)) + 1e-5;
             1.0 - beta
         })
         .product();
@@ -61,7 +60,8 @@ pub fn add_noise(values: &mut [f32], seed: u64, image: &str, step: usize) -> Res
     Ok(())
 }
 
-/// Standard normal numbers by Box and Muller, two at a time.
+/// Standard normal numbers by Box and Muller, two at a time. Logarithm and circle functions are libm's own, because those
+/// of the system differ in their last bits.
 struct Normal {
     random: ChaCha8Rng,
     spare: Option<f64>,
@@ -74,8 +74,8 @@ impl Normal {
         }
         // 53 random bits; the first number lies in (0, 1], so that its logarithm is finite.
         let unit = |bits: u64| (bits >> 11) as f64 / (1_u64 << 53) as f64;
-        let radius = (-2.0 * (1.0 - unit(self.random.next_u64())).ln()).sqrt();
-        let (sine, cosine) = (std::f64::consts::TAU * unit(self.random.next_u64())).sin_cos();
+        let radius = (-2.0 * libm::log(1.0 - unit(self.random.next_u64()))).sqrt();
+        let (sine, cosine) = libm::sincos(std::f64::consts::TAU * unit(self.random.next_u64()));
         self.spare = Some(radius * sine);
         radius * cosine
     }

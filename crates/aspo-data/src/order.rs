@@ -1,8 +1,7 @@
 //! The order in which pairs are visited: batches of like length, shuffled from a seed, with a cursor to store.
 
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -135,14 +134,51 @@ impl Order {
         key.update(epoch.to_le_bytes());
         let mut random = ChaCha8Rng::from_seed(key.finalize().into());
         let mut indices: Vec<usize> = (0..self.lengths.len()).collect();
-        indices.shuffle(&mut random);
+        shuffle(&mut indices, &mut random);
         if self.bucket > 1 {
             for stretch in indices.chunks_mut(self.bucket.saturating_mul(self.batch)) {
                 stretch.sort_by_key(|index| self.lengths[*index]);
             }
         }
         let mut batches: Vec<Vec<usize>> = indices.chunks(self.batch).map(<[usize]>::to_vec).collect();
-        batches.shuffle(&mut random);
+        shuffle(&mut batches, &mut random);
         batches
     }
+}
+
+/// Fisher and Yates from the front: each value changes places with one of those up to it.
+///
+/// Which follows from the stream alone, and it is spelled out here because a library's shuffle may change with its
+/// version, and a resumed run would then visit other pairs. Several places are read from one draw below the product of
+/// their numbers of choices, as long as it fits 32 bits (as in rand 0.9, whose orders these are).
+fn shuffle<T>(values: &mut [T], random: &mut impl RngCore) {
+    let (mut draw, mut left) = (0_u32, 0);
+    // The first has one choice.
+    for index in 1..values.len() {
+        let choices = index as u32 + 1;
+        if left == 0 {
+            let mut product = choices;
+            left = 1;
+            while let Some(more) = product.checked_mul(choices + left) {
+                product = more;
+                left += 1;
+            }
+            draw = below(product, random);
+        }
+        left -= 1;
+        let place = if left == 0 { draw } else { draw % choices };
+        draw /= choices;
+        values.swap(index, place as usize);
+    }
+}
+
+/// A number below `limit`, biased by less than 2⁻³² (Canon's method: the upper half of a product, corrected by a second).
+fn below(limit: u32, random: &mut impl RngCore) -> u32 {
+    let product = u64::from(random.next_u32()) * u64::from(limit);
+    let (high, low) = ((product >> 32) as u32, product as u32);
+    if low <= limit.wrapping_neg() {
+        return high;
+    }
+    let more = (u64::from(random.next_u32()) * u64::from(limit) >> 32) as u32;
+    high + u32::from(low.checked_add(more).is_none())
 }

@@ -53,3 +53,27 @@ fn a_failed_write_leaves_the_old_file_and_nothing_else() {
     write("three", false).unwrap();
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "three");
 }
+
+#[cfg(unix)]
+#[test]
+fn a_file_keeps_its_permissions_and_a_new_one_has_those_of_any_new_file() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let write = |path: &std::path::Path| {
+        write_atomic(path, |out| {
+            out.write_all(b"x").unwrap();
+            Ok(())
+        })
+        .unwrap();
+    };
+    let (path, plain) = (folder.path().join("file"), folder.path().join("plain"));
+    std::fs::write(&plain, "x").unwrap();
+    write(&path);
+    assert_eq!(mode(&path), mode(&plain));
+    for kept in [0o600, 0o640, 0o664] {
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(kept)).unwrap();
+        write(&path);
+        assert_eq!(mode(&path), kept);
+    }
+}
