@@ -1,5 +1,6 @@
 //! Answers of a model to questions about pictures, in batches.
 
+use aspo_data::seva::Reply;
 use aspo_data::{Encoder, Pair};
 use aspo_models::{GenerateConfig, ModelInput, VisionLanguageModel, generate};
 use burn::tensor::backend::Backend;
@@ -16,10 +17,10 @@ pub struct Asked<'a> {
     pub pixels: Option<&'a [f32]>,
 }
 
-/// Greedy answers, at most `max_new_tokens` each, `batch` questions at a time.
+/// The texts of [`replies`].
 ///
 /// # Errors
-/// A question that cannot be encoded, pixels of another size than the model's.
+/// As [`replies`].
 pub fn answer<B: Backend, M: VisionLanguageModel<B>>(
     model: &M,
     encoder: &Encoder,
@@ -28,8 +29,26 @@ pub fn answer<B: Backend, M: VisionLanguageModel<B>>(
     max_new_tokens: usize,
     device: &B::Device,
 ) -> Result<Vec<String>, Failure> {
+    let replies = replies(model, encoder, asked, batch, max_new_tokens, device)?;
+    Ok(replies.into_iter().map(|reply| reply.text).collect())
+}
+
+/// Greedy answers, at most `max_new_tokens` each, `batch` questions at a time. One that reached that length without an end
+/// token is marked as cut.
+///
+/// # Errors
+/// A question that cannot be encoded, pixels of another size than the model's.
+pub fn replies<B: Backend, M: VisionLanguageModel<B>>(
+    model: &M,
+    encoder: &Encoder,
+    asked: &[Asked],
+    batch: usize,
+    max_new_tokens: usize,
+    device: &B::Device,
+) -> Result<Vec<Reply>, Failure> {
     let size = model.image_size();
     let config = GenerateConfig { max_new_tokens, ..Default::default() };
+    let ends = model.decoder().config().eos();
     let mut answers = Vec::with_capacity(asked.len());
     for part in asked.chunks(batch) {
         let (mut rows, mut instructions, mut pixels) = (Vec::new(), Vec::new(), Vec::new());
@@ -57,7 +76,8 @@ pub fn answer<B: Backend, M: VisionLanguageModel<B>>(
             input.qformer_attention_mask = Some(read.attention_mask);
         }
         for ids in generate(model, &input, &config, |_, _| {})? {
-            answers.push(encoder.tokenizer.decode(&ids, true)?.trim().to_owned());
+            let cut = ids.len() == max_new_tokens && !ids.last().is_some_and(|last| ends.contains(last));
+            answers.push(Reply { text: encoder.tokenizer.decode(&ids, true)?.trim().to_owned(), cut });
         }
     }
     Ok(answers)
