@@ -2,7 +2,8 @@
 //!
 //! CLIP's text tower ends at 77 tokens. A longer sentence is cut into as few windows as possible of nearly equal length,
 //! each closed by the tower's own start and end tokens, and scored by the mean of their cosines (C); such sentences are
-//! counted, never silently cut. Scores are cached by the content of image and sentence and the name of the model.
+//! counted, never silently cut. About several images, a sentence has the largest of its scores: it may be about any one of
+//! them (C). Scores are kept by the content of image and sentence, the model, and how either is brought before it.
 
 use std::collections::HashMap;
 
@@ -25,7 +26,7 @@ pub struct Scorer<'a> {
     pub images: &'a ImageLoader,
     /// CLIP's tokenizer.
     pub tokenizer: &'a Tokenizer,
-    /// Name and version of the CLIP checkpoint: scores of another are not taken from the cache.
+    /// Hash of the CLIP checkpoint: scores of another are not taken from the cache.
     pub model: String,
     /// Longest input of the text tower, start and end tokens included. [`CLIP_WINDOW`].
     pub window: usize,
@@ -38,7 +39,7 @@ pub struct Scorer<'a> {
 /// What scoring did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 pub struct SimilarityReport {
-    /// Sentences scored.
+    /// Sentences scored; one about several images counts for each.
     pub sentences: usize,
     /// Of these, taken from the cache (or the same sentence about the same image).
     pub cached: usize,
@@ -61,7 +62,7 @@ struct Slot {
 }
 
 impl Scorer<'_> {
-    /// Fills `similarity` of the answers of every pair that has an image; of several images the first counts.
+    /// Fills `similarity` of the answers of every pair that has an image; of several images the best-fitting one counts.
     ///
     /// `embed_images` gets preprocessed pixels, `embed_texts` token ids with start and end token; their vectors need not
     /// be normalised. Images are embedded only where a score is missing.
@@ -143,7 +144,11 @@ impl Scorer<'_> {
         for slot in &slots {
             let pair = &mut pairs[slot.pair];
             let answer = if slot.rejected { &mut pair.rejected } else { &mut pair.chosen };
-            answer.similarity.push(scores[&slot.key]);
+            let score = scores[&slot.key];
+            match answer.similarity.get_mut(slot.sentence) {
+                Some(best) => *best = best.max(score),
+                None => answer.similarity.push(score),
+            }
         }
         Ok(())
     }
@@ -154,28 +159,29 @@ impl Scorer<'_> {
         let mut known: HashMap<&ImageSource, usize> = HashMap::new();
         let mut slots = Vec::new();
         for (index, pair) in pairs.iter().enumerate() {
-            let Some(source) = pair.images.first() else { continue };
-            let image = match known.get(source) {
-                Some(image) => *image,
-                None => {
-                    // The same picture under two names is one.
-                    let hash = self.images.content_hash(source)?;
-                    let image = hashes.iter().position(|known| *known == hash).unwrap_or(images.len());
-                    if image == images.len() {
-                        hashes.push(hash);
-                        images.push(source.clone());
+            for source in &pair.images {
+                let image = match known.get(source) {
+                    Some(image) => *image,
+                    None => {
+                        // The same picture under two names is one.
+                        let hash = self.images.content_hash(source)?;
+                        let image = hashes.iter().position(|known| *known == hash).unwrap_or(images.len());
+                        if image == images.len() {
+                            hashes.push(hash);
+                            images.push(source.clone());
+                        }
+                        known.insert(source, image);
+                        image
                     }
-                    known.insert(source, image);
-                    image
-                }
-            };
-            for (rejected, answer) in [(false, &pair.chosen), (true, &pair.rejected)] {
-                if rejected && !self.rejected {
-                    continue;
-                }
-                for (sentence, text) in answer.sentence_texts().enumerate() {
-                    let key = self.key(&hashes[image], text.trim());
-                    slots.push(Slot { pair: index, rejected, sentence, image, key });
+                };
+                for (rejected, answer) in [(false, &pair.chosen), (true, &pair.rejected)] {
+                    if rejected && !self.rejected {
+                        continue;
+                    }
+                    for (sentence, text) in answer.sentence_texts().enumerate() {
+                        let key = self.key(&hashes[image], text.trim());
+                        slots.push(Slot { pair: index, rejected, sentence, image, key });
+                    }
                 }
             }
         }
@@ -183,9 +189,9 @@ impl Scorer<'_> {
     }
 
     fn key(&self, image: &[u8; 32], sentence: &str) -> Key {
-        let processor = format!("{:?} {}", self.images.processor(), self.window);
+        let processor = format!("{} {}", self.images.processor().rules(), self.window);
         Sha256::new()
-            .chain_update("aspo-data similarity 1")
+            .chain_update("aspo-data similarity 2")
             .chain_update((self.model.len() as u64).to_le_bytes())
             .chain_update(&self.model)
             .chain_update(self.tokenizer.content_hash())
@@ -244,15 +250,23 @@ impl Scorer<'_> {
 /// each with the tokens that the tokenizer sets around a text.
 ///
 /// # Errors
-/// [`Error::Option`] when `window` leaves no room for a token between those.
+/// [`Error::Option`] when `window` leaves no room for a token between those; [`Error::Tokenizer`] for a tokenizer that
+/// reads a text otherwise without them, so that there is no telling which they are.
 pub fn text_windows(tokenizer: &Tokenizer, text: &str, window: usize) -> Result<Vec<Vec<u32>>> {
     let whole = tokenizer.encode(text, true)?.ids;
     if whole.len() <= window {
         return Ok(vec![whole]);
     }
     let bare = tokenizer.encode(text, false)?.ids;
-    let start = whole.windows(bare.len().max(1)).position(|part| part == bare).unwrap_or(0);
-    let (before, after) = (&whole[..start], &whole[(start + bare.len()).min(whole.len())..]);
+    let Some(start) = whole.windows(bare.len().max(1)).position(|part| part == bare) else {
+        return Err(Error::Tokenizer {
+            name: "of the similarity model".to_owned(),
+            why: format!(
+                "with start and end token it reads {text:?} otherwise than without: use CLIP's own tokenizer"
+            ),
+        });
+    };
+    let (before, after) = (&whole[..start], &whole[start + bare.len()..]);
     let Some(room) = window.checked_sub(before.len() + after.len()).filter(|room| *room > 0) else {
         return Err(Error::Option { name: "window", found: window.to_string(), remedy: "use CLIP's 77" });
     };

@@ -113,7 +113,7 @@ pub use optimize::{StepGradients, accumulate, adamw};
 pub use output::{Output, stored_config};
 pub use plan::{Plan, human, peak_memory};
 pub use policy::Policy;
-pub use prepare::{check_paths, processor, score};
+pub use prepare::{SIMILARITY_FILE, check_paths, processor, score};
 pub use read::{Account, Data, qformer_tokenizer, read};
 pub use reference::{REFERENCE_FILE, ReferenceCache, ReferenceKey};
 pub use report::{MarkedSentence, Picture, Report};

@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use aspo_data::similarity::{CLIP_WINDOW, Scorer};
-use aspo_data::{Fit, ImageLoader, ImageProcessor, SpecialTokens, Template, Tokenizer};
+use aspo_data::{ImageLoader, ImageProcessor, SpecialTokens, Store, Template, Tokenizer};
 use aspo_models::{Clip, LoadOptions, Pretrained};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::config::TrainConfig;
+use crate::content::folder_hash;
 use crate::error::{Error, Result};
 use crate::read::{Data, qformer_tokenizer_path, tokenizer_path};
 
@@ -57,19 +58,21 @@ pub fn check_paths(config: &TrainConfig) -> Result<()> {
     Ok(())
 }
 
-/// The image processor of a checkpoint folder: its `preprocessor_config.json`, or CLIP's own for `size` pixels.
+/// The image processor of a checkpoint folder, for a model that takes pictures of `size` pixels:
+/// [`ImageProcessor::of_checkpoint`] without its warning.
 ///
 /// # Errors
-/// A file that asks for something else than CLIP's processing.
+/// A processor that is not implemented, or of another size: named, with its file.
 pub fn processor(folder: &Path, size: usize) -> Result<ImageProcessor> {
-    let path = folder.join("preprocessor_config.json");
-    if path.exists() {
-        return Ok(ImageProcessor::from_file(&path)?);
-    }
-    Ok(ImageProcessor::clip(size as u32).with_fit(Fit::Crop))
+    Ok(ImageProcessor::of_checkpoint(folder, u32::try_from(size).unwrap_or(u32::MAX))?.0)
 }
 
-/// Scores every chosen sentence (and every rejected one with `rejected`) against its picture by the config's CLIP.
+/// Name of the file in a run's output folder that keeps the scores of sentences, by their content.
+pub const SIMILARITY_FILE: &str = "similarity.txt";
+
+/// Scores every chosen sentence (and every rejected one with `rejected`) against its picture by the config's CLIP. Scores
+/// are kept in the output folder as they come ([`SIMILARITY_FILE`]), so that a run that goes on has those that it began
+/// with, whatever device it goes on.
 ///
 /// # Errors
 /// A CLIP that cannot be loaded, a picture that cannot be decoded.
@@ -89,12 +92,16 @@ pub fn score<B: Backend>(
     let bytes = std::fs::read(&path).map_err(|source| Error::io(&path, source))?;
     let names = SpecialTokens { eos: "<|endoftext|>".into(), ..SpecialTokens::default() };
     let tokenizer = Tokenizer::from_bytes(&bytes, &path.display().to_string(), names)?;
+    let mut store = match config.output_dir.as_os_str().is_empty() {
+        true => None,
+        false => Some(Store::open(&config.output_dir.join(SIMILARITY_FILE))?),
+    };
     let window = clip.config().text_config.max_position_embeddings.min(CLIP_WINDOW);
     let pad = tokenizer.eos();
     let scorer = Scorer {
         images: &images,
         tokenizer: &tokenizer,
-        model: folder.display().to_string(),
+        model: folder_hash(folder)?,
         window,
         batch: 32,
         rejected,
@@ -105,7 +112,7 @@ pub fn score<B: Backend>(
     all.append(&mut data.held_out);
     data.similarity = scorer.score(
         &mut all,
-        None,
+        store.as_mut(),
         &mut |pixels| {
             let pixels =
                 aspo_data::batch::pixel_tensor::<B>(pixels, size, device).map_err(|error| told(&error))?;

@@ -143,6 +143,37 @@ fn a_cache_saves_every_embedding_and_belongs_to_one_model() {
 }
 
 #[test]
+fn a_sentence_about_several_pictures_has_the_largest_of_its_scores() {
+    let mut world = world();
+    let mut pairs = std::mem::take(&mut world.pairs);
+    pairs.truncate(2);
+    let score = |pairs: &mut [EncodedPair]| {
+        let report = world.scorer().score(
+            pairs,
+            None,
+            &mut |pixels: &[Vec<f32>]| Ok(pixels.iter().map(|pixels| image_vector(pixels)).collect()),
+            &mut |ids: &[Vec<u32>]| Ok(ids.iter().map(|ids| text_vector(ids)).collect()),
+        );
+        report.unwrap()
+    };
+    let alone = |pairs: &mut Vec<EncodedPair>, image: &str| {
+        pairs.iter_mut().for_each(|pair| pair.images = vec![image.into()]);
+        score(pairs);
+        pairs.iter().flat_map(|pair| pair.chosen.similarity.clone()).collect::<Vec<f32>>()
+    };
+    let (a, b) = (alone(&mut pairs, "a.png"), alone(&mut pairs, "b.png"));
+    assert!(a.iter().zip(&b).any(|(a, b)| a > b) || a.iter().zip(&b).any(|(a, b)| a < b));
+    let wanted: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a.max(*b)).collect();
+    for order in [["a.png", "b.png"], ["b.png", "a.png"]] {
+        pairs.iter_mut().for_each(|pair| pair.images = order.map(|image| image.into()).to_vec());
+        score(&mut pairs);
+        let found: Vec<f32> = pairs.iter().flat_map(|pair| pair.chosen.similarity.clone()).collect();
+        assert_eq!(found, wanted);
+        assert!(pairs.iter().all(|pair| pair.chosen.similarity.len() == pair.chosen.sentence_count()));
+    }
+}
+
+#[test]
 fn a_wrong_embedding_is_named() {
     let fails = |images: &mut Embed<'_, Vec<f32>>| {
         let mut world = world();
