@@ -10,7 +10,7 @@ use aspo_data::scenes::{Split, write};
 use aspo_data::{EncodedPair, OnFault, Template};
 use aspo_examples::account::{own_pictures, pictures, print_table, report, table};
 use aspo_examples::backend::{Device, OnBackend, exit_on_error};
-use aspo_examples::checkpoint::Kind;
+use aspo_examples::checkpoint::{Kind, check_processor};
 use aspo_examples::measure::{HeldOut, measure};
 use aspo_examples::progress::{Progress, decoding, show_example};
 use aspo_examples::{Failure, note, out, say};
@@ -220,6 +220,10 @@ fn config(args: &Args) -> Result<TrainConfig, Failure> {
     }
     config.validate()?;
     check_paths(&config)?;
+    for folder in [Some(&config.model), config.ref_model.as_ref(), config.clip.as_ref()].into_iter().flatten()
+    {
+        check_processor(folder)?;
+    }
     #[cfg(feature = "collective")]
     aspo_train::check_devices(&config, usize::from(args.devices))?;
     split(&args.split)?;

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use aspo_data::image::RgbImage;
+use aspo_data::image::{CLIP_MEAN, CLIP_STD, RgbImage};
 use aspo_data::noise::add_noise;
 use aspo_data::scenes::{SIDE, render};
 use aspo_data::{Encoder, ImageProcessor, SpecialTokens, Template, Tokenizer};
@@ -16,6 +16,7 @@ use burn_flex::Flex;
 use clap::Parser;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use serde_json::json;
 
 #[derive(Parser)]
 struct Args {
@@ -49,7 +50,7 @@ fn main() -> Result<(), Failure> {
             let pixels = render(&lesson.scene).into_raw();
             processor.preprocess(&RgbImage { width: SIDE, height: SIDE, pixels })
         })
-        .collect();
+        .collect::<Result<_, _>>()?;
     say!("{} scenes, {} texts", lessons.len(), texts.len());
 
     let clip_folder = args.out.join("clip");
@@ -141,6 +142,13 @@ fn save<M: Pretrained<Flex>>(
     let options = SaveOptions { precision: aspo_models::Precision::F16, ..Default::default() };
     model.save_pretrained(folder, &options)?;
     tokenizer.save(folder.join("tokenizer.json"), false)?;
+    let settings = json!({
+        "image_processor_type": "CLIPImageProcessor", "do_resize": true, "size": {"shortest_edge": SIDE},
+        "do_center_crop": true, "crop_size": {"height": SIDE, "width": SIDE}, "resample": 3, "do_convert_rgb": true,
+        "do_rescale": true, "rescale_factor": 1.0 / 255.0, "do_normalize": true, "image_mean": CLIP_MEAN,
+        "image_std": CLIP_STD,
+    });
+    std::fs::write(folder.join("preprocessor_config.json"), serde_json::to_string_pretty(&settings)?)?;
     Ok(())
 }
 

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use aspo_data::Template;
+use aspo_data::{ImageProcessor, Template};
 use aspo_models::config::model_type;
-use aspo_models::{InstructBlipConfig, LlavaConfig, ModelConfig};
+use aspo_models::{ClipConfig, InstructBlipConfig, LlavaConfig, ModelConfig};
 use serde_json::Value;
 
-use crate::Failure;
+use crate::{Failure, note};
 
 /// A kind of model that the examples can train and ask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +79,23 @@ impl Kind {
         };
         Ok((known.ok_or_else(unknown)?, format!("by {file}")))
     }
+}
+
+/// Refuses the folder of a LLaVA, an InstructBLIP or a CLIP whose image processor is not implemented, before anything is
+/// computed, and warns of what is assumed where it has none.
+///
+/// # Errors
+/// The setting that is not implemented; a config that cannot be read.
+pub fn check_processor(folder: &Path) -> Result<(), Failure> {
+    let size = match model_type(folder)?.as_str() {
+        LlavaConfig::MODEL_TYPE => LlavaConfig::load(folder)?.vision_config.image_size,
+        InstructBlipConfig::MODEL_TYPE => InstructBlipConfig::load(folder)?.vision_config.image_size,
+        _ => ClipConfig::load(folder)?.vision_config.image_size,
+    };
+    if let (_, Some(warning)) = ImageProcessor::of_checkpoint(folder, u32::try_from(size)?)? {
+        note!("warning: {warning}");
+    }
+    Ok(())
 }
 
 /// The chat template of a folder, wherever transformers keeps it, and the file's name.

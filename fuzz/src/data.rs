@@ -88,7 +88,7 @@ pub fn image(bytes: &[u8]) {
     assert_eq!(image.pixels.len(), 3 * image.width as usize * image.height as usize);
     assert!(promised.is_ok(), "decoded, though its header is refused: {promised:?}");
     for fit in [Fit::Crop, Fit::Pad, Fit::Squash] {
-        let values = ImageProcessor::clip(8).with_fit(fit).preprocess(&image);
+        let values = ImageProcessor::clip(8).with_fit(fit).preprocess(&image).expect("a decoded picture");
         assert!(values.len() == 3 * 8 * 8 && values.iter().all(|value| value.is_finite()));
     }
 }

@@ -297,9 +297,12 @@ pub enum ImageFault {
     /// No bytes.
     #[error("the file is empty: write or download it again")]
     Empty,
-    /// The bytes are no picture of a known kind.
-    #[error("not a PNG, JPEG or WebP picture, whatever its name says: convert it")]
-    Unknown,
+    /// The bytes are no picture of a kind that is read, whatever the name says.
+    #[error("it is {found}; what is read is PNG, JPEG, WebP, GIF, BMP and TIFF: convert it")]
+    Unknown {
+        /// What they look like.
+        found: String,
+    },
     /// More pixels than [`MAX_DECODED_BYTES`](crate::image::MAX_DECODED_BYTES) allows; nothing was decoded.
     #[error("{width}x{height} needs {bytes} bytes decoded, the limit is {limit}: scale it down first")]
     TooLarge {

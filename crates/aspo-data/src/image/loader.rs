@@ -4,12 +4,12 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, OnceLock};
 
-use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::decode::{MAX_FILE_BYTES, decode, decoded_bytes};
+use super::decode::{MAX_FILE_BYTES, RgbImage, decode_with, decoded_bytes};
 use super::process::ImageProcessor;
 use crate::error::{Error, ImageFault, Result};
 use crate::files::resolve;
@@ -23,7 +23,6 @@ pub const MAX_BYTES_IN_FLIGHT: u64 = 768 << 20;
 pub struct ImageLoader {
     root: PathBuf,
     processor: ImageProcessor,
-    budget: Budget,
 }
 
 impl ImageLoader {
@@ -33,7 +32,7 @@ impl ImageLoader {
     /// [`Error::Option`] if the processor's settings cannot be honoured.
     pub fn new(root: impl Into<PathBuf>, processor: ImageProcessor) -> Result<Self> {
         processor.check()?;
-        Ok(Self { root: root.into(), processor, budget: Budget::new(MAX_BYTES_IN_FLIGHT) })
+        Ok(Self { root: root.into(), processor })
     }
 
     /// How images are preprocessed.
@@ -51,13 +50,11 @@ impl ImageLoader {
     /// # Errors
     /// [`Error::ImagePath`] for a path that leaves the folder, [`Error::Image`] for a file that is missing or unusable.
     pub fn load(&self, source: &ImageSource) -> Result<Vec<f32>> {
-        let fail = |fault| Error::Image { name: source.key(), fault };
-        let bytes = self.bytes(source)?;
-        let needed = decoded_bytes(&bytes).map_err(fail)?;
-        // RGBA and its RGB copy may be held at once, beside the file.
-        let _permit = self.budget.take(2 * needed + bytes.len() as u64);
-        let image = decode(&bytes).map_err(fail)?;
-        Ok(self.processor.preprocess(&image))
+        self.processor.preprocess(&self.decoded(source, &self.bytes(source)?)?)
+    }
+
+    fn decoded(&self, source: &ImageSource, bytes: &[u8]) -> Result<RgbImage> {
+        decode_with(bytes, self.processor.decode).map_err(|fault| Error::Image { name: source.key(), fault })
     }
 
     /// Decodes one image to see whether it can be, and gives the [hash](Self::content_hash) of its bytes.
@@ -65,11 +62,8 @@ impl ImageLoader {
     /// # Errors
     /// As [`ImageLoader::load`].
     pub fn check(&self, source: &ImageSource) -> Result<[u8; 32]> {
-        let fail = |fault| Error::Image { name: source.key(), fault };
         let bytes = self.bytes(source)?;
-        let needed = decoded_bytes(&bytes).map_err(fail)?;
-        let _permit = self.budget.take(2 * needed + bytes.len() as u64);
-        decode(&bytes).map_err(fail)?;
+        self.decoded(source, &bytes)?;
         Ok(Sha256::digest(&bytes).into())
     }
 
@@ -107,8 +101,7 @@ impl ImageLoader {
                 })
             })
             .collect();
-        let mut loaded: Vec<Option<Result<Vec<f32>>>> =
-            distinct.par_iter().map(|source| Some(self.load(source))).collect();
+        let mut loaded = self.load_distinct(&distinct);
         let mut left = vec![0_usize; distinct.len()];
         index.iter().for_each(|i| left[*i] += 1);
         index
@@ -123,6 +116,32 @@ impl ImageLoader {
                 }
             })
             .collect()
+    }
+
+    /// Threads of its own and not rayon's: one that waits for memory must not hold up work that a decoder spreads.
+    fn load_distinct(&self, sources: &[&ImageSource]) -> Vec<Option<Result<Vec<f32>>>> {
+        let loaded: Vec<OnceLock<Result<Vec<f32>>>> = sources.iter().map(|_| OnceLock::new()).collect();
+        let (next, budget) = (AtomicUsize::new(0), Budget::new(MAX_BYTES_IN_FLIGHT));
+        let work = || {
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some(source) = sources.get(index) else { break };
+                loaded[index].get_or_init(|| {
+                    let bytes = self.bytes(source)?;
+                    let fail = |fault| Error::Image { name: source.key(), fault };
+                    // RGBA and its RGB copy may be held at once, beside the file.
+                    let needed = 2 * decoded_bytes(&bytes).map_err(fail)? + bytes.len() as u64;
+                    let _permit = budget.take(needed);
+                    self.processor.preprocess(&self.decoded(source, &bytes)?)
+                });
+            }
+        };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(sources.len());
+        std::thread::scope(|scope| {
+            (1..threads).for_each(|_| drop(scope.spawn(work)));
+            work();
+        });
+        loaded.into_iter().map(OnceLock::into_inner).collect()
     }
 
     fn read(&self, path: &str) -> Result<Vec<u8>> {

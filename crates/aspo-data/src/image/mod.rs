@@ -1,14 +1,18 @@
 //! Pictures to the tensors that CLIP expects.
 //!
 //! [`decode`] goes by content, never by name, and refuses what is too large before any pixel is decoded.
-//! [`ImageProcessor::preprocess`] resizes as Pillow does (bicubic, `a = -1/2`, columns then rows, eight bits in between),
-//! crops or pads as the checkpoint's processor says, and normalises. [`ImageLoader`] does both for the images of a
-//! folder, several at a time within a fixed memory budget.
+//! [`ImageProcessor::preprocess`] resizes as Pillow does, to the bit, crops or pads as the checkpoint's processor says,
+//! and normalises. [`ImageLoader`] does both for the images of a folder, several at a time within a fixed memory budget.
 
 mod decode;
 mod loader;
 mod process;
+mod resample;
+mod settings;
 
-pub use decode::{MAX_DECODED_BYTES, MAX_FILE_BYTES, MAX_SIDE, RgbImage, decode, decoded_bytes};
+pub use decode::{
+    DecodeOptions, MAX_DECODED_BYTES, MAX_FILE_BYTES, MAX_SIDE, RgbImage, decode, decode_with, decoded_bytes,
+};
 pub use loader::{ImageLoader, MAX_BYTES_IN_FLIGHT};
 pub use process::{CLIP_MEAN, CLIP_STD, Fit, ImageProcessor};
+pub use resample::{Filter, resize};
