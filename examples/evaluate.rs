@@ -409,7 +409,9 @@ impl<'a> Asking<'a> {
         let options = LoadOptions { precision: self.precision, ..Default::default() };
         let (mut model, _) = M::from_pretrained(folder, &options, &device)?;
         if let Some(adapter) = &args.adapter {
-            model = lora::load_adapter(model, adapter)?.0;
+            let (adapted, told) = lora::load_adapter(model, adapter)?;
+            told.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+            model = adapted;
         }
         let tokenizer = Tokenizer::from_file(&folder.join("tokenizer.json"))?;
         let mut encoder = Encoder::new(tokenizer, self.template, model.tokens_per_image());

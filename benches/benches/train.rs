@@ -29,8 +29,8 @@ use aspo_models::{
     Llava, LlavaConfig, LoadOptions, ModelConfig, ModelInput, Pretrained, VisionLanguageModel,
 };
 use aspo_train::{
-    LoraOptions, MicroBatch, Plan, ReferenceRow, TrainConfig, VisionFeatures, accumulate, adamw,
-    clip_grad_norm, peak_memory,
+    MicroBatch, Plan, ReferenceRow, TrainConfig, VisionFeatures, accumulate, adamw, clip_grad_norm,
+    peak_memory,
 };
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
@@ -132,7 +132,11 @@ impl Size {
             precompute_ref_log_probs: way.cached,
             learning_rate: 1e-5,
             max_steps: 1,
-            lora: LoraOptions { r: self.rank, lora_alpha: 2.0 * self.rank as f64, ..Default::default() },
+            lora: LoraConfig {
+                r: self.rank,
+                lora_alpha: 2.0 * self.rank as f64,
+                ..TrainConfig::default().lora
+            },
             ..TrainConfig::default()
         }
     }
@@ -181,9 +185,7 @@ impl Run {
             Some(_) => model.init_seeded(0, &device),
             None => Llava::from_pretrained(assets(), &LoadOptions::default(), &device).expect("a model").0,
         };
-        let options = size.config(Way::default()).lora;
-        let lora = LoraConfig::new(options.r, options.lora_alpha, options.target_modules);
-        let policy = attach(base, &lora, 0).expect("linear layers exist");
+        let policy = attach(base, &size.config(Way::default()).lora, 0).expect("linear layers exist");
         let pairs = size.pairs(&model);
         let loader = ImageLoader::new(".", ImageProcessor::clip(14)).expect("a processor");
         let mut features = VisionFeatures::new(loader);

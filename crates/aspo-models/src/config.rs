@@ -149,6 +149,32 @@ pub(crate) fn check_heads(at: &str, hidden: usize, heads: usize) -> Result<()> {
     Ok(())
 }
 
+/// Ids are 32-bit integers with a sign on some backends.
+pub(crate) fn check_id(field: &str, id: u32) -> Result<()> {
+    if id > i32::MAX as u32 {
+        return Err(Error::config(field, format!("{id} is no token id; ids are below 2147483648")));
+    }
+    Ok(())
+}
+
+/// A field that is kept but not read, and the values it may have.
+pub(crate) type Only = (&'static str, &'static dyn Fn(&Value) -> bool);
+
+/// Refuse fields whose value asks for what is not implemented.
+pub(crate) fn refuse_others(
+    at: &str,
+    extra: &Map<String, Value>,
+    fields: &[(&str, &dyn Fn(&Value) -> bool)],
+) -> Result<()> {
+    for (name, may) in fields {
+        if let Some(value) = extra.get(*name).filter(|value| !value.is_null() && !may(value)) {
+            let field = if at.is_empty() { (*name).to_owned() } else { format!("{at}.{name}") };
+            return Err(Error::config(field, format!("{value} is not implemented; leave it out")));
+        }
+    }
+    Ok(())
+}
+
 /// The `architectures` entry of a config made here rather than read.
 pub(crate) fn architectures(name: &str) -> Map<String, Value> {
     Map::from_iter([("architectures".to_owned(), Value::from(vec![name]))])

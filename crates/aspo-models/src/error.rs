@@ -92,6 +92,21 @@ pub enum Error {
         /// Features of an image.
         per_image: usize,
     },
+    /// Scores from which no token can be taken.
+    #[error(
+        "the scores of row {row} after {tokens} new tokens are not finite ({found} for id {id}): the weights or an adapter \
+         hold such values, or half precision overflowed; look for them, or load in single precision"
+    )]
+    NotFinite {
+        /// Row of the batch.
+        row: usize,
+        /// Tokens that were made before.
+        tokens: usize,
+        /// The first such token.
+        id: usize,
+        /// Its score.
+        found: f32,
+    },
     /// An input whose shape or values cannot be used.
     #[error("input `{name}`: {reason}")]
     Input {

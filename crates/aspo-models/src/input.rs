@@ -69,6 +69,9 @@ impl<B: Backend> ModelInput<B> {
     /// The part that has not, by name.
     pub fn check(&self) -> Result<()> {
         let expected = self.input_ids.dims();
+        if expected.contains(&0) {
+            return Err(Error::input("input_ids", format!("shape {expected:?}: there is no token")));
+        }
         let parts = [
             ("attention_mask", Some(&self.attention_mask)),
             ("position_ids", self.position_ids.as_ref()),

@@ -13,7 +13,8 @@ pub trait LanguageModel<B: Backend>: Module<B> + EachLinear<B> {
     /// The layers.
     fn decoder(&self) -> &LlamaModel<B>;
 
-    /// The output head's weight, `[vocabulary, hidden]`.
+    /// The output head's weight, `[vocabulary, hidden]`; with an adapter on the head, `W + scale · B A` in `f32`, with
+    /// gradients to its factors.
     fn head(&self) -> Tensor<B, 2>;
 
     /// The decoder's inputs, `[batch, tokens, hidden]`: token vectors, pictures in their places.
@@ -60,6 +61,9 @@ pub trait VisionLanguageModel<B: Backend>: LanguageModel<B> {
 
     /// Height and width of a picture in pixels.
     fn image_size(&self) -> usize;
+
+    /// The path of the vision tower, which is not trained: what lies below it sees no gradient.
+    fn tower(&self) -> &'static str;
 
     /// What the vision tower sees in `[images, 3, size, size]` normalised pixels: `[images, features, width]`.
     ///

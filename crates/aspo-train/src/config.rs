@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use aspo_data::{OnFault, Template};
 use aspo_loss::{LossType, Objective, RewardScaling, Weigh};
-use aspo_models::lora::{LoraConfig, Names};
+use aspo_models::lora::LoraConfig;
 use aspo_models::{LoadOptions, Precision};
 use serde::{Deserialize, Serialize};
 
@@ -111,8 +111,12 @@ pub struct TrainConfig {
     /// A loss that is not finite: `stop` the run (default), or `skip` the step and count it.
     pub on_non_finite: OnNonFinite,
 
-    /// The adapter.
-    pub lora: LoraOptions,
+    /// The adapter, by PEFT's options: `r` (default 128), `lora_alpha` (256), `lora_dropout` (0), `target_modules` (names,
+    /// one regular expression, or `all-linear`; default: every linear layer of the language model, as SeVa has it),
+    /// `exclude_modules`, `rank_pattern` and `alpha_pattern` (the first that matches counts), `layers_to_transform`,
+    /// `layers_pattern`, `use_rslora`, `init_lora_weights` (`true` or `"gaussian"`).
+    #[serde(with = "crate::lora")]
+    pub lora: LoraConfig,
 }
 
 /// What to do about a loss or a gradient that is not finite.
@@ -124,36 +128,6 @@ pub enum OnNonFinite {
     Stop,
     /// Leave the step out and count it under `aspo/skipped_steps`.
     Skip,
-}
-
-/// PEFT's options of a LoRA adapter.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct LoraOptions {
-    /// Rank. Default 128.
-    pub r: usize,
-    /// Numerator of the scale `lora_alpha / r`. Default 256.
-    pub lora_alpha: f64,
-    /// Chance that an input is dropped. Default 0.
-    pub lora_dropout: f64,
-    /// Layers by PEFT's rules: names, one regular expression, or `all-linear`. Default: every linear layer of the
-    /// language model, as SeVa has it.
-    pub target_modules: Names,
-    /// Scale by `lora_alpha / sqrt(r)`. Default false.
-    pub use_rslora: bool,
-}
-
-impl Default for LoraOptions {
-    fn default() -> Self {
-        let layers = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)";
-        Self {
-            r: 128,
-            lora_alpha: 256.0,
-            lora_dropout: 0.0,
-            target_modules: Names::Pattern(layers.into()),
-            use_rslora: false,
-        }
-    }
 }
 
 impl Default for TrainConfig {
@@ -201,7 +175,7 @@ impl Default for TrainConfig {
             save_total_limit: 2,
             on_fault: OnFault::Stop,
             on_non_finite: OnNonFinite::Stop,
-            lora: LoraOptions::default(),
+            lora: crate::lora::default(),
         }
     }
 }
@@ -249,7 +223,7 @@ impl TrainConfig {
 
     /// Pairs of an optimiser step.
     pub fn global_batch(&self) -> usize {
-        self.per_device_train_batch_size * self.gradient_accumulation_steps
+        self.per_device_train_batch_size.saturating_mul(self.gradient_accumulation_steps)
     }
 
     /// Optimiser steps of a run over `pairs` pairs. One step of an epoch may be smaller than the others.
@@ -307,10 +281,7 @@ impl TrainConfig {
 
     /// The adapter's config, as PEFT writes it.
     pub fn lora_config(&self) -> LoraConfig {
-        let options = &self.lora;
-        let mut lora = LoraConfig::new(options.r, options.lora_alpha, options.target_modules.clone());
-        lora.lora_dropout = options.lora_dropout;
-        lora.use_rslora = options.use_rslora;
+        let mut lora = self.lora.clone();
         let base = self.model.to_string_lossy().into_owned();
         lora.extra.insert("base_model_name_or_path".into(), base.into());
         lora
@@ -354,6 +325,10 @@ impl TrainConfig {
             "use a number above 0",
         )?;
         within("lora.lora_dropout", self.lora.lora_dropout, 0.0..=0.999, "use 0 or more, below 1")?;
+        self.lora.check_training().map_err(|error| {
+            let found = error.to_string().trim_start_matches("adapter: ").to_owned();
+            Error::option("lora", found, "see the options of `lora`")
+        })?;
         if self.max_steps == 0 || self.max_steps < -1 {
             let remedy = "use 1 or more, or -1 to train for `num_train_epochs`";
             return Err(Error::option("max_steps", self.max_steps, remedy));

@@ -80,6 +80,7 @@ mod dashboard;
 mod devices;
 mod error;
 mod features;
+mod lora;
 mod metric;
 mod optimize;
 mod output;
@@ -102,7 +103,7 @@ mod weigh;
 
 pub use checkpoint::TrainerState;
 pub use clip::clip_grad_norm;
-pub use config::{LoraOptions, OnNonFinite, TrainConfig};
+pub use config::{OnNonFinite, TrainConfig};
 pub use content::{Inputs, folder_hash};
 #[cfg(feature = "tui")]
 pub use dashboard::Dashboard;

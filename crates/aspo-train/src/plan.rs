@@ -6,9 +6,9 @@ use std::fmt;
 use aspo_data::EncodedPair;
 use aspo_loss::ChunkOptions;
 use aspo_models::llama::LlamaConfig;
-use aspo_models::lora::attach;
+use aspo_models::lora::Adapted;
 use aspo_models::nn::CHUNK_SCORES;
-use aspo_models::{EachLinear, ModelConfig, Pretrained};
+use aspo_models::{EachLinear, ModelConfig, Pretrained, VisionLanguageModel};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::config::TrainConfig;
 use crate::error::Result;
-use crate::policy::check_targets;
+use crate::policy::targets;
 
 /// Numbers and bytes of a run. Activations are what Burn's autodiff keeps, by its operations; all follows from shapes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -64,7 +64,7 @@ impl Plan {
     ///
     /// # Errors
     /// Target modules that match no layer or the vision tower, a `ref_model` without a config of this architecture.
-    pub fn new<B: Backend, M: Pretrained<B> + EachLinear<B>>(
+    pub fn new<B: Backend, M: VisionLanguageModel<B> + Pretrained<B>>(
         config: &TrainConfig,
         model: &M::Config,
         decoder: &LlamaConfig,
@@ -72,14 +72,11 @@ impl Plan {
         device: &B::Device,
     ) -> Result<Self> {
         // Parameters are allocated on first use, and here none is used.
-        let base = M::from_config(model, device);
+        let mut base = M::from_config(model, device);
         let parameters = count(&base);
-        // Factors of rank 1 tell the size of all ranks without taking its memory.
-        let mut lora = config.lora_config();
-        lora.r = 1;
-        let mut adapted = attach(base, &lora, config.seed)?;
-        check_targets(&mut adapted)?;
-        let trainable = (count(&adapted) - parameters) * config.lora.r;
+        let adapted = targets(&mut base, &config.lora)?;
+        let layers = sized(&mut base, adapted);
+        let trainable = layers.iter().map(|layer| layer.rank * (layer.inputs + layer.outputs)).sum::<usize>();
         let reference = match &config.ref_model {
             Some(folder) => count(&M::from_config(&M::Config::load(folder)?, device)),
             None => 0,
@@ -100,7 +97,7 @@ impl Plan {
             length: longest_row,
             answers: config.per_device_train_batch_size * answers,
             bytes,
-            adapters: Adapters::of::<B, M>(&mut adapted, config.lora.r, !config.bf16),
+            adapters: Adapters::of(&layers, base.tower(), !config.bf16),
         };
         let (width, inner, layers) =
             (decoder.hidden_size, decoder.intermediate_size, decoder.num_hidden_layers);
@@ -182,21 +179,49 @@ impl fmt::Display for Plan {
     }
 }
 
+/// An adapted layer.
+struct Layer {
+    path: String,
+    inputs: usize,
+    outputs: usize,
+    rank: usize,
+}
+
+/// The layers with their widths.
+fn sized<B: Backend>(model: &mut impl EachLinear<B>, adapted: Vec<Adapted>) -> Vec<Layer> {
+    let mut layers = Vec::with_capacity(adapted.len());
+    // Both are in the model's order.
+    let mut adapted = adapted.into_iter().peekable();
+    model.each_linear("", &mut |path, linear| {
+        if let Some(Adapted { path, rank, .. }) = adapted.next_if(|layer| layer.path == path) {
+            let [outputs, inputs] = linear.weight.lazy_shape().dims();
+            layers.push(Layer { path, inputs, outputs, rank });
+        }
+    });
+    layers
+}
+
 /// What the adapted layers of the decoder keep of a token.
 struct Adapters {
     /// Values of the inputs of `A`, over all layers.
     inputs: usize,
     /// Values between `A` and `B`, over all layers.
     middle: usize,
+    /// The output head is adapted: its weight is made anew in `f32`, and has a gradient.
+    head: bool,
 }
 
 impl Adapters {
     /// With `shared`, layers that read the same values keep them once; else each keeps an f32 copy of its own.
-    fn of<B: Backend, M: EachLinear<B>>(model: &mut M, rank: usize, shared: bool) -> Self {
-        let (mut seen, mut inputs, mut middle) = (HashSet::new(), 0, 0);
-        model.each_linear("", &mut |path, linear| {
-            if linear.lora.is_none() || path.contains("vision") || path.contains("qformer") {
-                return;
+    fn of(layers: &[Layer], tower: &str, shared: bool) -> Self {
+        let (mut seen, mut inputs, mut middle, mut head) = (HashSet::new(), 0, 0, false);
+        for Layer { path, inputs: width, rank, .. } in layers {
+            if path.starts_with(tower) || path.contains("qformer") {
+                continue;
+            }
+            if path.ends_with("lm_head") {
+                head = true;
+                continue;
             }
             middle += rank;
             let (parent, name) = path.rsplit_once('.').unwrap_or(("", path));
@@ -206,10 +231,10 @@ impl Adapters {
                 other => other,
             };
             if seen.insert(format!("{parent}.{reads}")) {
-                inputs += linear.weight.lazy_shape()[1];
+                inputs += width;
             }
-        });
-        Self { inputs, middle }
+        }
+        Self { inputs, middle, head }
     }
 }
 
@@ -266,7 +291,12 @@ impl MicroShape<'_> {
     fn logits(&self) -> usize {
         let vocabulary = self.decoder.vocab_size;
         let (rows, columns) = ChunkOptions::default().tile(self.answers, vocabulary).unwrap_or_default();
-        4 * (2 * rows * columns + columns * self.decoder.hidden_size + 3 * rows * self.decoder.hidden_size)
+        // The product of an adapted head's factors, the weight with it, and that weight's gradient.
+        let head = if self.adapters.head { 3 * vocabulary * self.decoder.hidden_size } else { 0 };
+        4 * (2 * rows * columns
+            + columns * self.decoder.hidden_size
+            + 3 * rows * self.decoder.hidden_size
+            + head)
     }
 
     /// All layers' values, and at the last layer, where the backward pass begins, the gradients under way: those of the

@@ -1,6 +1,7 @@
 //! What a run needs of a model.
 
-use aspo_models::{EachLinear, Pretrained, VisionLanguageModel};
+use aspo_models::lora::{Adapted, LoraConfig, adapted_layers};
+use aspo_models::{Pretrained, VisionLanguageModel};
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::backend::Backend;
@@ -26,17 +27,18 @@ where
     type Plain = M::InnerModule;
 }
 
-/// Refuses adapters on the vision tower: what it sees in a picture is computed once, without gradients.
-pub(crate) fn check_targets<B: Backend>(adapted: &mut impl EachLinear<B>) -> Result<()> {
-    let mut found = None;
-    adapted.each_linear("", &mut |path, linear| {
-        if linear.lora.is_some() && path.contains("vision") {
-            found.get_or_insert_with(|| path.to_owned());
-        }
-    });
-    match found {
-        None => Ok(()),
-        Some(path) => Err(Error::option(
+/// The layers that `lora` adapts. Refuses those of the vision tower: what it sees in a picture is computed once, without
+/// gradients.
+pub(crate) fn targets<B, M>(model: &mut M, lora: &LoraConfig) -> Result<Vec<Adapted>>
+where
+    B: Backend,
+    M: VisionLanguageModel<B> + Pretrained<B>,
+{
+    let layers = adapted_layers(model, lora)?;
+    let tower = format!("{}.", model.tower());
+    match layers.iter().find(|layer| layer.path.starts_with(&tower)) {
+        None => Ok(layers),
+        Some(Adapted { path, .. }) => Err(Error::option(
             "lora.target_modules",
             format!("matches {path} of the vision tower, which is not trained"),
             "leave it out (every linear layer of the language model), or give a regular expression that matches no such path",

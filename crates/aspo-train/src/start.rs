@@ -10,7 +10,7 @@ use crate::checkpoint::TrainerState;
 use crate::config::TrainConfig;
 use crate::error::Result;
 use crate::output::Output;
-use crate::policy::{Policy, check_targets};
+use crate::policy::{Policy, targets};
 use crate::read::Data;
 
 /// The policy as its first step finds it.
@@ -35,9 +35,9 @@ impl<M> Start<M> {
             Some(path) => resumed::<B, M>(config, base, path)?,
             None => {
                 let lora = config.lora_config();
-                let mut model = attach(base, &lora, config.seed)?;
-                check_targets(&mut model)?;
-                (model, Adapter::from(lora))
+                let mut base = base;
+                targets(&mut base, &lora)?;
+                (attach(base, &lora, config.seed)?, Adapter::from(lora))
             }
         };
         Ok(Self { model: stable_ids(model), adapter, state, checkpoint })

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-/// A prefix of module paths and the prefixes that files have had in its place, today's hub first.
+/// A prefix of module paths and the prefixes that files have had in its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Prefix {
     /// In the module.
     pub module: &'static str,
-    /// In files; the first is written unless another was read.
+    /// In files, from the oldest age to the newest; the first, the hub's, is written unless another was read.
     pub files: &'static [&'static str],
 }
 
@@ -28,6 +28,23 @@ impl Layout {
     pub fn hub(prefixes: &[Prefix]) -> Self {
         let first = |p: &Prefix| p.files.first().map(|f| (p.module.to_owned(), (*f).to_owned()));
         Self { chosen: prefixes.iter().filter_map(first).collect() }
+    }
+
+    /// Today's names: the last alternative everywhere.
+    pub(crate) fn newest(prefixes: &[Prefix]) -> Self {
+        let last = |p: &Prefix| p.files.last().map(|f| (p.module.to_owned(), (*f).to_owned()));
+        Self { chosen: prefixes.iter().filter_map(last).collect() }
+    }
+
+    /// These names, and for prefixes that were not met those of the same age.
+    pub(crate) fn completed(&self, prefixes: &[Prefix]) -> Self {
+        let old = prefixes.iter().any(|p| {
+            p.files.first() != p.files.last()
+                && p.files.first().is_some_and(|f| self.chosen.get(p.module).is_some_and(|c| c == f))
+        });
+        let mut names = if old { Self::hub(prefixes) } else { Self::newest(prefixes) };
+        names.chosen.extend(self.chosen.clone());
+        names
     }
 
     /// The module path of a file's name, remembering the prefix it had.

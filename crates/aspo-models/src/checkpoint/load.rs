@@ -6,7 +6,7 @@ use std::fmt;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Tensor, backend::Backend};
 
-use super::{Checkpoint, Layout, Precision, Prefix};
+use super::{Checkpoint, Layout, Precision, Prefix, is_adapters};
 use crate::error::{Error, Result};
 
 /// How to load.
@@ -87,8 +87,16 @@ pub fn load<B: Backend, M: Module<B>>(
             return Err(Error::Tensor { path: checkpoint.file_of(name).into(), name: name.into(), reason });
         }
     }
-    let mut loader =
-        Loader { checkpoint, names, precision: options.precision, path: Vec::new(), report, error: None };
+    let mut precision = options.precision;
+    if precision == Precision::Keep {
+        let weights = names.iter().filter(|(path, _)| !path.ends_with("inv_freq"));
+        let mut types = weights.filter_map(|(_, name)| checkpoint.dtype(name));
+        // Layers of unlike types cannot be added to each other.
+        if types.next().is_some_and(|first| types.any(|other| other != first)) {
+            precision = Precision::F32;
+        }
+    }
+    let mut loader = Loader { checkpoint, names, precision, path: Vec::new(), report, error: None };
     let module = module.map(&mut loader);
     let Loader { names, mut report, error, .. } = loader;
     if let Some(error) = error {
@@ -129,7 +137,7 @@ impl<B: Backend> ModuleMapper<B> for Loader<'_> {
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-        if self.error.is_some() || self.path.iter().any(|part| part == "lora") {
+        if self.error.is_some() || is_adapters(&self.path) {
             return param;
         }
         let path = self.path.join(".");

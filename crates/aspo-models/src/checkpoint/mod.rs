@@ -32,7 +32,8 @@ pub use save::{SaveOptions, save};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Precision {
-    /// As in the file (loading), as in the module (saving).
+    /// As in the file (loading), as in the module (saving). A file whose tensors are of several types is loaded in
+    /// single precision, which holds them all.
     Keep,
     /// Single precision; every backend has it.
     #[default]
@@ -86,7 +87,8 @@ pub trait Pretrained<B: Backend>: Module<B> {
         load(Self::from_config(&config, device), &checkpoint, Self::PREFIXES, options)
     }
 
-    /// Write `config.json` and the weights into a folder; adapters are not among them.
+    /// Write `config.json` and the weights into a folder. Factors of adapters are not among them; modules that an adapter
+    /// holds whole are, in place of the base's ([`without_adapters`](crate::lora::without_adapters) has the base's).
     ///
     /// # Errors
     /// The folder cannot be written.
@@ -180,6 +182,11 @@ impl<B: Backend> Pretrained<B> for InstructBlip<B> {
     fn model_config(&self) -> &InstructBlipConfig {
         self.config()
     }
+}
+
+/// Whether a parameter is there for an adapter's sake: a factor, or what of the base the adapter took the place of.
+pub(crate) fn is_adapters(path: &[String]) -> bool {
+    path.iter().any(|part| part == "lora" || part == "original")
 }
 
 /// The module with parameter ids derived from their paths instead of drawn at random, so that optimiser state

@@ -9,7 +9,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use safetensors::tensor::{Dtype, View, serialize_to_file};
 
-use super::{Layout, Precision, Prefix};
+use super::{Layout, Precision, Prefix, is_adapters};
 use crate::config::write_json;
 use crate::error::{Error, Result};
 
@@ -169,7 +169,7 @@ impl<B: Backend> ModuleVisitor<B> for Collector {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        if self.path.iter().any(|part| part == "lora") {
+        if is_adapters(&self.path) {
             return;
         }
         let name = self.layout.write(&self.path.join("."));

@@ -10,6 +10,9 @@ use crate::config::{self, ModelConfig};
 use crate::error::{Error, Result};
 use crate::nn::{Activation, Init, Linear, initialize};
 
+/// Hugging Face's code would drop weights of attention in training, ours does not.
+const NO_DROPOUT: config::Only = ("attention_dropout", &|value| value.as_f64() == Some(0.0));
+
 /// The image tower; fields a config leaves out take Hugging Face's defaults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -80,12 +83,12 @@ impl ClipVisionConfig {
         if !self.image_size.is_multiple_of(self.patch_size) {
             return Err(Error::config(format!("{at}.patch_size"), "does not divide image_size"));
         }
-        Ok(())
+        config::refuse_others(at, &self.extra, &[NO_DROPOUT])
     }
 
     pub(crate) fn check_pixels(&self, found: [usize; 4]) -> Result<()> {
-        let [_, channels, height, width] = found;
-        if (channels, height, width) == (self.num_channels, self.image_size, self.image_size) {
+        let [images, channels, height, width] = found;
+        if images > 0 && (channels, height, width) == (self.num_channels, self.image_size, self.image_size) {
             return Ok(());
         }
         let (c, s) = (self.num_channels, self.image_size);
@@ -202,6 +205,7 @@ impl ModelConfig for ClipConfig {
         )?;
         config::check_layers("text_config", text.num_hidden_layers)?;
         config::check_heads("text_config", text.hidden_size, text.num_attention_heads)?;
+        config::refuse_others("text_config", &text.extra, &[NO_DROPOUT])?;
         self.vision_config.check("vision_config")?;
         config::check_sizes("", &[("projection_dim", self.projection_dim)])
     }

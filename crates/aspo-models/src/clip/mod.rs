@@ -63,11 +63,11 @@ impl<B: Backend> Clip<B> {
     ) -> Result<Tensor<B, 2>> {
         let config = &self.config.text_config;
         let [texts, tokens] = ids.dims();
-        if tokens > config.max_position_embeddings || tokens == 0 {
+        if tokens > config.max_position_embeddings || texts * tokens == 0 {
             return Err(Error::input(
                 "ids",
                 format!(
-                    "{tokens} tokens, but the text tower has {} positions",
+                    "{texts} texts of {tokens} tokens; the text tower has {} positions, and needs one token",
                     config.max_position_embeddings
                 ),
             ));

@@ -4,7 +4,7 @@ use burn::tensor::backend::Backend;
 
 use super::sample::log_softmax;
 use super::state::State;
-use super::{GenerateConfig, rows_of};
+use super::{GenerateConfig, check_finite, rows_of};
 use crate::error::Result;
 use crate::input::ModelInput;
 use crate::model::LanguageModel;
@@ -58,11 +58,12 @@ pub(super) fn search<B: Backend, M: LanguageModel<B>>(
         // Rows of the state and the tokens to feed to them next.
         let (mut keep, mut feed) = (Vec::new(), Vec::new());
         let mut slot = 0;
-        for search in searches.iter_mut().filter(|s| !s.done) {
+        for (row, search) in searches.iter_mut().enumerate().filter(|(_, s)| !s.done) {
             let first = slot;
             slot += search.running.len();
             let mut candidates: Vec<(f64, usize, u32)> = Vec::new();
             for (i, beam) in search.running.iter().enumerate() {
+                check_finite(&scores[first + i], row, length - 1)?;
                 let mut logps = log_softmax(&scores[first + i]);
                 if length <= config.min_new_tokens {
                     for &id in eos {
@@ -74,7 +75,7 @@ pub(super) fn search<B: Backend, M: LanguageModel<B>>(
                 candidates
                     .extend(logps.iter().enumerate().map(|(id, logp)| (beam.score + logp, i, id as u32)));
             }
-            let wanted = ((1 + eos.len()).max(2) * config.num_beams).min(candidates.len());
+            let wanted = (1 + eos.len()).max(2).saturating_mul(config.num_beams).min(candidates.len());
             let order = |a: &(f64, usize, u32), b: &(f64, usize, u32)| {
                 b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)).then(a.2.cmp(&b.2))
             };

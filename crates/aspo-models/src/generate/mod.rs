@@ -14,7 +14,8 @@ use crate::input::ModelInput;
 use crate::model::LanguageModel;
 use state::State;
 
-/// How to generate; names and meanings are those of Hugging Face's `GenerationConfig`.
+/// How to generate; names and meanings are those of Hugging Face's `GenerationConfig`. A model's `generation_config.json`
+/// is not read.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GenerateConfig {
@@ -34,9 +35,10 @@ pub struct GenerateConfig {
     pub num_beams: usize,
     /// Ended beams are ranked by `score / length^length_penalty`; 1 by default.
     pub length_penalty: f64,
-    /// A row ends after any of these, which it keeps. `None` takes the model's own.
+    /// A row ends after any of these, which it keeps. `None` takes those of the model's `config.json`.
     pub eos_token_id: Option<Vec<u32>>,
-    /// Seed of drawing; each row has a stream of its own, so a row's text does not depend on its neighbours.
+    /// Seed of drawing; each row has a stream of its own by its place in the batch, so a row's text does not depend on
+    /// what its neighbours are.
     pub seed: u64,
 }
 
@@ -97,8 +99,8 @@ impl GenerateConfig {
 /// (`model.valid()`): nothing here keeps a graph.
 ///
 /// # Errors
-/// What [`embed`](LanguageModel::embed) refuses, a row without a token, packed segments, or a config that means
-/// nothing.
+/// What [`embed`](LanguageModel::embed) refuses, a row without a token, packed segments, a config that means nothing, or
+/// scores that are not finite.
 pub fn generate<B: Backend, M: LanguageModel<B>>(
     model: &M,
     input: &ModelInput<B>,
@@ -130,7 +132,7 @@ pub fn generate<B: Backend, M: LanguageModel<B>>(
     // Which row of the input each row of the state is.
     let mut active: Vec<usize> = (0..rows).collect();
     loop {
-        let next = choose(logits, config, &eos, &active, &out, &mut draws);
+        let next = choose(rows_of(logits), config, &eos, &active, &out, &mut draws)?;
         let mut running = Vec::with_capacity(active.len());
         let mut tokens = Vec::with_capacity(active.len());
         for (slot, (&row, &token)) in active.iter().zip(&next).enumerate() {
@@ -153,22 +155,17 @@ pub fn generate<B: Backend, M: LanguageModel<B>>(
 }
 
 /// The next token of each running row.
-fn choose<B: Backend>(
-    logits: Tensor<B, 2>,
+fn choose(
+    mut scores: Vec<Vec<f32>>,
     config: &GenerateConfig,
     eos: &[u32],
     active: &[usize],
     out: &[Vec<u32>],
     draws: &mut [ChaCha8Rng],
-) -> Vec<u32> {
-    let may_end = |row: usize| out[row].len() >= config.min_new_tokens;
-    if !config.do_sample && active.iter().all(|&row| may_end(row)) {
-        // On the device: only the ids come back.
-        return logits.argmax(1).to_data().iter::<i64>().map(|id| id as u32).collect();
-    }
-    let mut scores = rows_of(logits);
+) -> Result<Vec<u32>> {
     for (scores, &row) in scores.iter_mut().zip(active) {
-        if !may_end(row) {
+        check_finite(scores, row, out[row].len())?;
+        if out[row].len() < config.min_new_tokens {
             for &id in eos {
                 if let Some(score) = scores.get_mut(id as usize) {
                     *score = f32::NEG_INFINITY;
@@ -179,7 +176,15 @@ fn choose<B: Backend>(
     let pick = |(scores, &row): (&Vec<f32>, &usize)| {
         if config.do_sample { sample::draw(scores, config, &mut draws[row]) } else { sample::argmax(scores) }
     };
-    scores.iter().zip(active).map(pick).collect()
+    Ok(scores.iter().zip(active).map(pick).collect())
+}
+
+/// No token is taken from scores that are no numbers. On the host: a device may compute as if there were none such.
+fn check_finite(scores: &[f32], row: usize, tokens: usize) -> Result<()> {
+    match scores.iter().position(|score| !score.is_finite()) {
+        None => Ok(()),
+        Some(id) => Err(Error::NotFinite { row, tokens, id, found: scores[id] }),
+    }
 }
 
 /// Scores on the host, one vector a row.

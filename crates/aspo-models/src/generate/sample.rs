@@ -19,8 +19,7 @@ pub(super) fn argmax(scores: &[f32]) -> u32 {
 /// Draw from `softmax(scores / temperature)` cut to the `top_k` likeliest (ties kept), then to the fewest whose
 /// probabilities reach `top_p`, in Hugging Face's order.
 pub(super) fn draw(scores: &[f32], config: &GenerateConfig, rng: &mut ChaCha8Rng) -> u32 {
-    let mut kept: Vec<(usize, f64)> =
-        scores.iter().enumerate().map(|(i, &s)| (i, f64::from(s) / config.temperature)).collect();
+    let mut kept: Vec<(usize, f64)> = scores.iter().map(|&s| f64::from(s)).enumerate().collect();
     // Stable, so that equal scores stay in the order of their ids.
     kept.sort_by(|a, b| b.1.total_cmp(&a.1));
     if config.top_k > 0 && config.top_k < kept.len() {
@@ -30,7 +29,7 @@ pub(super) fn draw(scores: &[f32], config: &GenerateConfig, rng: &mut ChaCha8Rng
     let top = kept.first().map_or(0.0, |k| k.1);
     let mut total = 0.0;
     for (_, s) in &mut kept {
-        *s = (*s - top).exp();
+        *s = ((*s - top) / config.temperature).exp();
         total += *s;
     }
     if config.top_p < 1.0 {

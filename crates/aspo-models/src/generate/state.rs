@@ -12,6 +12,8 @@ use crate::nn::{KvCache, cast, f32};
 /// Caches and lengths of the rows that still run. Rows are aligned at their ends, so all write to the same column.
 pub(super) struct State<B: Backend> {
     caches: Vec<KvCache<B>>,
+    /// The output head's weight, its adapter included.
+    head: Tensor<B, 2>,
     /// Columns before a row's first token.
     before: Vec<usize>,
     /// Columns written.
@@ -57,6 +59,7 @@ impl<B: Backend> State<B> {
         let decoder = model.decoder();
         let mut state = Self {
             caches: (0..decoder.layers.len()).map(|_| KvCache::default()).collect(),
+            head: model.head(),
             before: lengths.iter().map(|length| columns - length).collect(),
             columns: 0,
             device: device.clone(),
@@ -100,8 +103,7 @@ impl<B: Backend> State<B> {
         self.columns += new;
         // The head is applied to the last column alone.
         let last = hidden.slice([0..rows, new - 1..new, 0..width]).reshape([rows, width]);
-        let head = model.head();
-        f32(cast(last, head.dtype()).matmul(head.transpose()))
+        f32(cast(last, self.head.dtype()).matmul(self.head.clone().transpose()))
     }
 
     /// `[rows, 1, new, capacity]`: hidden are the columns before a row, after the query, and not yet written.

@@ -199,6 +199,7 @@ impl ModelConfig for InstructBlipConfig {
             let reason = format!("`{}`; only `absolute` is implemented", q.position_embedding_type);
             return Err(Error::config("qformer_config.position_embedding_type", reason));
         }
+        config::check_id("image_token_index", self.image_token_index)?;
         self.text_config.check_at("text_config")
     }
 }

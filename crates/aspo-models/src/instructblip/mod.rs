@@ -91,8 +91,10 @@ impl<B: Backend> LanguageModel<B> for InstructBlip<B> {
 
     fn embed(&self, input: &ModelInput<B>) -> Result<Tensor<B, 3>> {
         let features = match input.image_features.clone() {
-            Some(features) => Some(self.language_projection.forward(self.query(features, input)?)),
-            None => None,
+            Some(features) if features.dims()[0] > 0 => {
+                Some(self.language_projection.forward(self.query(features, input)?))
+            }
+            _ => None,
         };
         embed_with_images(self.decoder(), input, self.image_token(), features)
     }
@@ -111,10 +113,14 @@ impl<B: Backend> VisionLanguageModel<B> for InstructBlip<B> {
         self.config.vision_config.image_size
     }
 
+    fn tower(&self) -> &'static str {
+        "vision_model"
+    }
+
     fn vision_features(&self, pixels: Tensor<B, 4>) -> Result<Tensor<B, 3>> {
         let size = self.image_size();
-        let [_, channels, height, width] = pixels.dims();
-        if (channels, height, width) != (3, size, size) {
+        let [images, channels, height, width] = pixels.dims();
+        if images == 0 || (channels, height, width) != (3, size, size) {
             let reason = format!("shape {:?}, expected [images, 3, {size}, {size}]", pixels.dims());
             return Err(Error::input("pixels", reason));
         }

@@ -42,10 +42,10 @@ pub struct LlamaConfig {
     pub rope_theta: Option<f64>,
     /// Older spelling of the rotary scaling.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub rope_scaling: Option<Value>,
+    pub rope_scaling: Option<RopeParameters>,
     /// Newer spelling of both.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub rope_parameters: Option<Value>,
+    pub rope_parameters: Option<RopeParameters>,
     /// Biases in the attention's projections.
     pub attention_bias: bool,
     /// Biases in the MLP.
@@ -66,6 +66,85 @@ pub struct LlamaConfig {
     /// Fields we keep but do not read.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
+}
+
+/// Rotary base and scaling, as `rope_parameters` and `rope_scaling` have them. A scaling other than `default` and
+/// `linear`, a linear one without its factor, and keys that mean something else are refused when it is read.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "RopeJson", into = "RopeJson")]
+pub struct RopeParameters {
+    /// The base, where it is given here.
+    pub rope_theta: Option<f64>,
+    /// Positions are divided by it; 1 is no scaling.
+    pub factor: f64,
+    /// The key of the kind was `type`, as before transformers 4.43.
+    old_key: bool,
+}
+
+/// [`RopeParameters`] as written.
+#[derive(Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RopeJson {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rope_theta: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rope_type: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    r#type: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    factor: Option<f64>,
+    #[serde(skip_serializing)]
+    partial_rotary_factor: Option<f64>,
+}
+
+impl TryFrom<RopeJson> for RopeParameters {
+    type Error = String;
+
+    fn try_from(json: RopeJson) -> Result<Self, String> {
+        if let Some(part) = json.partial_rotary_factor.filter(|&part| part != 1.0) {
+            return Err(format!("partial_rotary_factor {part}: the whole width of a head is rotated here"));
+        }
+        let old_key = json.rope_type.is_none() && json.r#type.is_some();
+        let kind = match (json.rope_type, json.r#type) {
+            (Some(new), Some(old)) if new != old => {
+                return Err(format!("rope_type `{new}`, but type `{old}`"));
+            }
+            (Some(kind), _) | (None, Some(kind)) => kind,
+            (None, None) if json.factor.is_some() => {
+                return Err("a factor of rotary scaling without rope_type".into());
+            }
+            (None, None) => "default".into(),
+        };
+        let factor = match (kind.as_str(), json.factor) {
+            ("default", None | Some(1.0)) => 1.0,
+            ("default", Some(factor)) => {
+                return Err(format!("factor {factor} beside rope_type `default`, which has none"));
+            }
+            ("linear", Some(factor)) => factor,
+            ("linear", None) => return Err("rope_type `linear` without its factor".into()),
+            (other, _) => {
+                return Err(format!(
+                    "rotary scaling `{other}` is not implemented; `default` and `linear` are"
+                ));
+            }
+        };
+        Ok(Self { rope_theta: json.rope_theta, factor, old_key })
+    }
+}
+
+impl From<RopeParameters> for RopeJson {
+    fn from(rope: RopeParameters) -> Self {
+        let linear = rope.factor != 1.0;
+        let kind = Some(if linear { "linear" } else { "default" }.to_owned());
+        let (rope_type, r#type) = if rope.old_key { (None, kind) } else { (kind, None) };
+        Self {
+            rope_theta: rope.rope_theta,
+            rope_type,
+            r#type,
+            factor: linear.then_some(rope.factor),
+            partial_rotary_factor: None,
+        }
+    }
 }
 
 impl Default for LlamaConfig {
@@ -122,32 +201,34 @@ impl LlamaConfig {
         self.eos_token_id.as_ref().map(OneOrMany::to_vec).unwrap_or_default()
     }
 
-    /// Rotary base and linear scaling factor, from either spelling.
-    ///
-    /// # Errors
-    /// A scaling other than `default` and `linear`, by name.
-    pub fn rope(&self) -> Result<(f64, f64)> {
-        let newer = self.rope_parameters.as_ref();
-        let number = |v: Option<&Value>, key: &str| v.and_then(|v| v.get(key)).and_then(Value::as_f64);
-        let theta = number(newer, "rope_theta").or(self.rope_theta).unwrap_or(10_000.0);
-        let scaling = newer.or(self.rope_scaling.as_ref());
-        let kind = scaling.and_then(|v| v.get("rope_type").or_else(|| v.get("type"))).and_then(Value::as_str);
-        let factor = match kind.unwrap_or("default") {
-            "default" => 1.0,
-            "linear" => number(scaling, "factor").unwrap_or(1.0),
-            other => {
-                let reason =
-                    format!("rotary scaling `{other}` is not implemented; `default` and `linear` are");
-                return Err(Error::config("rope_scaling", reason));
+    /// Rotary base and factor of linear scaling, from either spelling; 10,000 and 1, LLaMA's, where none is given.
+    pub fn rope(&self) -> (f64, f64) {
+        let scaling = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
+        let theta = scaling.and_then(|s| s.rope_theta).or(self.rope_theta).unwrap_or(10_000.0);
+        (theta, scaling.map_or(1.0, |s| s.factor))
+    }
+
+    fn check_rope(&self, at: &str) -> Result<()> {
+        let field = |name: &str| if at.is_empty() { name.to_owned() } else { format!("{at}.{name}") };
+        let (theta, factor) = self.rope();
+        for (name, value) in [("rope_theta", theta), ("rope_scaling.factor", factor)] {
+            if !(value.is_finite() && value > 0.0) {
+                return Err(Error::config(field(name), format!("{value}; it must be positive")));
             }
-        };
-        if !(theta.is_finite() && theta > 0.0 && factor.is_finite() && factor > 0.0) {
-            return Err(Error::config(
-                "rope_theta",
-                format!("base {theta}, factor {factor}: both must be positive"),
-            ));
         }
-        Ok((theta, factor))
+        let newer = self.rope_parameters.as_ref();
+        let thetas = [newer.and_then(|n| n.rope_theta), self.rope_theta];
+        let factors = [newer, self.rope_scaling.as_ref()].map(|s| s.map(|s| s.factor));
+        for [new, old] in [thetas, factors] {
+            if let (Some(new), Some(old)) = (new, old)
+                && new != old
+            {
+                let reason =
+                    format!("says {new}, but rope_theta or rope_scaling {old}: leave one of them out");
+                return Err(Error::config(field("rope_parameters"), reason));
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn check_at(&self, at: &str) -> Result<()> {
@@ -173,7 +254,21 @@ impl LlamaConfig {
         if !self.head_width().is_multiple_of(2) {
             return Err(Error::config("head_dim", "rotary positions need an even width"));
         }
-        self.rope().map(|_| ())
+        self.check_rope(at)?;
+        // Hugging Face's code would act on these, ours does not.
+        let full = |value: &Value| {
+            value.as_array().is_some_and(|types| types.iter().all(|kind| kind == "full_attention"))
+        };
+        config::refuse_others(
+            at,
+            &self.extra,
+            &[
+                ("partial_rotary_factor", &|value| value.as_f64() == Some(1.0)),
+                ("attention_dropout", &|value| value.as_f64() == Some(0.0)),
+                ("sliding_window", &|_| false),
+                ("layer_types", &full),
+            ],
+        )
     }
 
     /// A model whose parameters are allocated on first use; load a checkpoint into it.

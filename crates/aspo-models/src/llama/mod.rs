@@ -8,10 +8,10 @@ use burn::tensor::{Int, Tensor, backend::Backend};
 
 use crate::error::Result;
 use crate::input::{self, ModelInput};
-use crate::nn::{Linear, each_linear};
+use crate::nn::{Linear, cast, each_linear};
 
-pub use config::LlamaConfig;
 pub(crate) use config::llama_init;
+pub use config::{LlamaConfig, RopeParameters};
 pub use parts::{Context, LlamaLayer, LlamaModel};
 
 /// The decoder with its output head, as Hugging Face's `LlamaForCausalLM`.
@@ -31,10 +31,10 @@ impl<B: Backend> Llama<B> {
         &self.model.config
     }
 
-    /// The output head's weight, `[vocabulary, hidden]`.
+    /// The output head's weight, its adapter included, `[vocabulary, hidden]`.
     pub fn head(&self) -> Tensor<B, 2> {
         match &self.lm_head {
-            Some(head) => head.weight.val(),
+            Some(head) => head.adapted_weight(),
             None => self.model.embed_tokens.weight.val(),
         }
     }
@@ -68,9 +68,10 @@ impl<B: Backend> Llama<B> {
     }
 }
 
-/// `[batch, tokens, hidden]` times `[vocabulary, hidden]` transposed.
+/// `[batch, tokens, hidden]` times `[vocabulary, hidden]` transposed, in the type of the head.
 pub(crate) fn project<B: Backend>(hidden: Tensor<B, 3>, head: Tensor<B, 2>) -> Tensor<B, 3> {
     let [batch, tokens, width] = hidden.dims();
     let vocabulary = head.dims()[0];
+    let hidden = cast(hidden, head.dtype());
     hidden.reshape([batch * tokens, width]).matmul(head.transpose()).reshape([batch, tokens, vocabulary])
 }

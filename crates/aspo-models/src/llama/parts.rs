@@ -144,12 +144,11 @@ pub struct LlamaModel<B: Backend> {
     theta: f64,
     factor: f64,
 }
-each_linear!(LlamaModel: layers);
+each_linear!(LlamaModel: embed_tokens, layers);
 
 impl<B: Backend> LlamaModel<B> {
-    /// From a config that was checked; rotary parameters it cannot honour count as the defaults.
     pub(crate) fn new(c: &LlamaConfig, device: &B::Device) -> Self {
-        let (theta, factor) = c.rope().unwrap_or((10_000.0, 1.0));
+        let (theta, factor) = c.rope();
         Self {
             embed_tokens: Embedding::new(c.vocab_size, c.hidden_size, device),
             layers: (0..c.num_hidden_layers).map(|_| LlamaLayer::new(c, device)).collect(),

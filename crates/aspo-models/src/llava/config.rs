@@ -90,6 +90,7 @@ impl ModelConfig for LlavaConfig {
     fn check(&self) -> Result<()> {
         self.vision_config.check("vision_config")?;
         self.text_config.check_at("text_config")?;
+        config::check_id("image_token_index", self.image_token_index)?;
         if layer_index(self.vision_config.num_hidden_layers, self.vision_feature_layer).is_none() {
             let layers = self.vision_config.num_hidden_layers;
             let reason = format!("{} of a tower with {layers} layers", self.vision_feature_layer);

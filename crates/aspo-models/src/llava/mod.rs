@@ -83,14 +83,14 @@ impl<B: Backend> LanguageModel<B> for Llava<B> {
 
     fn head(&self) -> Tensor<B, 2> {
         match &self.lm_head {
-            Some(head) => head.weight.val(),
+            Some(head) => head.adapted_weight(),
             None => self.model.language_model.embed_tokens.weight.val(),
         }
     }
 
     fn embed(&self, input: &ModelInput<B>) -> Result<Tensor<B, 3>> {
         let features = match &input.image_features {
-            Some(features) => {
+            Some(features) if features.dims()[0] > 0 => {
                 let [_, count, width] = features.dims();
                 let expected = (self.tokens_per_image(), self.config.vision_config.hidden_size);
                 if (count, width) != expected {
@@ -100,7 +100,7 @@ impl<B: Backend> LanguageModel<B> for Llava<B> {
                 }
                 Some(self.project(features.clone()))
             }
-            None => None,
+            _ => None,
         };
         embed_with_images(self.decoder(), input, self.image_token(), features)
     }
@@ -117,6 +117,10 @@ impl<B: Backend> VisionLanguageModel<B> for Llava<B> {
 
     fn image_size(&self) -> usize {
         self.config.vision_config.image_size
+    }
+
+    fn tower(&self) -> &'static str {
+        "model.vision_tower"
     }
 
     fn vision_features(&self, pixels: Tensor<B, 4>) -> Result<Tensor<B, 3>> {

@@ -6,92 +6,114 @@
 mod config;
 mod file;
 mod target;
+mod whole;
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 
-use crate::checkpoint::{Layout, stable_ids};
+use crate::checkpoint::{Layout, Pretrained, stable_ids};
 use crate::error::{Error, Result};
 use crate::nn::{EachLinear, Init, Linear, Lora, cast, f32, rng_for};
 
-pub use config::{LoraConfig, Names};
+pub use config::{Indices, InitLora, LoraConfig, Names, Patterns};
 pub use file::{Adapter, load_adapter, save_adapter};
-use target::Targets;
+pub use target::Adapted;
+use target::{Selection, is_head};
 
 /// Freeze every parameter and put an adapter beside each layer that the config names.
 ///
-/// `A` starts uniform within `±1/sqrt(in)` (PEFT's Kaiming with a = √5), drawn from a stream of `seed` for each
-/// path; `B` starts at zero, so the model's results do not change. Parameter ids are made [stable](stable_ids).
-/// Adapters already there are replaced.
+/// `A` starts uniform within `±1/sqrt(in)` (PEFT's Kaiming with a = √5), or with `init_lora_weights = "gaussian"` normal
+/// with deviation `1/r`, drawn from a stream of `seed` for each path; `B` starts at zero, so the model's results do not
+/// change. Parameter ids are made [stable](stable_ids). Adapters already there are replaced.
+///
+/// Layers are named as in the module tree, or all of them as older transformers had them (`language_model.model.layers…`).
 ///
 /// # Errors
-/// Options we do not honour, a pattern that is no regular expression, or targets that name no linear layer.
-pub fn attach<B, M>(module: M, config: &LoraConfig, seed: u64) -> Result<M>
+/// Options we do not honour in training ([`check_training`](LoraConfig::check_training)), an expression that is none,
+/// names, expressions and indices that match nothing, and dropout on the output head.
+pub fn attach<B, M>(mut module: M, config: &LoraConfig, seed: u64) -> Result<M>
 where
     B: Backend,
-    M: Module<B> + EachLinear<B>,
+    M: Pretrained<B> + EachLinear<B>,
 {
-    attach_with(module, config, |path, rank, linear| {
+    let layers = adapted_layers(&mut module, config)?;
+    let gaussian = matches!(&config.init_lora_weights, Some(InitLora::Named(name)) if name.eq_ignore_ascii_case("gaussian"));
+    attach_to(module, config, &layers, |path, rank, linear| {
         let [outputs, inputs] = linear.weight.lazy_shape().dims();
         let device = linear.weight.lazy_device();
-        let bound = (inputs.max(1) as f64).powf(-0.5);
-        let a = Init::Uniform(bound).draw(rank * inputs, &mut rng_for(seed, path));
+        let start = match gaussian {
+            true => Init::Normal(1.0 / rank as f64),
+            false => Init::Uniform((inputs.max(1) as f64).powf(-0.5)),
+        };
+        let a = start.draw(rank * inputs, &mut rng_for(seed, path));
         let a = Tensor::from_data(TensorData::new(a, [rank, inputs]), (&device, DType::F32));
         Ok((a, Tensor::zeros([outputs, rank], (&device, DType::F32))))
     })
 }
 
-/// [`attach`] with factors `A` and `B` made by `make(path, rank, layer)`.
-pub(crate) fn attach_with<B, M>(
+/// The layers that [`attach`] would adapt, in the model's order; nothing is made.
+///
+/// # Errors
+/// As [`attach`].
+pub fn adapted_layers<B, M>(module: &mut M, config: &LoraConfig) -> Result<Vec<Adapted>>
+where
+    B: Backend,
+    M: Pretrained<B> + EachLinear<B>,
+{
+    config.check_training()?;
+    let layers = Selection::of_own(config, &linear_paths(module), M::PREFIXES)?.layers;
+    match layers.iter().find(|layer| is_head(&layer.path)) {
+        Some(head) if config.lora_dropout > 0.0 => {
+            let reason =
+                "its adapter is trained as one weight `W + scale · B A`, whose input takes no dropout";
+            let remedy = "set lora_dropout to 0, or leave the head out";
+            Err(Error::Adapter(format!("lora_dropout with `{}`: {reason}; {remedy}", head.path)))
+        }
+        _ => Ok(layers),
+    }
+}
+
+/// Freeze every parameter and put factors `A` and `B`, made by `make(path, rank, layer)`, beside the selected layers.
+fn attach_to<B, M>(
     module: M,
     config: &LoraConfig,
+    layers: &[Adapted],
     mut make: impl FnMut(&str, usize, &Linear<B>) -> Result<(Tensor<B, 2>, Tensor<B, 2>)>,
 ) -> Result<M>
 where
     B: Backend,
     M: Module<B> + EachLinear<B>,
 {
-    config.check()?;
-    let targets = Targets::new(config)?;
     let mut module = frozen(without_adapters(&module));
-    let mut hits = 0;
+    // Both are in the model's order.
+    let mut layers = layers.iter().peekable();
     let mut failed = None;
     module.each_linear("", &mut |path, linear| {
-        if failed.is_some() {
-            return;
-        }
-        let mut adapter = || {
-            if !targets.hit(path)? {
-                return Ok(None);
-            }
-            let (rank, scale) = targets.rank_and_scale(path)?;
-            make(path, rank, linear).map(|(a, b)| Some((a, b, scale)))
-        };
-        match adapter() {
-            Ok(None) => {}
-            Ok(Some((a, b, scale))) => {
-                hits += 1;
+        let Some(layer) = layers.next_if(|layer| layer.path == path) else { return };
+        match make(path, layer.rank, linear) {
+            Ok((a, b)) => {
                 linear.lora = Some(Lora {
                     lora_a: Param::from_tensor(a),
                     lora_b: Param::from_tensor(b),
-                    scale,
+                    scale: layer.scale,
                     merged: false,
                     dropout: config.lora_dropout,
                 });
             }
-            Err(error) => failed = Some(error),
+            Err(error) => failed = failed.take().or(Some(error)),
         }
     });
-    if let Some(error) = failed {
-        return Err(error);
+    match failed {
+        Some(error) => Err(error),
+        None => Ok(stable_ids(module)),
     }
-    if hits == 0 {
-        return Err(Error::Adapter(format!(
-            "target_modules {} name no linear layer of the model: give names or a pattern that do, or all-linear",
-            config.targets()
-        )));
-    }
-    Ok(stable_ids(module))
+}
+
+/// Paths of all linear layers, in the model's order.
+fn linear_paths<B: Backend>(module: &mut impl EachLinear<B>) -> Vec<String> {
+    let mut paths = Vec::new();
+    module.each_linear("", &mut |path, _| paths.push(path.to_owned()));
+    paths
 }
 
 /// No parameter wants a gradient. Burn's `no_grad` makes lazy parameters on the way, a whole model of them; this does not.
@@ -105,18 +127,21 @@ fn frozen<B: Backend, M: Module<B>>(module: M) -> M {
     module.map(&mut Freeze)
 }
 
-/// The same model with its adapters off: the weights are shared, nothing is copied.
+/// The same model with its adapters off: the weights are shared, nothing is copied. Modules that an adapter held whole
+/// (`modules_to_save`) are the base's again; biases and a head's own weight that came with an adapter stay, as in PEFT.
 pub fn without_adapters<B, M>(module: &M) -> M
 where
     B: Backend,
     M: Module<B> + EachLinear<B>,
 {
     let mut base = module.clone();
-    base.each_linear("", &mut |_, linear| linear.lora = None);
+    base.each_linear("", &mut |_, linear| linear.restore());
+    base.each_table("", &mut |_, table| table.restore());
     base
 }
 
-/// Add each adapter's product to its weight, `W + scale · B A`; the factors stay for [`unmerge`].
+/// Add each adapter's product to its weight, `W + scale · B A`; the factors stay for [`unmerge`]. Modules that an adapter
+/// holds whole are there to stay.
 ///
 /// To export a plain model, [`without_adapters`] of the result is it.
 pub fn merge<B, M>(module: M) -> M
@@ -141,7 +166,11 @@ where
     B: Backend,
     M: Module<B> + EachLinear<B>,
 {
+    module.each_table("", &mut |_, table| {
+        table.original.as_mut().into_iter().for_each(|original| original.merged = merged);
+    });
     module.each_linear("", &mut |_, linear| {
+        linear.original.as_mut().into_iter().for_each(|original| original.merged = merged);
         let Some(lora) = linear.lora.as_mut().filter(|lora| lora.merged != merged) else {
             return;
         };
@@ -176,6 +205,12 @@ where
 /// An [`Adapter`] for a module whose factors were just [attached](attach): PEFT's own names, single precision.
 impl From<LoraConfig> for Adapter {
     fn from(config: LoraConfig) -> Self {
-        Self { config, layout: Layout::tree(), precision: crate::checkpoint::Precision::F32 }
+        Self {
+            config,
+            layout: Layout::tree(),
+            precision: crate::checkpoint::Precision::F32,
+            warnings: Vec::new(),
+            whole: Default::default(),
+        }
     }
 }

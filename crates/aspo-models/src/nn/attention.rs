@@ -24,15 +24,16 @@ pub fn merge_heads<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 3> {
     x.swap_dims(1, 2).reshape([batch, tokens, heads * dim])
 }
 
-/// `softmax(q kᵀ / sqrt(head_dim)) v`, the softmax in `f32`.
+/// `softmax(q kᵀ / sqrt(head_dim)) v`, the softmax in `f32` whatever the type of `q`.
 ///
 /// `q` is `[batch, heads, queries, head_dim]`, `k` and `v` `[batch, groups, keys, head_dim]`; query head `h` reads
 /// group `h · groups / heads` (grouped queries). `mask` is `[batch, 1 or groups, queries, keys]`, true where a key is
 /// hidden.
 ///
-/// Only the exponentials are kept for a backward pass: the normaliser divides the result instead of the weights.
-/// Masked rows are computed by the same operations with and without a graph, so that a policy whose adapter is still
-/// zero equals its reference exactly; without a graph they are computed by chunks, and the scores never exist whole.
+/// Only the exponentials are kept for a backward pass: the normaliser divides the result instead of the weights, but
+/// in `f16`, where a sum of values not yet divided could overflow. Masked rows are computed by the same operations with
+/// and without a graph, so that a policy whose adapter is still zero equals its reference exactly; without a graph, rows
+/// of more than [`CHUNK_SCORES`] scores are computed by chunks, whose products may round otherwise in the last bit.
 pub fn attend<B: Backend>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
@@ -54,9 +55,12 @@ pub fn attend<B: Backend>(
         ]),
     });
     let tracked = B::ad_enabled(&q.device());
+    // Burn's own attention computes the softmax in the tensors' type on some backends.
+    let burns = !tracked && q.dtype() == DType::F32;
     let out = match mask {
-        None if !tracked => attention(q, k, v, None, None, AttentionModuleOptions::default()),
-        mask if !tracked && queries == 1 => attention(q, k, v, mask, None, AttentionModuleOptions::default()),
+        mask if burns && (mask.is_none() || queries == 1) => {
+            attention(q, k, v, mask, None, AttentionModuleOptions::default())
+        }
         mask => {
             let rows = repeat * queries;
             let chunk =
@@ -92,8 +96,11 @@ fn softmax_mix<B: Backend>(
     let max = scores.clone().detach().max_dim(3);
     let weights = (scores - max).exp();
     let total = weights.clone().sum_dim(3);
-    let mixed = cast(weights, dtype).matmul(v);
-    if dtype == DType::F32 { mixed / total } else { cast(f32(mixed) / total, dtype) }
+    match dtype {
+        DType::F32 => weights.matmul(v) / total,
+        DType::F16 => cast(weights / total, dtype).matmul(v),
+        _ => cast(f32(cast(weights, dtype).matmul(v)) / total, dtype),
+    }
 }
 
 /// The mask of padded keys, `[batch, 1, queries, keys]`, from `attention_mask` `[batch, keys]` (1 = real).
@@ -125,9 +132,10 @@ pub fn padding_mask<B: Backend>(
     mask
 }
 
-/// Keys and values of the tokens a layer has seen, in a buffer that grows by blocks and is written in place.
+/// Keys and values of the tokens a layer has seen, in a buffer that grows by blocks.
 ///
-/// The buffer is handed to attention as it is, its unwritten tail hidden by the mask; so a step copies one token.
+/// The buffer is handed to attention as it is, its unwritten tail hidden by the mask; so a step copies one token where
+/// the backend writes in place (CubeCL), and the buffer where it does not (flex).
 #[derive(Debug, Clone)]
 pub struct KvCache<B: Backend> {
     pub(crate) keys: Option<Tensor<B, 4>>,

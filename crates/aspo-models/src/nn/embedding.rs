@@ -3,19 +3,41 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, backend::Backend, module::embedding};
 
-use super::{normal, zeros};
+use super::{EachLinear, Linear, Original, normal, zeros};
 
 /// A table of vectors, one a token.
 #[derive(Module, Debug)]
 pub struct Embedding<B: Backend> {
     /// `[rows, features]`.
     pub weight: Param<Tensor<B, 2>>,
+    /// The base's own table, where an adapter put a whole one in its place.
+    pub original: Option<Original<B>>,
+}
+
+impl<B: Backend> EachLinear<B> for Embedding<B> {
+    fn each_linear(&mut self, _: &str, _: &mut dyn FnMut(&str, &mut Linear<B>)) {}
+
+    fn each_table(&mut self, path: &str, f: &mut dyn FnMut(&str, &mut Embedding<B>)) {
+        f(path, self);
+    }
 }
 
 impl<B: Backend> Embedding<B> {
     /// A table of `rows` vectors.
     pub fn new(rows: usize, features: usize, device: &B::Device) -> Self {
-        Self { weight: normal([rows, features], device) }
+        Self { weight: normal([rows, features], device), original: None }
+    }
+
+    /// Keep the table, before an adapter's takes its place.
+    pub(crate) fn keep_original(&mut self) {
+        self.original = Some(Original { weight: self.weight.clone(), bias: None, merged: false });
+    }
+
+    /// The base's own table, unless the adapter's was merged.
+    pub(crate) fn restore(&mut self) {
+        if let Some(original) = self.original.take().filter(|original| !original.merged) {
+            self.weight = original.weight;
+        }
     }
 
     /// `[batch, tokens]` ids to `[batch, tokens, features]`.

@@ -1,7 +1,7 @@
 //! Lazy parameters, and seeded values for models trained from nothing.
 
 use burn::module::{Initializer, Module, ModuleMapper, Param};
-use burn::tensor::{Tensor, TensorData, backend::Backend};
+use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -104,7 +104,10 @@ pub fn initialize<B: Backend, M: Module<B>>(
             let values = init.draw(shape.num_elements(), &mut rng_for(self.seed, &path));
             let device = param.lazy_device();
             let id = param.id;
-            param.transform_for_load(Tensor::from_data(TensorData::new(values, shape), &device), id)
+            param.transform_for_load(
+                Tensor::from_data(TensorData::new(values, shape), (&device, DType::F32)),
+                id,
+            )
         }
     }
     module.map(&mut Mapper { path: Vec::new(), seed, rule })

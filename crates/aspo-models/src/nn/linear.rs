@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Distribution, Tensor, backend::Backend, module::linear};
 
 use super::norm::{cast, f32};
-use super::{normal, zeros};
+use super::{Embedding, normal, zeros};
 
 /// `x Wᵀ + b`, plus the adapter's `scale · (x Aᵀ) Bᵀ` where one is attached.
 #[derive(Module, Debug)]
@@ -15,6 +15,19 @@ pub struct Linear<B: Backend> {
     pub bias: Option<Param<Tensor<B, 1>>>,
     /// The low-rank adapter; `None` is the base model.
     pub lora: Option<Lora<B>>,
+    /// The base's own parameters, where an adapter put a whole layer in their place.
+    pub original: Option<Original<B>>,
+}
+
+/// Parameters of the base that an adapter's own (PEFT's `modules_to_save`) stand in for.
+#[derive(Module, Debug)]
+pub struct Original<B: Backend> {
+    /// As of the layer.
+    pub weight: Param<Tensor<B, 2>>,
+    /// As of the layer.
+    pub bias: Option<Param<Tensor<B, 1>>>,
+    /// The adapter's are there to stay (see [`merge`](crate::lora::merge)).
+    pub merged: bool,
 }
 
 /// A low-rank adapter in PEFT's layout, always `f32`: `ΔW = scale · B A` (Hu et al. 2021, eq. 3).
@@ -39,6 +52,34 @@ impl<B: Backend> Linear<B> {
             weight: normal([outputs, inputs], device),
             bias: bias.then(|| zeros([outputs], device)),
             lora: None,
+            original: None,
+        }
+    }
+
+    /// `W + scale · B A`, `[out, in]`: the weight of [`forward`](Self::forward) but for the bias and an adapter's
+    /// dropout. In `f32` where an adapter is attached, with gradients to `A` and `B`.
+    pub fn adapted_weight(&self) -> Tensor<B, 2> {
+        match &self.lora {
+            Some(lora) if !lora.merged => {
+                let delta = lora.lora_b.val().matmul(lora.lora_a.val()).mul_scalar(lora.scale);
+                f32(self.weight.val()) + delta
+            }
+            _ => self.weight.val(),
+        }
+    }
+
+    /// Keep the parameters, before an adapter's take their place.
+    pub(crate) fn keep_original(&mut self) {
+        let (weight, bias) = (self.weight.clone(), self.bias.clone());
+        self.original = Some(Original { weight, bias, merged: false });
+    }
+
+    /// Without adapter: the base's own parameters, unless the adapter's were merged.
+    pub(crate) fn restore(&mut self) {
+        self.lora = None;
+        if let Some(original) = self.original.take().filter(|original| !original.merged) {
+            self.weight = original.weight;
+            self.bias = original.bias;
         }
     }
 
@@ -89,6 +130,11 @@ impl<B: Backend> Lora<B> {
 pub trait EachLinear<B: Backend> {
     /// Call `f` with the path and the layer, for every layer below `path`.
     fn each_linear(&mut self, path: &str, f: &mut dyn FnMut(&str, &mut Linear<B>));
+
+    /// Call `f` with the path and the table, for every table of the decoder's tokens below `path`.
+    fn each_table(&mut self, path: &str, f: &mut dyn FnMut(&str, &mut Embedding<B>)) {
+        let _ = (path, f);
+    }
 }
 
 impl<B: Backend> EachLinear<B> for Linear<B> {
@@ -103,12 +149,24 @@ impl<B: Backend, M: EachLinear<B>> EachLinear<B> for Vec<M> {
             module.each_linear(&join(path, &i.to_string()), f);
         }
     }
+
+    fn each_table(&mut self, path: &str, f: &mut dyn FnMut(&str, &mut Embedding<B>)) {
+        for (i, module) in self.iter_mut().enumerate() {
+            module.each_table(&join(path, &i.to_string()), f);
+        }
+    }
 }
 
 impl<B: Backend, M: EachLinear<B>> EachLinear<B> for Option<M> {
     fn each_linear(&mut self, path: &str, f: &mut dyn FnMut(&str, &mut Linear<B>)) {
         if let Some(module) = self {
             module.each_linear(path, f);
+        }
+    }
+
+    fn each_table(&mut self, path: &str, f: &mut dyn FnMut(&str, &mut Embedding<B>)) {
+        if let Some(module) = self {
+            module.each_table(path, f);
         }
     }
 }
@@ -118,12 +176,17 @@ pub fn join(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 
-/// Implement [`EachLinear`] by listing the fields that hold linear layers.
+/// Implement [`EachLinear`] by listing the fields that hold linear layers, and the table of the decoder's tokens.
 macro_rules! each_linear {
     ($module:ident: $($field:ident),+ $(,)?) => {
         impl<B: burn::tensor::backend::Backend> $crate::nn::EachLinear<B> for $module<B> {
             fn each_linear(&mut self, path: &str, f: &mut dyn FnMut(&str, &mut $crate::nn::Linear<B>)) {
                 $($crate::nn::EachLinear::each_linear(
+                    &mut self.$field, &$crate::nn::join(path, stringify!($field)), f);)+
+            }
+
+            fn each_table(&mut self, path: &str, f: &mut dyn FnMut(&str, &mut $crate::nn::Embedding<B>)) {
+                $($crate::nn::EachLinear::each_table(
                     &mut self.$field, &$crate::nn::join(path, stringify!($field)), f);)+
             }
         }

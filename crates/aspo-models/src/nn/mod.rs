@@ -18,7 +18,7 @@ pub use embedding::{Embedding, PatchEmbedding};
 pub use init::{Init, initialize};
 pub(crate) use init::{normal, ones, path_hash, rng_for, zeros};
 pub(crate) use linear::each_linear;
-pub use linear::{EachLinear, Linear, Lora, join};
+pub use linear::{EachLinear, Linear, Lora, Original, join};
 pub use norm::{LayerNorm, RmsNorm};
 pub(crate) use norm::{cast, f32};
 pub use rope::Rope;

@@ -50,7 +50,7 @@ impl<B: Backend> RmsNorm<B> {
         let dtype = x.dtype();
         let x = f32(x);
         let inverse = (x.clone().square().mean_dim(D - 1) + self.eps).sqrt().recip();
-        cast(x * inverse, dtype) * self.weight.val().unsqueeze()
+        cast(x * inverse, dtype) * cast(self.weight.val(), dtype).unsqueeze()
     }
 }
 

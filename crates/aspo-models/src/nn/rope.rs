@@ -1,6 +1,6 @@
 //! Rotary position embedding, rotate-half as in LLaMA (Su et al. 2021; GPT-NeoX's channel order).
 
-use burn::tensor::{Int, Tensor, TensorData, backend::Backend, s};
+use burn::tensor::{DType, FloatDType, Int, Tensor, TensorData, backend::Backend, s};
 
 use super::norm::{cast, f32};
 
@@ -22,9 +22,10 @@ impl<B: Backend> Rope<B> {
         let half = head_dim / 2;
         let inverse: Vec<f32> =
             (0..half).map(|i| (1.0 / theta.powf(2.0 * i as f64 / head_dim as f64) / factor) as f32).collect();
-        let inverse = Tensor::<B, 2>::from_data(TensorData::new(inverse, [1, half]), &device);
+        // In `f32` by name: a backend whose floats are of 16 bits by default would round positions and frequencies.
+        let inverse = Tensor::<B, 2>::from_data(TensorData::new(inverse, [1, half]), (&device, DType::F32));
         let [batch, tokens] = positions.dims();
-        let angle = f32(positions.float()).reshape([batch * tokens, 1]) * inverse;
+        let angle = positions.cast(FloatDType::F32).reshape([batch * tokens, 1]) * inverse;
         let (cos, sin) = (angle.clone().cos(), angle.sin());
         let row = |left, right| Tensor::cat(vec![left, right], 1).reshape([1, batch * tokens * head_dim]);
         Self { cos: row(cos.clone(), cos), sin: row(sin.clone().neg(), sin) }

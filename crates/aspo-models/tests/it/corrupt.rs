@@ -3,12 +3,17 @@
 use std::path::Path;
 
 use aspo_models::lora::load_adapter;
-use aspo_models::{Clip, EachLinear, InstructBlip, Llama, Llava, LoadOptions, Pretrained};
+use aspo_models::{
+    Clip, GenerateConfig, InstructBlip, LanguageModel, Llama, Llava, LoadOptions, ModelInput, Pretrained,
+    Result, generate,
+};
+use burn::tensor::Tensor;
 use burn_flex::Flex;
 use proptest::prelude::*;
 use serde_json::Value;
 
 use crate::memory::peak;
+use crate::support::fixtures as fixture;
 
 /// The promise: four times the folder's files (a tensor decoded, in transit and in place, and its list of names),
 /// and 64 MB for a tree of at most 1024 layers a tower whose parameters are never allocated.
@@ -28,23 +33,30 @@ fn copy(from: &Path) -> tempfile::TempDir {
     to
 }
 
-fn fixture(name: &str) -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
-}
-
-/// Load whatever the folder claims to be; the error's text, if any.
+/// Load whatever the folder claims to be and run it; the error's text, if any.
 fn try_load(folder: &Path, kind: &str) -> Option<String> {
-    fn load<M: Pretrained<Flex> + EachLinear<Flex>>(folder: &Path) -> Option<String> {
-        M::from_pretrained(folder, &LoadOptions::default(), &Default::default()).err().map(|e| e.to_string())
+    fn load<M: Pretrained<Flex>>(folder: &Path) -> Result<M> {
+        let load = || M::from_pretrained(folder, &LoadOptions::default(), &Default::default());
+        let (loaded, held) = peak(load);
+        assert!(held <= bound(folder), "{held} bytes were held, bound {}", bound(folder));
+        Ok(loaded?.0)
     }
-    let (error, held) = peak(|| match kind {
-        "clip" => load::<Clip<Flex>>(folder),
-        "llava" | "llava_sharded" => load::<Llava<Flex>>(folder),
-        "instructblip" => load::<InstructBlip<Flex>>(folder),
-        _ => load::<Llama<Flex>>(folder),
-    });
-    assert!(held <= bound(folder), "{held} bytes were held, bound {}", bound(folder));
-    error
+    fn text<M: Pretrained<Flex> + LanguageModel<Flex>>(folder: &Path) -> Result<()> {
+        let input = ModelInput::from_rows(&[vec![1, 2, 3], vec![2]], 0, &Default::default());
+        let config = GenerateConfig { max_new_tokens: 2, ..Default::default() };
+        generate(&load::<M>(folder)?, &input, &config, |_, _| ()).map(|_| ())
+    }
+    let found = match kind {
+        "clip" => load::<Clip<Flex>>(folder).and_then(|model| {
+            let size = model.config().vision_config.image_size;
+            let pixels = Tensor::zeros([1, 3, size, size], &Default::default());
+            model.image_embeds(pixels).map(|_| ())
+        }),
+        "llava" | "llava_sharded" => text::<Llava<Flex>>(folder),
+        "instructblip" => text::<InstructBlip<Flex>>(folder),
+        _ => text::<Llama<Flex>>(folder),
+    };
+    found.err().map(|error| error.to_string())
 }
 
 #[derive(Debug, Clone)]
@@ -116,10 +128,17 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn damaged_weights_are_errors(kind in prop::sample::select(KINDS), damage in damage()) {
+    fn damaged_weights_are_other_weights_and_cut_ones_errors(
+        kind in prop::sample::select(KINDS),
+        damage in damage(),
+    ) {
         let folder = copy(&fixture("models").join(kind));
-        apply(&folder.path().join("model.safetensors"), &damage);
-        try_load(folder.path(), kind);
+        let file = folder.path().join("model.safetensors");
+        let whole = std::fs::metadata(&file).unwrap().len();
+        apply(&file, &damage);
+        let cut = std::fs::metadata(&file).unwrap().len() < whole;
+        let told = try_load(folder.path(), kind);
+        prop_assert!(!cut || told.is_some_and(|told| told.contains("model.safetensors")), "a cut file was loaded");
     }
 
     #[test]
@@ -167,8 +186,12 @@ proptest! {
         }
         let base = fixture("models/llava");
         let model = Llava::<Flex>::from_pretrained(base, &LoadOptions::default(), &Default::default()).unwrap().0;
-        let (_, held) = peak(|| load_adapter(model, folder.path()).map(|_| ()));
+        let (loaded, held) = peak(|| load_adapter(model, folder.path()));
         prop_assert!(held <= bound(folder.path()), "{held} bytes were held");
+        if let Ok((model, _)) = loaded {
+            let input = ModelInput::from_rows(&[vec![1, 2, 3]], 0, &Default::default());
+            prop_assert!(model.logits(&input).is_ok());
+        }
     }
 }
 

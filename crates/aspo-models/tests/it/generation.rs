@@ -1,11 +1,11 @@
 //! Generation: the cache changes nothing, neighbours change nothing, limits and seeds are kept.
 
-use aspo_models::{GenerateConfig, Llama, LoadOptions, ModelInput, Pretrained, generate};
+use aspo_models::{Error, GenerateConfig, Llama, LoadOptions, ModelInput, Pretrained, generate};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use burn_flex::Flex;
 
-use crate::support::{on_backends, oracle, values};
+use crate::support::{fixtures, on_backends, scale, values, worst};
 
 on_backends!(
     cached_and_uncached_generation_agree,
@@ -14,8 +14,9 @@ on_backends!(
 );
 
 fn llama<B: Backend>() -> Llama<B> {
-    let folder = oracle().join("models/llama_gqa_tied");
-    Llama::from_pretrained(folder, &LoadOptions::default(), &Default::default()).unwrap().0
+    Llama::from_pretrained(fixtures("models/llama_gqa_tied"), &LoadOptions::default(), &Default::default())
+        .unwrap()
+        .0
 }
 
 fn prompts() -> Vec<Vec<u32>> {
@@ -82,7 +83,7 @@ fn a_padded_row_equals_the_row_alone<B: Backend>() {
     let device = Default::default();
     let row: Vec<i64> = vec![1, 8, 77, 30];
     let alone = values(model.hidden(&input(&[row.iter().map(|&t| t as u32).collect()])).unwrap());
-    let scale = alone.iter().fold(0f64, |m, v| m.max(v.abs()));
+    let scale = scale(&alone);
     for left in [0, 3] {
         // Padding holds ids that would matter if they were seen.
         let (mut ids, mut mask) = (vec![99i64; 7], vec![0i64; 7]);
@@ -91,7 +92,7 @@ fn a_padded_row_equals_the_row_alone<B: Backend>() {
         let tensor = |v: Vec<i64>| Tensor::from_data(burn::tensor::TensorData::new(v, [1, 7]), &device);
         let hidden = model.hidden(&ModelInput::new(tensor(ids.clone()), tensor(mask.clone()))).unwrap();
         let found = values(hidden.slice([0..1, left..left + 4]));
-        let worst = found.iter().zip(&alone).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        let worst = worst(&found, &alone);
         // Products of other shapes round differently in the last bits.
         assert!(
             worst <= 1e-5 * scale,
@@ -126,7 +127,7 @@ fn a_packed_pair_equals_its_two_rows() {
         model.hidden(&input(&[row])).unwrap()
     };
     let close = |a: Tensor<Flex, 3>, b: Tensor<Flex, 3>| {
-        let worst = values((a - b).abs()).into_iter().fold(0.0, f64::max);
+        let worst = worst(&values(a), &values(b));
         // Hidden states are of order one; see above for the bound.
         assert!(worst < 1e-5, "{worst:e}");
     };
@@ -245,6 +246,55 @@ fn options_without_meaning_are_refused_by_name() {
     assert!(generate(&model, &empty, &endless(2), |_, _| ()).is_err());
     let outside = generate(&model, &input(&[vec![1, 5000]]), &endless(2), |_, _| ()).unwrap_err();
     assert!(outside.to_string().contains("5000"));
+}
+
+#[test]
+fn a_token_is_not_taken_from_scores_that_are_no_numbers() {
+    let row_of = |value: f32| {
+        let mut model = llama::<Flex>();
+        let [rows, width] = model.model.embed_tokens.weight.dims();
+        let bad = Tensor::<Flex, 2>::full([1, width], value, &Default::default());
+        // The head is the table: only the score of id 7 is spoiled, and what reads id 7.
+        let table = model.model.embed_tokens.weight.clone();
+        model.model.embed_tokens.weight = table.map(|table| {
+            let [before, after] = [table.clone().slice(0..7), table.slice(8..rows)];
+            Tensor::cat(vec![before, bad, after], 0)
+        });
+        model
+    };
+    for bad in [f32::NAN, f32::INFINITY] {
+        let model = row_of(bad);
+        for config in [
+            endless(4),
+            GenerateConfig { do_sample: true, ..endless(4) },
+            GenerateConfig { num_beams: 3, ..endless(4) },
+            GenerateConfig { min_new_tokens: 2, ..endless(4) },
+        ] {
+            let mut told = 0;
+            let error = generate(&model, &input(&[vec![1, 5, 9]]), &config, |_, _| told += 1).unwrap_err();
+            assert!(matches!(error, Error::NotFinite { row: 0, tokens: 0, id: 7, .. }), "{error}");
+            assert_eq!(told, 0, "no token was told");
+        }
+    }
+}
+
+#[test]
+fn a_very_low_temperature_is_greedy() {
+    let model = llama::<Flex>();
+    let greedy = generate(&model, &input(&prompts()), &endless(5), |_, _| ()).unwrap();
+    let cold = GenerateConfig { do_sample: true, temperature: 1e-308, ..endless(5) };
+    assert_eq!(generate(&model, &input(&prompts()), &cold, |_, _| ()).unwrap(), greedy);
+}
+
+#[test]
+fn inputs_without_a_token_are_errors() {
+    let model = llama::<Flex>();
+    let none = input(&[]);
+    assert!(model.logits(&none).unwrap_err().to_string().contains("no token"));
+    assert_eq!(generate(&model, &none, &endless(2), |_, _| ()).unwrap(), Vec::<Vec<u32>>::new());
+    assert!(model.logits(&input(&[vec![], vec![]])).unwrap_err().to_string().contains("no token"));
+    let beams = GenerateConfig { num_beams: usize::MAX, ..endless(1) };
+    assert_eq!(generate(&model, &input(&[vec![1, 8]]), &beams, |_, _| ()).unwrap()[0].len(), 1);
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod checkpoints;
 mod corpora;
 mod corrupt;
 mod generation;
+mod layers;
 mod memory;
 mod oracle;
 mod recompute;

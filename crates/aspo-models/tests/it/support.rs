@@ -26,23 +26,57 @@ macro_rules! on_backends {
 }
 pub(crate) use on_backends;
 
-/// The oracle's folder: `ASPO_ORACLE`, else the copy beside the tests.
-pub fn oracle() -> PathBuf {
-    std::env::var_os("ASPO_ORACLE")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures"), PathBuf::from)
+/// What is committed with the crate.
+pub fn fixtures(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
-/// Every case of the oracle's models whose `model_type` is this.
-pub fn cases(model_type: &str) -> Vec<PathBuf> {
-    let models = oracle().join("models");
-    let mut found: Vec<PathBuf> = std::fs::read_dir(&models)
-        .unwrap_or_else(|e| panic!("{}: {e}", models.display()))
+/// The folders with an `expected` file in a sub-folder of the oracle: of `ASPO_ORACLE`, else of the copy beside the tests.
+/// None where `ASPO_ORACLE` has no such sub-folder; one without a case is a failure.
+pub fn oracle(sub: &str, expected: &str) -> Vec<PathBuf> {
+    let folder = match std::env::var_os("ASPO_ORACLE") {
+        None => fixtures(sub),
+        Some(root) if !Path::new(&root).join(sub).is_dir() => return Vec::new(),
+        Some(root) => PathBuf::from(root).join(sub),
+    };
+    let mut found: Vec<PathBuf> = std::fs::read_dir(&folder)
+        .unwrap_or_else(|e| panic!("{}: {e}", folder.display()))
         .map(|entry| entry.unwrap().path())
-        .filter(|path| path.join("expected.safetensors").is_file())
-        .filter(|path| aspo_models::config::model_type(path).unwrap() == model_type)
+        .filter(|path| path.join(expected).is_file())
         .collect();
+    assert!(!found.is_empty(), "no case in {}", folder.display());
     found.sort();
     found
+}
+
+/// Models that are implemented here; the oracle has others too.
+const KNOWN: [&str; 4] = ["clip", "llama", "llava", "instructblip"];
+
+fn model_type(case: &Path) -> String {
+    aspo_models::config::model_type(case).unwrap_or_else(|e| panic!("{}: {e}", case.display()))
+}
+
+/// Every case of the oracle's models that is implemented, with its `model_type`.
+pub fn models() -> Vec<(String, PathBuf)> {
+    let all = oracle("models", "expected.safetensors");
+    let found: Vec<_> = all.iter().map(|case| (model_type(case), case.clone())).collect();
+    let found: Vec<_> = found.into_iter().filter(|(kind, _)| KNOWN.contains(&kind.as_str())).collect();
+    assert!(all.is_empty() || !found.is_empty(), "the oracle holds no model that is implemented");
+    found
+}
+
+/// Every case of the oracle's models of this `model_type`; the committed copy has one of each.
+pub fn cases(kind: &str) -> Vec<PathBuf> {
+    let found: Vec<_> =
+        models().into_iter().filter(|(found, _)| found == kind).map(|(_, case)| case).collect();
+    assert!(!found.is_empty() || std::env::var_os("ASPO_ORACLE").is_some(), "no {kind}");
+    found
+}
+
+/// The base of the oracle's adapters and trajectories.
+pub fn oracle_llava() -> PathBuf {
+    let given = std::env::var_os("ASPO_ORACLE").map(|root| PathBuf::from(root).join("models/llava"));
+    given.filter(|folder| folder.is_dir()).unwrap_or_else(|| fixtures("models/llava"))
 }
 
 /// Tensors of a file, read without the code under test's float decoder.
@@ -58,6 +92,12 @@ impl Expected {
 
     pub fn names(&self) -> Vec<String> {
         self.file().names().into_iter().map(str::to_owned).collect()
+    }
+
+    /// A text of the header, empty where there is none.
+    pub fn metadata(&self, key: &str) -> String {
+        let (_, header) = safetensors::SafeTensors::read_metadata(&self.bytes).unwrap();
+        header.metadata().as_ref().and_then(|texts| texts.get(key)).cloned().unwrap_or_default()
     }
 
     pub fn has(&self, name: &str) -> bool {
@@ -107,21 +147,33 @@ pub fn values<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f64> {
     tensor.to_data().iter::<f64>().collect()
 }
 
+/// Largest difference of as many numbers, all of them finite: `zip` would stop at the shorter, `f64::max` pass over NaN.
+#[track_caller]
+pub fn worst(found: &[f64], expected: &[f64]) -> f64 {
+    assert_eq!(found.len(), expected.len(), "as many values");
+    assert!(!expected.is_empty(), "something to compare");
+    assert!(found.iter().chain(expected).all(|value| value.is_finite()), "a value is not finite");
+    found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+}
+
+/// Largest magnitude.
+pub fn scale(values: &[f64]) -> f64 {
+    values.iter().fold(0.0, |most, value| value.abs().max(most))
+}
+
 /// Largest difference over the largest expected magnitude, at rows of the last axis whose mask is 1.
+#[track_caller]
 pub fn relative(found: &[f64], expected: &[f64], mask: Option<&[i64]>) -> f64 {
-    assert_eq!(found.len(), expected.len());
-    let rows = mask.map_or(1, <[i64]>::len);
-    let width = expected.len() / rows;
-    let seen = |i: usize| mask.is_none_or(|m| m[i / width] == 1);
-    let scale = (0..expected.len()).filter(|&i| seen(i)).map(|i| expected[i].abs()).fold(0.0, f64::max);
-    let diff = (0..expected.len())
-        .filter(|&i| seen(i))
-        .map(|i| {
-            let d = (found[i] - expected[i]).abs();
-            if d.is_nan() { f64::INFINITY } else { d }
-        })
-        .fold(0.0, f64::max);
-    diff / scale
+    assert_eq!(found.len(), expected.len(), "as many values");
+    let width = expected.len() / mask.map_or(1, <[i64]>::len);
+    let seen = |values: &[f64]| -> Vec<f64> {
+        let rows = values.chunks(width).enumerate();
+        rows.filter(|(row, _)| mask.is_none_or(|m| m[*row] == 1)).flat_map(|(_, row)| row.to_vec()).collect()
+    };
+    let (found, expected) = (seen(found), seen(expected));
+    let scale = scale(&expected);
+    assert!(scale > 0.0, "nothing but zeros is expected");
+    worst(&found, &expected) / scale
 }
 
 /// `expected[name]` is met to 1e-4 of its largest magnitude, the oracle's tolerance for f32 models.

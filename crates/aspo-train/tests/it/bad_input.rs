@@ -87,7 +87,7 @@ fn options_that_cannot_be_honoured_are_refused_before_anything_is_read() {
             &["`gradient_checkpointing`", "lora_dropout"],
             TrainConfig {
                 gradient_checkpointing: true,
-                lora: aspo_train::LoraOptions { lora_dropout: 0.1, ..base.lora.clone() },
+                lora: aspo_models::LoraConfig { lora_dropout: 0.1, ..base.lora.clone() },
                 ..base.clone()
             },
         ),
@@ -139,7 +139,7 @@ fn devices_that_cannot_share_a_step_are_refused() {
             &on(3, &config),
             &["`devices`", "3 for 2 forward passes", "gradient_accumulation_steps"],
         );
-        let lora = aspo_train::LoraOptions { lora_dropout: 0.1, ..config.lora.clone() };
+        let lora = aspo_models::LoraConfig { lora_dropout: 0.1, ..config.lora.clone() };
         assert_tells(&on(2, &TrainConfig { lora, ..config }), &["`devices`", "lora_dropout", "to 0"]);
     }
     assert!(!world.config.output_dir.exists(), "nothing was begun");

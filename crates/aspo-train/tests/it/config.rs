@@ -77,6 +77,52 @@ fn paths_of_a_config_are_relative_to_its_folder_and_the_output_to_the_program() 
 }
 
 #[test]
+fn the_adapters_options_are_pefts_and_keep_their_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.toml");
+    let read = |lora: &str| {
+        std::fs::write(&path, format!("beta = 0.2\n[lora]\n{lora}\n")).unwrap();
+        TrainConfig::from_toml(&path)
+    };
+    let default = TrainConfig::default().lora;
+    assert_eq!((default.r, default.lora_alpha), (128, 256.0));
+    assert_eq!(read("").unwrap().lora, default, "what is left out keeps its default");
+    let config = read(
+        "r = 8\nexclude_modules = [\"lm_head\"]\nuse_rslora = true\nlayers_to_transform = [0, 2]\n\
+         target_modules = [\"q_proj\", \"v_proj\"]\ninit_lora_weights = \"gaussian\"\n\
+         rank_pattern = { q_proj = 2, 'layers\\.0\\..*q_proj' = 7 }\n[lora.alpha_pattern]\nv_proj = 3\nq_proj = 2.5",
+    )
+    .unwrap();
+    let lora = &config.lora;
+    assert_eq!((lora.r, lora.lora_alpha, lora.use_rslora), (8, 256.0, true));
+    let keys: Vec<&str> = lora.rank_pattern.0.iter().map(|(key, _)| key.as_str()).collect();
+    assert_eq!(keys, ["q_proj", "layers\\.0\\..*q_proj"], "in the order of the file, not of the alphabet");
+    assert_eq!(lora.alpha_pattern.0, [("v_proj".to_owned(), 3.0), ("q_proj".to_owned(), 2.5)]);
+    // As a checkpoint holds it.
+    let stored: TrainConfig = serde_json::from_str(&serde_json::to_string(&config).unwrap()).unwrap();
+    assert_eq!(stored.lora, config.lora);
+    for (text, words) in [
+        ("use_dora = true", ["use_dora", "rank_pattern"]),
+        ("rank_pattern = { q_proj = -1 }", ["line 3", "-1"]),
+    ] {
+        let error = read(text).unwrap_err().to_string();
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+    }
+    for (text, word) in [
+        ("init_lora_weights = \"pissa\"", "pissa"),
+        ("init_lora_weights = false", "init_lora_weights"),
+        ("modules_to_save = [\"lm_head\"]", "modules_to_save"),
+        ("bias = \"all\"", "bias"),
+        ("r = 9000000", "9000000"),
+        ("layers_to_transform = 1", "layers_to_transform"),
+    ] {
+        let config = TrainConfig { loss_type: vec!["sigmoid".into()], ..read(text).unwrap() };
+        let error = config.validate().unwrap_err().to_string();
+        assert!(error.contains("`lora`") && error.contains(word), "{error}");
+    }
+}
+
+#[test]
 fn a_config_survives_the_way_through_toml() {
     let config =
         TrainConfig { clip: Some("clip".into()), loss_weights: Some(vec![0.25]), ..TrainConfig::default() };

@@ -1,5 +1,6 @@
 //! The crate's promises, one module each.
 
+mod adapter;
 mod bad_input;
 mod config;
 #[cfg(feature = "collective")]

@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::process::Command;
 
+use aspo_models::LoraConfig;
 use aspo_models::{Llava, LlavaConfig, ModelConfig, Pretrained, SaveOptions};
-use aspo_train::{LoraOptions, Plan, StepReport, TrainConfig};
+use aspo_train::{Plan, StepReport, TrainConfig};
 use burn::backend::Autodiff;
 use burn_flex::Flex;
 use peak_alloc::PeakAlloc;
@@ -26,7 +27,7 @@ fn config(folder: &Path, way: &str) -> TrainConfig {
         pair_packing: !way.contains("unpacked"),
         gradient_checkpointing: way.contains("recompute"),
         max_steps: 2,
-        lora: LoraOptions { r: 16, lora_alpha: 32.0, ..LoraOptions::default() },
+        lora: LoraConfig { r: 16, lora_alpha: 32.0, ..TrainConfig::default().lora },
         ..World::at(folder).config
     }
 }

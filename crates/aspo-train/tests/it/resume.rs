@@ -153,7 +153,7 @@ fn a_run_is_not_resumed_with_other_options_or_data<B: Backend>() {
         ("loss_weights", TrainConfig { loss_weights: Some(vec![0.5]), ..config.clone() }),
         (
             "lora",
-            TrainConfig { lora: aspo_train::LoraOptions { r: 8, ..config.lora.clone() }, ..config.clone() },
+            TrainConfig { lora: aspo_models::LoraConfig { r: 8, ..config.lora.clone() }, ..config.clone() },
         ),
     ];
     for (name, other) in others {

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use aspo_data::Template;
-use aspo_models::lora::load_adapter;
+use aspo_models::lora::{LoraConfig, load_adapter};
 use aspo_models::{Llava, LlavaConfig, LoadOptions, ModelConfig, Pretrained};
 use aspo_train::{
     Data, Finished, Output, Result, StepReport, TrainConfig, VisionFeatures, check_devices, check_paths,
@@ -117,7 +117,7 @@ impl World {
             logging_steps: 4,
             save_steps: 1,
             save_total_limit: 0,
-            lora: aspo_train::LoraOptions { r: 4, lora_alpha: 8.0, ..Default::default() },
+            lora: LoraConfig { r: 4, lora_alpha: 8.0, ..TrainConfig::default().lora },
             ..TrainConfig::default()
         };
         Self { folder: folder.into(), config, _kept: None }
