@@ -8,24 +8,24 @@
 //! answers become likelier than the rejected ones, relative to the model at the start.
 
 use aspo_loss::{
-    Aspo, ChunkOptions, PairMap, PolicyScores, PreferenceBatch, ReferenceScores, Result, SentenceMap,
-    Similarity, chunked_log_probs,
+    ChunkOptions, ChunkedBackend, LmHead, Objective, PairMap, PolicyScores, PreferenceBatch, ReferenceScores,
+    Result, SentenceMap, Similarity, chunked_log_probs,
 };
 use burn::backend::Autodiff;
-use burn::module::{Module, Param};
-use burn::nn::{Embedding, EmbeddingConfig, Initializer, Linear, LinearConfig};
+use burn::module::Module;
+use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::optim::{AdamConfig, GradientsParams, Optimizer};
 use burn::prelude::*;
 use burn_flex::Flex;
 
 type B = Autodiff<Flex>;
 
-/// Any language model: tokens to hidden states, and a head [vocabulary, features].
+/// Any language model: tokens to hidden states, and a head.
 #[derive(Module, Debug)]
 struct Toy<B: Backend> {
     embedding: Embedding<B>,
     layer: Linear<B>,
-    head: Param<Tensor<B, 2>>,
+    head: Linear<B>,
 }
 
 impl<B: Backend> Toy<B> {
@@ -33,7 +33,7 @@ impl<B: Backend> Toy<B> {
         Self {
             embedding: EmbeddingConfig::new(vocab, features).init(device),
             layer: LinearConfig::new(features, features).init(device),
-            head: Initializer::Normal { mean: 0.0, std: 0.1 }.init([vocab, features], device),
+            head: LinearConfig::new(features, vocab).init(device),
         }
     }
 
@@ -42,12 +42,16 @@ impl<B: Backend> Toy<B> {
     }
 }
 
-/// Log-probabilities of one side's response tokens. Position t scores the token at t + 1.
-fn score(model: &Toy<B>, ids: &Tensor<B, 2, Int>, map: &SentenceMap) -> Result<Tensor<B, 1>> {
+/// Log-probabilities of one side's response tokens, on any backend with gradients. Position t scores the token at t + 1.
+fn score<B: ChunkedBackend>(
+    model: &Toy<B>,
+    ids: &Tensor<B, 2, Int>,
+    map: &SentenceMap,
+) -> Result<Tensor<B, 1>> {
     let [_, length] = ids.dims();
     let hidden = map.select_rows(model.hidden(ids.clone().narrow(1, 0, length - 1)))?;
     let labels = map.select_labels(ids.clone().narrow(1, 1, length - 1))?;
-    chunked_log_probs(hidden, model.head.val(), labels, &ChunkOptions::default())
+    chunked_log_probs(hidden, &LmHead::linear(&model.head), labels, &ChunkOptions::default())
 }
 
 fn main() -> Result<()> {
@@ -85,13 +89,13 @@ fn main() -> Result<()> {
         let batch = PreferenceBatch::new(map.clone(), policy)?
             .with_reference(reference.clone())?
             .with_similarity(similarity.clone())?;
-        let output = Aspo::default().loss(&batch)?;
+        let output = Objective::default().loss(&batch)?;
         let gradients = GradientsParams::from_grads(output.loss.backward(), &model);
         model = optimizer.step(1e-2, model, gradients);
         if step % 5 == 0 {
             let metrics = output.metrics();
-            let [loss, margin, scale] =
-                ["loss", "rewards/margins", "aspo/scale"].map(|name| metrics.get(name).unwrap_or(f64::NAN));
+            let [loss, margin, scale] = ["loss", "aspo/rewards/margins", "aspo/scale"]
+                .map(|name| metrics.get(name).unwrap_or(f64::NAN));
             println!("step {step:2}  loss {loss:.4}  margin {margin:.4}  scale {scale:.3}");
         }
     }

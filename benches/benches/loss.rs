@@ -11,7 +11,7 @@
 
 use std::time::{Duration, Instant};
 
-use aspo_loss::{ChunkOptions, chunked_log_probs};
+use aspo_loss::{ChunkOptions, LmHead, chunked_log_probs};
 use burn::backend::Autodiff;
 use burn::prelude::*;
 use burn::tensor::Distribution;
@@ -72,8 +72,10 @@ impl Case {
                 let logits = hidden.clone().matmul(head.clone().transpose());
                 log_softmax(logits, 1).gather(1, labels.unsqueeze_dim(1)).flatten(0, 1)
             }
-            Way::Chunked(_) => chunked_log_probs(hidden.clone(), head.clone(), labels, &self.options())
-                .expect("the sizes fit"),
+            Way::Chunked(_) => {
+                let head = LmHead::hugging_face(head.clone());
+                chunked_log_probs(hidden.clone(), &head, labels, &self.options()).expect("the sizes fit")
+            }
         };
         let grads = log_probs.mean().backward();
         std::hint::black_box((hidden.grad(&grads), head.grad(&grads)));

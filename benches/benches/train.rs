@@ -30,7 +30,7 @@ use aspo_models::{
 };
 use aspo_train::{
     MicroBatch, Plan, ReferenceRow, TrainConfig, VisionFeatures, accumulate, adamw, clip_grad_norm,
-    peak_memory,
+    peak_memory, totals,
 };
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
@@ -238,14 +238,14 @@ impl Run {
 
     fn chunked(&mut self, config: &TrainConfig, way: Way) -> GradientsParams {
         let policy = self.policy().clone();
+        let totals = totals(&self.pairs);
         let batches = (0..self.size.batches).map(|part| {
             let batch = self.batch(part, !way.unpacked);
             let rows = self.reference(&batch, part, way);
             Ok((batch, Some(rows)))
         });
         let objective = config.objective().expect("a loss");
-        let pairs = config.global_batch();
-        accumulate(&policy, batches, pairs, config, &objective, 1, "none").expect("a finite loss").gradients
+        accumulate(&policy, batches, totals, config, &objective, 1, "none").expect("a finite loss").gradients
     }
 
     /// The same with logits `[answer tokens, vocabulary]`, their softmax and its gradient in one piece: what one writes

@@ -73,6 +73,20 @@ pub enum Error {
         /// The value.
         found: f64,
     },
+    /// A log-probability above 0: most often a negative log-likelihood that was not negated.
+    #[error(
+        "{what}: row {row}, element {element} is {found}; log-probabilities are at most 0 (negate negative log-likelihoods)"
+    )]
+    Positive {
+        /// The record.
+        what: String,
+        /// The row of the batch, from 0.
+        row: usize,
+        /// The element of the row, from 0.
+        element: usize,
+        /// The value.
+        found: f64,
+    },
     /// A label that is no row of the head.
     #[error(
         "{what}: label {found} at position {position} lies outside the vocabulary of {vocab}; \
@@ -124,6 +138,14 @@ pub enum Error {
 pub type Result<T> = core::result::Result<T, Error>;
 
 impl Error {
+    pub(crate) fn option(
+        option: &'static str,
+        found: impl core::fmt::Display,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Error::Option { option, found: found.to_string(), remedy: remedy.into() }
+    }
+
     pub(crate) fn shape(
         what: impl Into<String>,
         found: impl core::fmt::Debug,

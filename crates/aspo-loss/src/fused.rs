@@ -22,10 +22,12 @@ use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::Checkpoi
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::prelude::*;
+use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{FloatDType, IndexingUpdateOp, TensorPrimitive};
 
 use crate::error::{Error, Result};
+use crate::head::LmHead;
 use crate::log_prob::{Moments, Tally, Targets, TokenStats, check_targets};
 use crate::math;
 
@@ -67,33 +69,74 @@ impl ChunkOptions {
     }
 }
 
-/// Log-probabilities `[N]` of `targets` `[N]` from `hidden` `[N, D]` and the head's weight `head` `[V, D]` (Hugging Face's
-/// layout of `lm_head.weight`), in f32, with the backward that the module's page describes.
+/// A backend with gradients that knows the chunked head's backward: [`Autodiff`] over any backend. Code that is generic over
+/// `AutodiffBackend` asks for this instead.
+///
+/// ```
+/// use aspo_loss::{ChunkOptions, ChunkedBackend, LmHead, Result, chunked_log_probs};
+/// use burn::nn::Linear;
+/// use burn::prelude::*;
+///
+/// fn score<B: ChunkedBackend>(
+///     hidden: Tensor<B, 2>,
+///     head: &Linear<B>,
+///     targets: Tensor<B, 1, Int>,
+/// ) -> Result<Tensor<B, 1>> {
+///     chunked_log_probs(hidden, &LmHead::linear(head), targets, &ChunkOptions::default())
+/// }
+/// ```
+pub trait ChunkedBackend: AutodiffBackend {
+    #[doc(hidden)]
+    fn chunked(
+        hidden: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        targets: Tensor<Self, 1, Int>,
+        options: &ChunkOptions,
+        want_stats: bool,
+    ) -> Result<(Tensor<Self, 1>, Vec<Tensor<Self::InnerBackend, 2>>)>;
+}
+
+impl<B: Backend, C: CheckpointStrategy> ChunkedBackend for Autodiff<B, C> {
+    fn chunked(
+        hidden: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        targets: Tensor<Self, 1, Int>,
+        options: &ChunkOptions,
+        want_stats: bool,
+    ) -> Result<(Tensor<Self, 1>, Vec<Tensor<B, 2>>)> {
+        tracked(hidden, weight, targets, options, want_stats)
+    }
+}
+
+/// Log-probabilities `[N]` of `targets` `[N]` from `hidden` `[N, D]` and the head, in f32, with the backward that the
+/// module's page describes.
 ///
 /// Give only response positions ([`SentenceMap::select_rows`](crate::SentenceMap::select_rows)).
 ///
 /// # Errors
 /// Shapes that do not fit, no rows, a target outside the vocabulary, a chunk of 0.
-pub fn chunked_log_probs<B: Backend, C: CheckpointStrategy>(
-    hidden: Tensor<Autodiff<B, C>, 2>,
-    head: Tensor<Autodiff<B, C>, 2>,
-    targets: Tensor<Autodiff<B, C>, 1, Int>,
+pub fn chunked_log_probs<B: ChunkedBackend>(
+    hidden: Tensor<B, 2>,
+    head: &LmHead<B>,
+    targets: Tensor<B, 1, Int>,
     options: &ChunkOptions,
-) -> Result<Tensor<Autodiff<B, C>, 1>> {
-    Ok(tracked(hidden, head, targets, options, false)?.0)
+) -> Result<Tensor<B, 1>> {
+    let (hidden, weight) = head.product(hidden)?;
+    Ok(B::chunked(hidden, weight, targets, options, false)?.0)
 }
 
 /// [`chunked_log_probs`] together with [`TokenStats`] of the same tokens, from the same logits.
 ///
 /// # Errors
 /// As [`chunked_log_probs`].
-pub fn chunked_log_probs_with_stats<B: Backend, C: CheckpointStrategy>(
-    hidden: Tensor<Autodiff<B, C>, 2>,
-    head: Tensor<Autodiff<B, C>, 2>,
-    targets: Tensor<Autodiff<B, C>, 1, Int>,
+pub fn chunked_log_probs_with_stats<B: ChunkedBackend>(
+    hidden: Tensor<B, 2>,
+    head: &LmHead<B>,
+    targets: Tensor<B, 1, Int>,
     options: &ChunkOptions,
-) -> Result<(Tensor<Autodiff<B, C>, 1>, TokenStats)> {
-    let (log_probs, stats) = tracked(hidden, head, targets, options, true)?;
+) -> Result<(Tensor<B, 1>, TokenStats)> {
+    let (hidden, weight) = head.product(hidden)?;
+    let (log_probs, stats) = B::chunked(hidden, weight, targets, options, true)?;
     Ok((log_probs, TokenStats::read(stats)))
 }
 
@@ -104,12 +147,13 @@ pub fn chunked_log_probs_with_stats<B: Backend, C: CheckpointStrategy>(
 /// As [`chunked_log_probs`].
 pub fn chunked_log_probs_forward<B: Backend>(
     hidden: Tensor<B, 2>,
-    head: Tensor<B, 2>,
+    head: &LmHead<B>,
     targets: Tensor<B, 1, Int>,
     options: &ChunkOptions,
 ) -> Result<Tensor<B, 1>> {
-    let tiles = check(&hidden, &head, &targets, options)?;
-    Ok(forward(math::detached(hidden), math::detached(head), targets, tiles, false, false).log_probs)
+    let (hidden, weight) = head.product(hidden)?;
+    let tiles = check(&hidden, &weight, &targets, options)?;
+    Ok(forward(math::detached(hidden), math::detached(weight), targets, tiles, false, false).log_probs)
 }
 
 fn check<B: Backend>(
@@ -118,10 +162,7 @@ fn check<B: Backend>(
     targets: &Tensor<B, 1, Int>,
     options: &ChunkOptions,
 ) -> Result<Tiles> {
-    let ([tokens, features], [vocab, expected]) = (hidden.dims(), head.dims());
-    if features != expected {
-        return Err(Error::shape("hidden states [N, D]", features, expected, "the head's weight is [V, D]"));
-    }
+    let ([tokens, _], [vocab, _]) = (hidden.dims(), head.dims());
     check_targets("targets", targets, tokens, vocab)?;
     let (rows, columns) = options.tile(tokens, vocab)?;
     Ok(Tiles { tokens, vocab, rows, columns })
@@ -189,17 +230,19 @@ fn forward<B: Backend>(
             let w = math::f32(head.clone().slice([columns.clone()]));
             let logits = h.clone().matmul(w.clone().transpose());
             let kept = want_stats.then(|| logits.clone());
-            let mut tally = Tally::of(logits, &tiles.targets(&y, &columns));
-            let mut moments = kept.map(|logits| Moments::of(logits, &tally));
+            let targets = tiles.targets(&y, &columns);
+            let mut tally = Tally::of(logits, &targets);
+            let mut moments = kept.map(|logits| Moments::of(logits, &tally, &targets));
             // Σ exp(z - max) W: the softmax's part of the slope, up to the sum.
             let exp = core::mem::replace(&mut tally.exp, Tensor::empty([1, 1], &h.device()));
             let mut pull = want_slope.then(|| exp.matmul(w));
             if let Some(before) = running {
                 let own_sum = tally.sum.clone();
-                let factors = tally.merge(&before.tally);
-                pull = pull.zip(before.pull).map(|(p, b)| b * factors[0].clone() + p * factors[1].clone());
+                let shifts = tally.merge(&before.tally);
+                let [old, new] = &shifts;
+                pull = pull.zip(before.pull).map(|(p, b)| b * old.factor.clone() + p * new.factor.clone());
                 if let (Some(moments), Some(earlier)) = (&mut moments, &before.moments) {
-                    moments.merge(earlier, [&before.tally.sum, &own_sum], &factors);
+                    moments.merge(earlier, [&before.tally.sum, &own_sum], &shifts);
                 }
             }
             running = Some(Running { tally, pull, moments });

@@ -10,7 +10,7 @@
 //! [`Similarity`] says how well each sentence of the chosen response fits the image.
 //!
 //! ```
-//! use aspo_loss::{Aspo, PairMap, PolicyScores, PreferenceBatch, ReferenceScores, Similarity};
+//! use aspo_loss::{Aspo, Objective, PairMap, PolicyScores, PreferenceBatch, ReferenceScores, Similarity};
 //! type B = burn_flex::Flex; // any Burn backend
 //!
 //! let device = Default::default();
@@ -22,7 +22,8 @@
 //!     .with_reference(reference)?
 //!     .with_similarity(Similarity::new(&[[0.2, 0.3]])?)?;
 //!
-//! let output = Aspo { beta: 0.25, alpha: 0.25, ..Aspo::default() }.loss(&batch)?;
+//! let objective = Objective { beta: 0.25, ..Objective::new(Aspo { alpha: 0.25, ..Aspo::default() }) };
+//! let output = objective.loss(&batch)?;
 //!
 //! // The second sentence fits better (S' = 0, 1), the first is likelier (P' = 1, 0): w = ¾, ¼.
 //! let weighting = output.weighting.as_ref().unwrap();
@@ -42,12 +43,16 @@
 //!
 //! # From a model
 //!
-//! [`chunked_log_probs`] goes from hidden states and the head's weight to log-probabilities without ever holding logits
-//! for all tokens. Give it response positions only. Whether the head trains is read from the tensor: frozen, its
-//! gradient costs nothing and the backward is one multiplication.
+//! [`chunked_log_probs`] goes from hidden states and the head to log-probabilities without ever holding logits for all
+//! tokens. Give it response positions only. An [`LmHead`] says in which layout the head's weight is held, and may have a bias;
+//! whether it trains is read from the tensor: frozen, its gradient costs nothing and the backward is one multiplication. Code
+//! generic over `AutodiffBackend` asks for [`ChunkedBackend`] instead.
+//!
+//! Sentence ids are aligned with *labels*: position t of the hidden states scores the token at t + 1, so shift ids as the
+//! labels are shifted, one to the left.
 //!
 //! ```
-//! use aspo_loss::{ChunkOptions, LossType, Objective, PairMap, PolicyScores, PreferenceBatch, ReferenceScores};
+//! use aspo_loss::{ChunkOptions, LmHead, LossType, Objective, PairMap, PolicyScores, PreferenceBatch, ReferenceScores};
 //! use aspo_loss::{chunked_log_probs, chunked_log_probs_forward};
 //! use burn::prelude::*;
 //! use burn::tensor::Distribution;
@@ -58,19 +63,19 @@
 //! // What a model gives: hidden states [B, T, D] of both sides, a head [V, D], and labels [B, T], already shifted.
 //! let random = |shape| Tensor::<B, 3>::random(shape, Distribution::Default, &device);
 //! let hidden = [random([2, 4, 8]).require_grad(), random([2, 4, 8]).require_grad()];
-//! let head = random([1, 16, 8]).reshape([16, 8]);
+//! let head = LmHead::hugging_face(random([1, 16, 8]).reshape([16, 8]));
 //! let labels = Tensor::<B, 2, Int>::full([2, 4], 3, &device);
 //!
 //! let options = ChunkOptions { byte_budget: 32 << 20, ..ChunkOptions::default() };
 //! let score = |hidden: &Tensor<B, 3>, map: &aspo_loss::SentenceMap| {
 //!     let (rows, labels) = (map.select_rows(hidden.clone())?, map.select_labels(labels.clone())?);
-//!     chunked_log_probs(rows, head.clone(), labels, &options)
+//!     chunked_log_probs(rows, &head, labels, &options)
 //! };
 //! let policy = PolicyScores::flat(&map, score(&hidden[0], &map.chosen)?, score(&hidden[1], &map.rejected)?)?;
-//! // The reference needs no gradient; on `model.valid()` its backend is the inner one.
+//! // The reference needs no gradient; what `model.valid()` gives is put back by `Tensor::from_inner`.
 //! let frozen = |hidden: &Tensor<B, 3>, map: &aspo_loss::SentenceMap| {
 //!     let (rows, labels) = (map.select_rows(hidden.clone())?, map.select_labels(labels.clone())?);
-//!     chunked_log_probs_forward(rows, head.clone(), labels, &options)
+//!     chunked_log_probs_forward(rows, &head, labels, &options)
 //! };
 //! let reference = ReferenceScores::flat(&map, frozen(&hidden[0], &map.chosen)?, frozen(&hidden[1], &map.rejected)?)?;
 //! let batch = PreferenceBatch::new(map.clone(), policy)?.with_reference(reference)?;
@@ -88,20 +93,21 @@
 //!
 //! # The kin
 //!
-//! An [`Objective`] is a sum of [`LossType`]s by TRL's names, with the options they share; which records it needs, it
-//! says itself.
+//! An [`Objective`] is a sum of [`LossType`]s by TRL's names, each with its own options, and the options they share; which
+//! records it needs, it says itself. It is written and read as one line.
 //!
 //! ```
 //! use aspo_loss::{LossType, Objective};
-//! let objective = Objective { label_smoothing: 0.1, .."robust".parse()? };
+//! let objective = Objective::new(LossType::Robust { label_smoothing: 0.1 });
 //! assert!(objective.needs_reference() && !objective.needs_similarity());
-//! let mpo = Objective {
-//!     terms: vec![(LossType::Sigmoid, 0.8), (LossType::BcoPair, 0.2), (LossType::Sft, 1.0)],
-//!     ..Objective::default()
-//! };
-//! mpo.validate()?;
+//! let mpo: Objective = "0.8 dpo + 0.2 bco_pair + sft; beta=0.2".parse()?;
+//! assert_eq!(mpo.terms[1], (LossType::BcoPair { shift: 0.0 }, 0.2));
 //! # Ok::<(), aspo_loss::Error>(())
 //! ```
+//!
+//! Values, gradients and metrics are TRL 1.16's. Likelihoods (`sft`, `orpo`) are means over the chosen tokens of the batch;
+//! where a step is cut into micro-batches, [`LossOutput::share`] keeps them so. Where it is not TRL's: the likelihood of `orpo`
+//! leaves the prompt out, and `cdpo` is here, `sigmoid` with label smoothing, which TRL 1.16 ignores.
 //!
 //! # From paper to code
 //!
@@ -114,7 +120,7 @@
 //! | min-max over the sentences of a response (F), ties to 0 (C) | [`min_max`] |
 //! | `w_i = α S'_i + (1-α) P'_i` (F), α = ½ (C) | [`sentence_weights`] |
 //! | `ρ = R_c/R_c*` in four readings (C), detached (C) | [`RewardScaling`] |
-//! | `M* = ρ Σ_i β(1+w_i) d_i - β log[π(y_r)/π_ref(y_r)]` (F) | [`Aspo`] |
+//! | `M* = ρ Σ_i β(1+w_i) d_i - β log[π(y_r)/π_ref(y_r)]` (F) | [`LossType::Aspo`] |
 //! | rejected sentences weighed by misfit: **our extension, not the paper's** | [`Weigh::Both`] |
 //!
 //! # Testing a loss of your own
@@ -124,6 +130,7 @@
 
 mod error;
 mod fused;
+mod head;
 mod log_prob;
 mod map;
 mod math;
@@ -136,12 +143,16 @@ mod sentence;
 mod weight;
 
 pub use error::{Error, Result};
-pub use fused::{ChunkOptions, chunked_log_probs, chunked_log_probs_forward, chunked_log_probs_with_stats};
+pub use fused::{
+    ChunkOptions, ChunkedBackend, chunked_log_probs, chunked_log_probs_forward, chunked_log_probs_with_stats,
+};
+pub use head::LmHead;
 pub use log_prob::{TokenStats, dense_log_probs, dense_log_probs_with_stats};
 pub use map::{PairMap, SentenceMap};
 pub use metric::Metrics;
 pub use objective::{
-    Aspo, LossOutput, LossType, Objective, RunningMean, SideWeighting, Weighting, changed_tokens,
+    Aspo, FDivergence, LossOutput, LossType, Objective, SideWeighting, Sides, Totals, Weighting,
+    changed_tokens,
 };
 pub use record::{PolicyScores, PreferenceBatch, ReferenceScores, Similarity};
 pub use sentence::{MAX_PERPLEXITY_EXPONENT, host_sentence_sums, perplexity, response_sums, sentence_sums};

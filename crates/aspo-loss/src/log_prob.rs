@@ -33,7 +33,7 @@ pub fn dense_log_probs_with_stats<B: Backend>(
     check_targets("targets", &targets, rows, vocab)?;
     let (logits, targets) = (math::f32(logits), Targets::new(targets));
     let constant = math::detached(logits.clone());
-    let moments = Moments::of(constant.clone(), &Tally::of(constant, &targets));
+    let moments = Moments::of(constant.clone(), &Tally::of(constant, &targets), &targets);
     let tally = Tally::of(logits, &targets);
     let stats = moments.stats(&tally, vocab);
     Ok((tally.log_probs(), TokenStats::read(vec![stats])))
@@ -41,32 +41,45 @@ pub fn dense_log_probs_with_stats<B: Backend>(
 
 /// Which column of a tile each row's target is, and whether it is in the tile at all; [n, 1] each.
 pub(crate) struct Targets<B: Backend> {
+    /// Counted from the tile's first column; outside the tile where the target is.
+    place: Tensor<B, 2, Int>,
+    /// The same, clamped to the tile.
     pub(crate) column: Tensor<B, 2, Int>,
-    /// 1 where the target's column is in the tile, else 0; none where the tile is the whole vocabulary.
-    pub(crate) here: Option<Tensor<B, 2>>,
+    /// Whether the target's column is in another tile; none where the tile is the whole vocabulary.
+    elsewhere: Option<Tensor<B, 2, Bool>>,
 }
 
 impl<B: Backend> Targets<B> {
     /// For a tile that is the whole vocabulary.
     pub(crate) fn new(targets: Tensor<B, 1, Int>) -> Self {
-        Self { column: targets.unsqueeze_dim(1), here: None }
+        let place: Tensor<B, 2, Int> = targets.unsqueeze_dim(1);
+        Self { column: place.clone(), place, elsewhere: None }
     }
 
     /// For a tile of the columns `start..end`.
     pub(crate) fn within(targets: Tensor<B, 1, Int>, start: usize, end: usize) -> Self {
-        let column = targets.unsqueeze_dim::<2>(1).sub_scalar(start as i64);
-        let here =
-            column.clone().greater_equal_elem(0).bool_and(column.clone().lower_elem((end - start) as i64));
-        let column = column.clamp(0, (end - start) as i64 - 1);
-        Self { column, here: Some(math::f32(here.float())) }
+        let place = targets.unsqueeze_dim::<2>(1).sub_scalar(start as i64);
+        let last = (end - start) as i64 - 1;
+        let elsewhere = place.clone().lower_elem(0).bool_or(place.clone().greater_elem(last));
+        Self { column: place.clone().clamp(0, last), place, elsewhere: Some(elsewhere) }
     }
 
-    /// Values that belong to the target's column, 0 where that is in another tile.
+    /// Values that belong to the target's column, 0 where that is in another tile. (Not by a product: a masked
+    /// vocabulary has logits of -∞.)
     pub(crate) fn mask(&self, values: Tensor<B, 2>) -> Tensor<B, 2> {
-        match &self.here {
-            Some(here) => values * here.clone(),
+        match &self.elsewhere {
+            Some(elsewhere) => values.mask_fill(elsewhere.clone(), 0.0),
             None => values,
         }
+    }
+
+    /// The greatest of the logits [n, V of the tile] in front of the target, [n, 1]; the least number where there is none.
+    fn greatest_before(&self, logits: Tensor<B, 2>) -> Tensor<B, 2> {
+        let [rows, columns] = logits.dims();
+        let column = Tensor::<B, 1, Int>::arange(0..columns as i64, &logits.device()).unsqueeze_dim::<2>(0);
+        let shape = [rows, columns];
+        let not_before = column.expand(shape).greater_equal(self.place.clone().expand(shape));
+        logits.mask_fill(not_before, f32::MIN).max_dim(1)
     }
 }
 
@@ -85,22 +98,26 @@ pub(crate) struct Tally<B: Backend> {
 impl<B: Backend> Tally<B> {
     /// From f32 logits [n, V]. The maximum is a constant to the gradient: the result does not depend on it.
     pub(crate) fn of(logits: Tensor<B, 2>, targets: &Targets<B>) -> Self {
-        let max = math::detached(logits.clone()).max_dim(1);
+        // Finite also where all logits of a tile are -∞.
+        let max = math::detached(logits.clone()).max_dim(1).clamp_min(f32::MIN);
         let picked = targets.mask(logits.clone().gather(1, targets.column.clone()));
         let exp = (logits - max.clone()).exp();
         let sum = exp.clone().sum_dim(1);
         Self { exp, sum, max, picked }
     }
 
-    /// This tile after the columns before it. Returns what sums relative to the earlier maximum and to this tile's have
-    /// to be multiplied by.
-    pub(crate) fn merge(&mut self, before: &Self) -> [Tensor<B, 2>; 2] {
+    /// This tile after the columns before it. Returns for both what sums relative to their own maximum are moved by.
+    pub(crate) fn merge(&mut self, before: &Self) -> [Shift<B>; 2] {
         let max = before.max.clone().max_pair(self.max.clone());
-        let factors = [&before.max, &self.max].map(|old| (old.clone() - max.clone()).exp());
-        self.sum = before.sum.clone() * factors[0].clone() + self.sum.clone() * factors[1].clone();
+        let shifts = [&before.max, &self.max].map(|old| {
+            let by = old.clone() - max.clone();
+            Shift { factor: by.clone().exp(), by }
+        });
+        self.sum =
+            before.sum.clone() * shifts[0].factor.clone() + self.sum.clone() * shifts[1].factor.clone();
         self.picked = before.picked.clone() + self.picked.clone();
         self.max = max;
-        factors
+        shifts
     }
 
     /// `z_y - log Σ exp z`, [n].
@@ -114,17 +131,25 @@ impl<B: Backend> Tally<B> {
     }
 }
 
+/// From sums relative to a maximum `m` to sums relative to a greater one `m'`; [n, 1] each.
+pub(crate) struct Shift<B: Backend> {
+    /// `m - m'`.
+    by: Tensor<B, 2>,
+    /// `exp(m - m')`.
+    pub(crate) factor: Tensor<B, 2>,
+}
+
 /// What the full distribution says of each response token, on the host and detached.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct TokenStats {
-    /// `log Σ_v p_v²`: the expected log-agreement that WPO aligns with (Eq. 2 of arXiv 2406.11827).
-    pub log_collision: Vec<f32>,
+    /// `log Σ_v p_v²`: the log of the expected agreement, which WPO aligns with (Eq. 2 of arXiv 2406.11827).
+    pub log_sum_sq_probs: Vec<f32>,
     /// Entropy `-Σ p log p`, nats.
     pub entropy: Vec<f32>,
     /// Mean logit over the vocabulary.
     pub mean_logit: Vec<f32>,
-    /// Whether no token is likelier.
-    pub greedy: Vec<bool>,
+    /// Whether it is the likeliest token; of several as likely, the first.
+    pub is_top1: Vec<bool>,
 }
 
 impl TokenStats {
@@ -142,10 +167,10 @@ impl TokenStats {
     pub fn split_at(mut self, n: usize) -> (Self, Self) {
         let n = n.min(self.len());
         let rest = Self {
-            log_collision: self.log_collision.split_off(n),
+            log_sum_sq_probs: self.log_sum_sq_probs.split_off(n),
             entropy: self.entropy.split_off(n),
             mean_logit: self.mean_logit.split_off(n),
-            greedy: self.greedy.split_off(n),
+            is_top1: self.is_top1.split_off(n),
         };
         (self, rest)
     }
@@ -156,10 +181,10 @@ impl TokenStats {
         let n = all.dims()[1];
         let values = math::host(&all);
         Self {
-            log_collision: values[..n].to_vec(),
+            log_sum_sq_probs: values[..n].to_vec(),
             entropy: values[n..2 * n].to_vec(),
             mean_logit: values[2 * n..3 * n].to_vec(),
-            greedy: values[3 * n..].iter().map(|&v| v > 0.5).collect(),
+            is_top1: values[3 * n..].iter().map(|&v| v > 0.5).collect(),
         }
     }
 }
@@ -172,38 +197,44 @@ pub(crate) struct Moments<B: Backend> {
     cross: Tensor<B, 2>,
     /// `Σ z`.
     total: Tensor<B, 2>,
+    /// The greatest logit in front of the target.
+    before: Tensor<B, 2>,
 }
 
 impl<B: Backend> Moments<B> {
-    pub(crate) fn of(logits: Tensor<B, 2>, tally: &Tally<B>) -> Self {
+    pub(crate) fn of(logits: Tensor<B, 2>, tally: &Tally<B>, targets: &Targets<B>) -> Self {
         let total = logits.clone().sum_dim(1);
-        let cross = (tally.exp.clone() * (logits - tally.max.clone())).sum_dim(1);
-        Self { squares: tally.exp.clone().square().sum_dim(1), cross, total }
+        let before = targets.greatest_before(logits.clone());
+        // Finite for logits of -∞, whose e is 0.
+        let distance = (logits - tally.max.clone()).clamp_min(f32::MIN);
+        let cross = (tally.exp.clone() * distance).sum_dim(1);
+        Self { squares: tally.exp.clone().square().sum_dim(1), cross, total, before }
     }
 
     /// These columns after the ones before. With the maximum going from m to m', `Σ e(z-m)` becomes
     /// `f [Σ e(z-m) + (m-m') Σ e]`, `f = exp(m-m')`.
-    pub(crate) fn merge(&mut self, before: &Self, sums: [&Tensor<B, 2>; 2], factors: &[Tensor<B, 2>; 2]) {
-        let cross = |m: &Self, side: usize| {
-            let f = factors[side].clone();
-            // An f that underflows to 0 says that this side no longer counts; its logarithm is then kept finite.
-            let shift = f.clone().clamp_min(1e-38).log();
-            f * (m.cross.clone() + shift * sums[side].clone())
+    pub(crate) fn merge(&mut self, earlier: &Self, sums: [&Tensor<B, 2>; 2], [old, new]: &[Shift<B>; 2]) {
+        let cross = |m: &Self, shift: &Shift<B>, sum: &Tensor<B, 2>| {
+            shift.factor.clone() * (m.cross.clone() + shift.by.clone() * sum.clone())
         };
-        self.cross = cross(before, 0) + cross(self, 1);
-        self.squares = before.squares.clone() * factors[0].clone().square()
-            + self.squares.clone() * factors[1].clone().square();
-        self.total = before.total.clone() + self.total.clone();
+        self.cross = cross(earlier, old, sums[0]) + cross(self, new, sums[1]);
+        self.squares = earlier.squares.clone() * old.factor.clone().square()
+            + self.squares.clone() * new.factor.clone().square();
+        self.total = earlier.total.clone() + self.total.clone();
+        self.before = earlier.before.clone().max_pair(self.before.clone());
     }
 
     /// The four rows of [`TokenStats`], [4, n], detached.
     pub(crate) fn stats(&self, tally: &Tally<B>, vocab: usize) -> Tensor<B, 2> {
         let log_sum = tally.sum.clone().log();
-        let collision = self.squares.clone().log() - log_sum.clone().mul_scalar(2.0);
+        let sum_sq_probs = self.squares.clone().log() - log_sum.clone().mul_scalar(2.0);
         let entropy = log_sum - self.cross.clone() / tally.sum.clone();
         let mean = self.total.clone().div_scalar(vocab as f64);
-        let greedy = math::f32(tally.picked.clone().greater_equal(tally.max.clone()).float());
-        math::detached(Tensor::cat(vec![collision, entropy, mean, greedy], 1)).transpose()
+        let picked = &tally.picked;
+        let first = picked.clone().greater(self.before.clone());
+        let is_top1 = picked.clone().greater_equal(tally.max.clone()).bool_and(first);
+        let is_top1 = math::f32(is_top1.float());
+        math::detached(Tensor::cat(vec![sum_sq_probs, entropy, mean, is_top1], 1)).transpose()
     }
 }
 

@@ -59,6 +59,7 @@ impl<B: Backend> Scores<B> {
         let side = |side: &str, rows: &[R], map: &SentenceMap| -> Result<Tensor<B, 1>> {
             let what = format!("{who} {side} log-probabilities");
             let flat = flatten(&what, rows, map)?;
+            check_log_probs(&what, &flat, map)?;
             Ok(math::constant(flat, [map.num_tokens()], device))
         };
         let chosen = side("chosen", chosen, &map.chosen)?;
@@ -84,13 +85,26 @@ fn flatten<R: AsRef<[f32]>>(what: &str, rows: &[R], map: &SentenceMap) -> Result
                 "one value per response token",
             ));
         }
-        check_finite(what, row, values)?;
         flat.extend_from_slice(values);
     }
     Ok(flat)
 }
 
-pub(crate) fn check_finite(what: &str, row: usize, values: &[f32]) -> Result<()> {
+/// Above 0 by more than this is no rounding of a log-probability of 0.
+const ROUNDING: f32 = 1e-3;
+
+/// Refuses what is not finite or above 0, by row. NaN is looked for on the host: a device may compare as it likes.
+fn check_log_probs(what: &str, flat: &[f32], map: &SentenceMap) -> Result<()> {
+    let Some(at) = flat.iter().position(|v| !v.is_finite() || *v > ROUNDING) else { return Ok(()) };
+    let row = (0..map.batch_size()).find(|&row| map.range(row).contains(&at)).unwrap_or(0);
+    let (what, element, found) = (what.into(), at - map.range(row).start, f64::from(flat[at]));
+    Err(match found.is_finite() {
+        true => Error::Positive { what, row, element, found },
+        false => Error::NotFinite { what, row, element, found },
+    })
+}
+
+fn check_finite(what: &str, row: usize, values: &[f32]) -> Result<()> {
     match values.iter().position(|v| !v.is_finite()) {
         Some(element) => {
             Err(Error::NotFinite { what: what.into(), row, element, found: f64::from(values[element]) })
@@ -135,7 +149,7 @@ macro_rules! scores {
             /// From host rows, one value per response token: a cache.
             ///
             /// # Errors
-            /// Another number of rows or tokens than the map's; a value that is not finite.
+            /// Another number of rows or tokens than the map's; a value that is not finite or above 0.
             pub fn rows<R: AsRef<[f32]>>(
                 map: &PairMap,
                 chosen: &[R],
@@ -264,6 +278,21 @@ pub(crate) struct CorruptedScores<B: Backend> {
     pub(crate) reference: Tensor<B, 1>,
 }
 
+/// The log-probabilities of a batch on the host, chosen and rejected, finite and at most 0.
+pub(crate) struct HostScores {
+    pub(crate) policy: [Vec<f32>; 2],
+    pub(crate) reference: Option<[Vec<f32>; 2]>,
+}
+
+impl HostScores {
+    /// `log[p/p_ref]` of each token of one side.
+    pub(crate) fn ratios(&self, side: usize) -> Vec<f64> {
+        let reference = self.reference.as_ref();
+        let reference = reference.expect("losses with a reference are evaluated only where it was given");
+        self.policy[side].iter().zip(&reference[side]).map(|(p, r)| f64::from(*p) - f64::from(*r)).collect()
+    }
+}
+
 impl<B: Backend> PreferenceBatch<B> {
     /// A batch with what every objective needs. `policy` must come from the same `map`.
     ///
@@ -359,7 +388,7 @@ impl<B: Backend> PreferenceBatch<B> {
     /// `mean_token_accuracy`, `logits/chosen` and `logits/rejected`.
     ///
     /// # Errors
-    /// A length other than the map's number of tokens.
+    /// A length other than the map's number of tokens, a statistic that is not finite.
     pub fn with_stats(mut self, chosen: TokenStats, rejected: TokenStats) -> Result<Self> {
         for (side, stats, map) in
             [("chosen", &chosen, &self.map.chosen), ("rejected", &rejected, &self.map.rejected)]
@@ -373,9 +402,43 @@ impl<B: Backend> PreferenceBatch<B> {
                     "one value per response token",
                 ));
             }
+            for row in 0..map.batch_size() {
+                for values in [&stats.log_sum_sq_probs, &stats.entropy] {
+                    check_finite(&format!("{side} token statistics"), row, &values[map.range(row)])?;
+                }
+            }
         }
         self.stats = Some([chosen, rejected]);
         Ok(self)
+    }
+
+    /// All log-probabilities on the host, in one read, checked.
+    pub(crate) fn host(&self) -> Result<HostScores> {
+        let mut held = vec![
+            ("policy chosen", &self.policy.0.chosen, &self.map.chosen),
+            ("policy rejected", &self.policy.0.rejected, &self.map.rejected),
+        ];
+        if let Some(ReferenceScores(reference)) = &self.reference {
+            held.push(("reference chosen", &reference.chosen, &self.map.chosen));
+            held.push(("reference rejected", &reference.rejected, &self.map.rejected));
+        }
+        if let Some(corrupted) = &self.corrupted {
+            held.push(("corrupted policy", &corrupted.policy, &self.map.chosen));
+            held.push(("corrupted reference", &corrupted.reference, &self.map.chosen));
+        }
+        let columns = held.iter().map(|(_, scores, _)| math::detached((*scores).clone())).collect();
+        let all = math::host(&Tensor::cat(columns, 0));
+        let (mut start, mut parts) = (0, vec![]);
+        for (who, _, map) in held {
+            let part = &all[start..start + map.num_tokens()];
+            check_log_probs(&format!("{who} log-probabilities"), part, map)?;
+            parts.push(part.to_vec());
+            start += map.num_tokens();
+        }
+        let mut parts = parts.into_iter();
+        let mut sides = || Some([parts.next()?, parts.next()?]);
+        let policy = sides().unwrap_or_default();
+        Ok(HostScores { policy, reference: self.reference.as_ref().and_then(|_| sides()) })
     }
 
     /// The layout of the batch.

@@ -35,11 +35,11 @@ fn add_up<B: Backend>(tokens: Tensor<B, 1>, places: Vec<i32>, bins: usize) -> Te
 }
 
 /// [`sentence_sums`] on the host, ragged, in f64.
-pub fn host_sentence_sums(tokens: &[f32], map: &SentenceMap) -> Vec<Vec<f64>> {
+pub fn host_sentence_sums(tokens: &[f64], map: &SentenceMap) -> Vec<Vec<f64>> {
     let sums = |row: usize| {
         let mut sums = vec![0.0; map.counts(row).len()];
         for (&sentence, &value) in map.sentences(row).iter().zip(&tokens[map.range(row)]) {
-            sums[sentence] += f64::from(value);
+            sums[sentence] += value;
         }
         sums
     };

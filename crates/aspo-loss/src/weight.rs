@@ -142,7 +142,7 @@ macro_rules! by_name {
             type Err = Error;
 
             fn from_str(name: &str) -> Result<Self> {
-                $all.into_iter().find(|x| x.name() == name).ok_or_else(|| Error::Unknown {
+                $all.into_iter().find(|x| x.name().eq_ignore_ascii_case(name)).ok_or_else(|| Error::Unknown {
                     what: $what,
                     found: name.into(),
                     known: $all.map(|x| x.name()).join(", "),
@@ -151,7 +151,6 @@ macro_rules! by_name {
         }
     };
 }
-pub(crate) use by_name;
 
 by_name!(RewardScaling, "reward scaling", RewardScaling::ALL);
 by_name!(Weigh, "weighing", [Weigh::Chosen, Weigh::Both]);

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use aspo_data::{OnFault, Template};
-use aspo_loss::{LossType, Objective, RewardScaling, Weigh};
+use aspo_loss::{FDivergence, LossType, Objective, RewardScaling, Weigh};
 use aspo_models::lora::LoraConfig;
 use aspo_models::{LoadOptions, Precision};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::{Error, Result};
 use crate::output::tidy;
@@ -39,9 +39,11 @@ pub struct TrainConfig {
     /// Longest sequence in tokens, prompt with image and answer; longer answers lose their end. Default 2048 (SeVa).
     pub max_length: usize,
 
-    /// Losses by TRL's names, and `aspo`; several are summed with `loss_weights`. Default `["aspo"]`.
+    /// Losses by TRL's names (`dpo` is `sigmoid`), and `aspo`; one, or a list that is summed with `loss_weights`. Default
+    /// `["aspo"]`.
+    #[serde(deserialize_with = "one_or_several")]
     pub loss_type: Vec<String>,
-    /// Weights of the losses; left out, 1 each.
+    /// Weights of the losses, 0 or more; left out, 1 each.
     pub loss_weights: Option<Vec<f64>>,
     /// DPO's temperature, above 0. Default 0.1.
     pub beta: f64,
@@ -51,13 +53,29 @@ pub struct TrainConfig {
     pub reward_scaling: String,
     /// ASPO weighs sentences of `chosen` (default) or of `both` answers (an extension).
     pub weigh: String,
-    /// Chance that a preference is the wrong way round, 0 to 0.5; for `sigmoid`, `robust`, `simpo` and `exo_pair` (which
-    /// needs more than 0). Default 0.
-    pub label_smoothing: f64,
+    /// Chance that a preference is the wrong way round, 0 to 0.5; for `cdpo`, `robust`, `aot`, `aot_unpaired`, `simpo` and
+    /// `exo_pair` (which needs more than 0). As in TRL, `sigmoid` has none: `cdpo` is it with smoothing. Left out, 0 (`cdpo`
+    /// 0.1, `exo_pair` 1e-3).
+    pub label_smoothing: Option<f64>,
     /// LD-DPO's weight, 0 to 1, of tokens beyond the length of the pair's shorter answer; left out, 1.
     pub ld_alpha: Option<f64>,
-    /// DiscoPOP's temperature, above 0, at most 1. Default 0.05.
-    pub discopop_tau: f64,
+    /// f-DPO's divergence: `reverse_kl` (default), `forward_kl`, `js_divergence` or `alpha_divergence`; another than the first
+    /// only with losses of a score difference.
+    pub f_divergence_type: String,
+    /// α of `alpha_divergence`; left out, 0.5.
+    pub f_alpha_divergence_coef: Option<f64>,
+    /// WPO: weigh each pair by how likely the policy would have written it. Default false.
+    pub use_weighting: bool,
+    /// DiscoPOP's temperature, above 0, at most 1; left out, 0.05.
+    pub discopop_tau: Option<f64>,
+    /// SimPO's target margin; left out, 0.5.
+    pub simpo_gamma: Option<f64>,
+    /// DDPO's weight of the tokens that a correction changed, above 0; left out, 3.
+    pub ddpo_gamma: Option<f64>,
+    /// BCO's shift of the rewards; left out, 0.
+    pub bco_shift: Option<f64>,
+    /// The anchor of `mdpo_anchor`; left out, 0.
+    pub anchor: Option<f64>,
 
     /// Peak learning rate. Default 1e-5, TRL's advice for LoRA; SeVa's recipe has 2e-6.
     pub learning_rate: f64,
@@ -119,6 +137,20 @@ pub struct TrainConfig {
     pub lora: LoraConfig,
 }
 
+/// `"sigmoid"` is `["sigmoid"]`.
+fn one_or_several<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "the name of a loss, or a list of names")]
+    enum OneOrSeveral {
+        One(String),
+        Several(Vec<String>),
+    }
+    Ok(match OneOrSeveral::deserialize(value)? {
+        OneOrSeveral::One(name) => vec![name],
+        OneOrSeveral::Several(names) => names,
+    })
+}
+
 /// What to do about a loss or a gradient that is not finite.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -149,9 +181,16 @@ impl Default for TrainConfig {
             alpha: 0.5,
             reward_scaling: RewardScaling::default().to_string(),
             weigh: Weigh::default().to_string(),
-            label_smoothing: 0.0,
+            label_smoothing: None,
             ld_alpha: None,
-            discopop_tau: 0.05,
+            f_divergence_type: FDivergence::default().to_string(),
+            f_alpha_divergence_coef: None,
+            use_weighting: false,
+            discopop_tau: None,
+            simpo_gamma: None,
+            ddpo_gamma: None,
+            bco_shift: None,
+            anchor: None,
             learning_rate: 1e-5,
             lr_scheduler_type: Schedule::Cosine,
             warmup_ratio: 0.03,
@@ -239,7 +278,8 @@ impl TrainConfig {
     /// # Errors
     /// A loss, scaling or side that does not exist; a number outside its range.
     pub fn objective(&self) -> Result<Objective> {
-        let losses = self.loss_type.iter().map(|name| name.parse()).collect::<Result<Vec<LossType>, _>>()?;
+        let mut losses =
+            self.loss_type.iter().map(|name| name.parse()).collect::<Result<Vec<LossType>, _>>()?;
         let weights = self.loss_weights.clone().unwrap_or_else(|| vec![1.0; losses.len()]);
         if weights.len() != losses.len() {
             let found = format!("{} weights for {} losses", weights.len(), losses.len());
@@ -249,28 +289,54 @@ impl TrainConfig {
                 "give one weight for each entry of `loss_type`",
             ));
         }
-        if let Some(loss) = losses.iter().find(|loss| {
-            matches!(
-                loss,
-                LossType::Ddpo | LossType::MdpoConditional | LossType::MdpoAnchor | LossType::BcoPair
-            )
-        }) {
-            let remedy = "it needs inputs that this trainer does not make; use `aspo-loss` directly";
-            return Err(Error::option("loss_type", loss, remedy));
+        self.set_options(&mut losses)?;
+        let mut f_divergence: FDivergence = self.f_divergence_type.parse()?;
+        if let Some(coef) = self.f_alpha_divergence_coef {
+            f_divergence = f_divergence.with_coef(coef)?;
         }
         let objective = Objective {
             terms: losses.into_iter().zip(weights).collect(),
             beta: self.beta,
-            alpha: self.alpha,
-            scaling: self.reward_scaling.parse()?,
-            weigh: self.weigh.parse()?,
-            label_smoothing: self.label_smoothing,
+            f_divergence,
             ld_alpha: self.ld_alpha,
-            discopop_tau: self.discopop_tau,
-            ..Objective::default()
+            use_weighting: self.use_weighting,
         };
         objective.validate()?;
         Ok(objective)
+    }
+
+    /// Gives each loss the options that are its own, and refuses one that no loss has.
+    fn set_options(&self, losses: &mut [LossType]) -> Result<()> {
+        let default = Self::default();
+        let changed = |value: String, default: String| (value != default).then_some(value);
+        let number = |value: Option<f64>| value.map(|value| value.to_string());
+        let options = [
+            ("alpha", changed(self.alpha.to_string(), default.alpha.to_string())),
+            ("reward_scaling", changed(self.reward_scaling.clone(), default.reward_scaling)),
+            ("weigh", changed(self.weigh.clone(), default.weigh)),
+            ("label_smoothing", number(self.label_smoothing)),
+            ("discopop_tau", number(self.discopop_tau)),
+            ("simpo_gamma", number(self.simpo_gamma)),
+            ("ddpo_gamma", number(self.ddpo_gamma)),
+            ("bco_shift", number(self.bco_shift)),
+            ("anchor", number(self.anchor)),
+        ];
+        for (option, value) in options {
+            let Some(value) = value else { continue };
+            let mut honoured = false;
+            for loss in losses.iter_mut() {
+                honoured |= loss.set(option, &value)?;
+            }
+            if !honoured {
+                let has = |loss: &LossType| loss.clone().set(option, &value).unwrap_or(false);
+                let having: Vec<&str> =
+                    LossType::ALL.iter().filter(|loss| has(loss)).map(|loss| loss.name()).collect();
+                let found = format!("{value}, but {} does not honour it", self.loss_type.join(" + "));
+                let remedy = format!("leave it out, or choose a loss that does: {}", having.join(", "));
+                return Err(Error::option(option, found, &remedy));
+            }
+        }
+        Ok(())
     }
 
     /// How the model is loaded: in the precision of `bf16`.
@@ -345,22 +411,14 @@ impl TrainConfig {
             let remedy = "name the folder of a CLIP, or set `alpha = 0` to weigh by perplexity alone";
             return Err(Error::option("clip", "not given, but ASPO weighs sentences by similarity", remedy));
         }
-        if !objective.has(LossType::Aspo) {
-            let default = Self::default();
-            for (option, value, default) in [
-                ("alpha", self.alpha.to_string(), default.alpha.to_string()),
-                ("reward_scaling", self.reward_scaling.clone(), default.reward_scaling),
-                ("weigh", self.weigh.clone(), default.weigh),
-            ] {
-                if value != default {
-                    let found = format!("{value}, but {} weighs no sentences", self.loss_type.join(" + "));
-                    return Err(Error::option(option, found, "leave it out, or add `aspo` to `loss_type`"));
-                }
-            }
+        if objective.sorts() && self.per_device_train_batch_size == 1 {
+            let found = format!("{} with per_device_train_batch_size 1", self.loss_type.join(" + "));
+            let remedy = "it sorts the pairs of a forward pass: give 2 or more, better many";
+            return Err(Error::option("loss_type", found, remedy));
         }
-        if self.discopop_tau != Self::default().discopop_tau && !objective.has(LossType::Discopop) {
-            let remedy = "leave it out, or add `discopop` to `loss_type`";
-            return Err(Error::option("discopop_tau", self.discopop_tau, remedy));
+        if objective.losses().any(|loss| loss == LossType::MdpoConditional) {
+            let remedy = "it needs pictures that this trainer does not make; use `aspo-loss` directly";
+            return Err(Error::option("loss_type", "mdpo_conditional", remedy));
         }
         if self.gradient_checkpointing && self.lora.lora_dropout > 0.0 {
             let found = "with lora.lora_dropout above 0, whose second run would draw another mask";

@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
-use aspo_loss::Metrics;
+use aspo_loss::{Metrics, Totals};
 use burn::backend::Autodiff;
 use burn::module::{ModuleVisitor, Param};
 use burn::optim::GradientsParams;
@@ -134,7 +134,7 @@ fn held<B: Backend, M: Policy<B>>(policy: &M, gradients: &GradientsParams) -> Ve
 }
 
 enum Order {
-    Share { parts: Vec<Vec<usize>>, pairs: usize, step: usize, checkpoint: String },
+    Share { parts: Vec<Vec<usize>>, totals: Totals, step: usize, checkpoint: String },
     Reduce(Vec<bool>),
     Apply(f64),
     Drop,
@@ -192,7 +192,7 @@ impl<B: Backend> Others<B> {
         &self,
         first: &mut Replica<B, M>,
         parts: &[&[usize]],
-        pairs: usize,
+        totals: Totals,
         step: usize,
         checkpoint: &str,
     ) -> Result<StepGradients> {
@@ -200,9 +200,9 @@ impl<B: Backend> Others<B> {
         let of = |rank: usize| parts.iter().skip(rank).step_by(devices).copied();
         for (hand, rank) in self.hands.iter().zip(1..) {
             let (parts, checkpoint) = (of(rank).map(<[usize]>::to_vec).collect(), checkpoint.to_owned());
-            tell(hand, Order::Share { parts, pairs, step, checkpoint });
+            tell(hand, Order::Share { parts, totals, step, checkpoint });
         }
-        let own = first.share(&of(0).collect::<Vec<_>>(), pairs, step, checkpoint);
+        let own = first.share(&of(0).collect::<Vec<_>>(), totals, step, checkpoint);
         // All are heard before anything is decided.
         let told: Vec<Result<Told>> = self.hands.iter().map(|hand| hear(&hand.shares)).collect();
         let done = all(own, told).and_then(|(mut share, told)| {
@@ -267,9 +267,9 @@ fn work<B: Backend, M: Policy<B>>(
     let mut gradients = GradientsParams::new();
     while let Ok(order) = orders.recv() {
         match order {
-            Order::Share { parts, pairs, step, checkpoint } => {
+            Order::Share { parts, totals, step, checkpoint } => {
                 let parts: Vec<&[usize]> = parts.iter().map(Vec::as_slice).collect();
-                let share = replica.share(&parts, pairs, step, &checkpoint).map(|share| {
+                let share = replica.share(&parts, totals, step, &checkpoint).map(|share| {
                     let Share { gradients: own, metrics, tokens, ids } = share;
                     let held = held::<B, M>(&replica.policy, &own);
                     gradients = own;

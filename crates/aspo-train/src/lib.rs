@@ -63,7 +63,8 @@
 //! # Choices
 //! - A micro-batch holds one row a pair, `prompt ‖ chosen ‖ rejected`, unless `pair_packing` is off: picture and prompt
 //!   are computed once, and loss and gradients are those of two rows (C).
-//! - The loss of an optimiser step is the mean over its pairs, however they are cut into micro-batches (C).
+//! - The loss of an optimiser step is the mean over its pairs, and of likelihoods over its chosen tokens, however they are cut
+//!   into micro-batches (C); losses that sort pairs (`aot`) sort those of a forward pass, as TRL does.
 //! - Rates are those of transformers' schedulers, counted from 1: theirs give the first step a rate of 0, which
 //!   wastes it (C).
 //! - A loss that is not finite never reaches the weights: the run stops, or leaves the step out and counts it (C).
@@ -121,6 +122,6 @@ pub use report::{MarkedSentence, Picture, Report};
 pub use run::{Finished, StepReport, check_devices, train, train_on};
 pub use sample::Sample;
 pub use schedule::{Schedule, warmup_steps};
-pub use step::{MicroBatch, ReferenceRow, StepOutput};
+pub use step::{MicroBatch, ReferenceRow, StepOutput, totals};
 pub use tensorboard::EventFile;
 pub use weigh::{WeighedSentence, weigh};

@@ -1,6 +1,6 @@
 //! One optimiser step: the gradients of its micro-batches summed and clipped, and AdamW with every constant given.
 
-use aspo_loss::{ChunkOptions, Metrics, Objective};
+use aspo_loss::{ChunkOptions, Metrics, Objective, Totals};
 use burn::backend::Autodiff;
 use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams};
 use burn::tensor::backend::Backend;
@@ -32,7 +32,7 @@ pub struct StepGradients {
     pub tokens: usize,
 }
 
-/// Gradients of the mean loss over `pairs` pairs, which `batches` brings in parts of any size: eight of one give what one
+/// Gradients of the loss of a step over `totals`, which `batches` brings in parts of any size: eight of one give what one
 /// of eight gives. Batches are made one at a time. `step` (from 1) and `checkpoint` are for the message if something is
 /// not finite.
 ///
@@ -42,13 +42,13 @@ pub struct StepGradients {
 pub fn accumulate<B: Backend, M: Policy<B>>(
     policy: &M,
     batches: impl IntoIterator<Item = Result<(MicroBatch<B>, Option<Vec<ReferenceRow>>)>>,
-    pairs: usize,
+    totals: Totals,
     config: &TrainConfig,
     objective: &Objective,
     step: usize,
     checkpoint: &str,
 ) -> Result<StepGradients> {
-    gather(policy, batches, pairs, config, objective, step, checkpoint)?
+    gather(policy, batches, totals, config, objective, step, checkpoint)?
         .clipped::<B, M>(policy, config, step, checkpoint)
 }
 
@@ -66,7 +66,7 @@ pub(crate) struct Share {
 pub(crate) fn gather<B: Backend, M: Policy<B>>(
     policy: &M,
     batches: impl IntoIterator<Item = Result<(MicroBatch<B>, Option<Vec<ReferenceRow>>)>>,
-    pairs: usize,
+    totals: Totals,
     config: &TrainConfig,
     objective: &Objective,
     step: usize,
@@ -82,7 +82,7 @@ pub(crate) fn gather<B: Backend, M: Policy<B>>(
     for batch in batches {
         let (batch, reference) = batch?;
         let recompute = config.gradient_checkpointing;
-        let output = match batch.step(policy, objective, reference.as_deref(), pairs, recompute, &chunk) {
+        let output = match batch.step(policy, objective, reference.as_deref(), totals, recompute, &chunk) {
             // The loss refuses what is no number; told here with step, pairs and checkpoint.
             Err(Error::Loss(aspo_loss::Error::NotFinite { found, .. })) => {
                 return not_finite(found, &batch.host.ids);

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use aspo_data::{EncodedPair, ImageLoader};
-use aspo_loss::{ChunkOptions, Metrics, Objective};
+use aspo_loss::{ChunkOptions, Metrics, Objective, Totals};
 use aspo_models::lora::without_adapters;
 use burn::backend::Autodiff;
 use burn::optim::adaptor::OptimizerAdaptor;
@@ -21,7 +21,7 @@ use crate::prepare::processor;
 use crate::read::Data;
 use crate::reference::{REFERENCE_FILE, ReferenceCache, ReferenceKey};
 use crate::reference_model::ReferenceModel;
-use crate::step::{MicroBatch, ReferenceRow};
+use crate::step::{MicroBatch, ReferenceRow, totals};
 
 /// Where the reference's log-probabilities come from.
 enum Reference<B: Backend, P> {
@@ -126,15 +126,15 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
         })
     }
 
-    /// Gradients of the mean loss over `pairs` pairs, as far as they come from these `parts`, each of them a
-    /// micro-batch; not clipped.
+    /// Gradients of the loss of a step over `totals`, as far as they come from these `parts`, each of them a micro-batch; not
+    /// clipped.
     ///
     /// # Errors
     /// As [`accumulate`](crate::accumulate).
     pub fn share(
         &mut self,
         parts: &[&[usize]],
-        pairs: usize,
+        totals: Totals,
         step: usize,
         checkpoint: &str,
     ) -> Result<Share> {
@@ -160,7 +160,12 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
             };
             Ok((batch, known))
         });
-        gather(&self.policy, batches, pairs, config, &self.objective, step, checkpoint)
+        gather(&self.policy, batches, totals, config, &self.objective, step, checkpoint)
+    }
+
+    /// What the loss of a step over these pairs is averaged over.
+    pub fn totals(&self, pairs: &[usize]) -> Totals {
+        totals(pairs.iter().map(|&index| &self.data.pairs[index]))
     }
 
     /// The optimiser's step.

@@ -2,8 +2,9 @@
 
 use aspo_data::{EncodedPair, HostBatch, Padding};
 use aspo_loss::{
-    ChunkOptions, Metrics, Objective, PairMap, PolicyScores, PreferenceBatch, ReferenceScores, SentenceMap,
-    Similarity, chunked_log_probs, chunked_log_probs_forward,
+    ChunkOptions, ChunkedBackend, LmHead, Metrics, Objective, PairMap, PolicyScores, PreferenceBatch,
+    ReferenceScores, SentenceMap, Similarity, TokenStats, Totals, changed_tokens, chunked_log_probs,
+    chunked_log_probs_forward, chunked_log_probs_with_stats,
 };
 use aspo_models::{LanguageModel, ModelInput, recompute_backward};
 use burn::backend::Autodiff;
@@ -30,7 +31,17 @@ pub struct MicroBatch<B: Backend> {
     /// The arrays in plain memory.
     pub host: HostBatch,
     features: Option<Tensor<B, 3>>,
+    /// Prompts with one token for each picture: what DDPO compares answers in.
+    prompts: Vec<Vec<u32>>,
     device: B::Device,
+}
+
+/// What the loss of an optimiser step over `pairs` is averaged over.
+pub fn totals<'a>(pairs: impl IntoIterator<Item = &'a EncodedPair>) -> Totals {
+    pairs.into_iter().fold(Totals { pairs: 0, chosen_tokens: 0 }, |sum, pair| Totals {
+        pairs: sum.pairs + 1,
+        chosen_tokens: sum.chosen_tokens + pair.chosen.ids.len(),
+    })
 }
 
 impl<B: Backend> MicroBatch<B> {
@@ -50,7 +61,13 @@ impl<B: Backend> MicroBatch<B> {
         let host =
             if packed { HostBatch::packed(pairs, padding)? } else { HostBatch::stacked(pairs, padding)? };
         let features = features.of_batch(model, &host, device)?;
-        Ok(Self { host, features, device: device.clone() })
+        let image = model.image_token();
+        let prompts = pairs.iter().map(|pair| {
+            let mut prompt = pair.prompt_ids.clone();
+            prompt.dedup_by(|one, other| *one == image && *other == image);
+            prompt
+        });
+        Ok(Self { host, features, prompts: prompts.collect(), device: device.clone() })
     }
 
     /// The model's input, on the plain backend or with gradients.
@@ -124,7 +141,24 @@ impl<B: Backend> MicroBatch<B> {
     fn log_probs<M: LanguageModel<B>>(&self, model: &M, chunk: &ChunkOptions) -> Result<Tensor<B, 1>> {
         let responses = &self.host.responses;
         let hidden = model.hidden_at(&self.input(self.features.clone()), self.ints(&responses.positions))?;
-        Ok(chunked_log_probs_forward(hidden, model.head(), self.ints(&responses.targets), chunk)?)
+        let head = LmHead::hugging_face(model.head());
+        Ok(chunked_log_probs_forward(hidden, &head, self.ints(&responses.targets), chunk)?)
+    }
+
+    /// Log-probabilities of the answers' tokens, and what their distributions say if the loss asks for it.
+    fn scores<A: ChunkedBackend<Device = B::Device>>(
+        &self,
+        hidden: Tensor<A, 2>,
+        head: &LmHead<A>,
+        objective: &Objective,
+        chunk: &ChunkOptions,
+    ) -> Result<(Tensor<A, 1>, Option<TokenStats>)> {
+        let targets = self.ints(&self.host.responses.targets);
+        if objective.needs_stats() {
+            let (log_probs, stats) = chunked_log_probs_with_stats(hidden, head, targets, chunk)?;
+            return Ok((log_probs, Some(stats)));
+        }
+        Ok((chunked_log_probs(hidden, head, targets, chunk)?, None))
     }
 
     /// Metrics of pairs that are not trained on, the loss among them. `policy` is without gradients (`valid()`).
@@ -138,14 +172,19 @@ impl<B: Backend> MicroBatch<B> {
         reference: Option<&[ReferenceRow]>,
         chunk: &ChunkOptions,
     ) -> Result<Metrics> {
+        let positions = self.ints(&self.host.responses.positions);
+        let hidden = policy.hidden_at(&self.input(self.features.clone()), positions)?;
         // The loss is written for a backend with gradients; here it has nothing to follow.
-        let log_probs = Tensor::from_inner(self.log_probs(policy, chunk)?);
-        Ok(self.preference(log_probs, objective, reference, self.host.pairs())?.1.metrics)
+        let head = LmHead::hugging_face(Tensor::<Autodiff<B>, 2>::from_inner(policy.head()));
+        let scores = self.scores(Tensor::from_inner(hidden), &head, objective, chunk)?;
+        // Means are made of the metrics' sums: the share of a step is not asked for.
+        let totals = Totals { pairs: self.host.pairs(), chosen_tokens: self.host.responses.len() };
+        Ok(self.preference(scores, objective, reference, totals)?.1.metrics)
     }
 
-    /// Loss (a sum over pairs, divided by `global_pairs`), gradients and metrics of the policy.
+    /// This micro-batch's share of the loss of an optimiser step, gradients and metrics of the policy.
     ///
-    /// Micro-batches of one optimiser step share `global_pairs`, so that their gradients add up to those of one batch.
+    /// Micro-batches of one optimiser step share its [`totals`], so that their gradients add up to those of one batch.
     ///
     /// # Errors
     /// What model or loss refuse.
@@ -154,7 +193,7 @@ impl<B: Backend> MicroBatch<B> {
         policy: &M,
         objective: &Objective,
         reference: Option<&[ReferenceRow]>,
-        global_pairs: usize,
+        totals: Totals,
         recompute: bool,
         chunk: &ChunkOptions,
     ) -> Result<StepOutput> {
@@ -164,9 +203,8 @@ impl<B: Backend> MicroBatch<B> {
             let [rows, length, width] = hidden.dims();
             let positions = self.ints(&self.host.responses.positions);
             let hidden = hidden.reshape([rows * length, width]).select(0, positions);
-            let targets = self.ints(&self.host.responses.targets);
-            let log_probs = chunked_log_probs(hidden, policy.head(), targets, chunk)?;
-            self.preference(log_probs, objective, reference, global_pairs)
+            let scores = self.scores(hidden, &LmHead::hugging_face(policy.head()), objective, chunk)?;
+            self.preference(scores, objective, reference, totals)
         };
         let (gradients, values) = if recompute {
             let mut failure = None;
@@ -198,10 +236,10 @@ impl<B: Backend> MicroBatch<B> {
 
     fn preference(
         &self,
-        log_probs: Tensor<Autodiff<B>, 1>,
+        (log_probs, stats): (Tensor<Autodiff<B>, 1>, Option<TokenStats>),
         objective: &Objective,
         reference: Option<&[ReferenceRow]>,
-        global_pairs: usize,
+        totals: Totals,
     ) -> Result<(Tensor<Autodiff<B>, 1>, StepValues)> {
         let map = self.map()?;
         let pairs = map.batch_size();
@@ -219,11 +257,36 @@ impl<B: Backend> MicroBatch<B> {
         if objective.needs_rejected_similarity() {
             batch = batch.with_rejected_similarity(Similarity::new(rejected)?)?;
         }
+        if let Some(stats) = stats {
+            let (chosen, rejected) = stats.split_at(map.chosen.num_tokens());
+            batch = batch.with_stats(chosen, rejected)?;
+        }
+        if objective.needs_changed() {
+            let (chosen, rejected) = self.changed(&map);
+            batch = batch.with_changed(&chosen, &rejected)?;
+        }
         let output = objective.loss(&batch)?;
         let metrics = output.metrics();
-        let loss = output.losses.sum().div_scalar(global_pairs as f64);
+        let loss = output.share(totals);
         let values = StepValues { loss: metrics.get("loss").unwrap_or(f64::NAN), metrics };
         Ok((loss, values))
+    }
+}
+
+impl<B: Backend> MicroBatch<B> {
+    /// Which answer tokens a correction changed, as RLHF-V marks them: in whole sequences from the second token on.
+    fn changed(&self, map: &PairMap) -> (Vec<Vec<bool>>, Vec<Vec<bool>>) {
+        let (chosen, rejected) = self.host.responses.targets.split_at(map.chosen.num_tokens());
+        let sequence = |row: usize, answer: &[i32]| -> Vec<i32> {
+            self.prompts[row].iter().skip(1).map(|&id| id as i32).chain(answer.iter().copied()).collect()
+        };
+        let marks = |row: usize| {
+            let (chosen, rejected) = (&chosen[map.chosen.range(row)], &rejected[map.rejected.range(row)]);
+            let marks = changed_tokens(&sequence(row, chosen), &sequence(row, rejected));
+            let answer = |marks: Vec<bool>, tokens: usize| marks[marks.len() - tokens..].to_vec();
+            (answer(marks.0, chosen.len()), answer(marks.1, rejected.len()))
+        };
+        (0..map.batch_size()).map(marks).unzip()
     }
 }
 

@@ -30,11 +30,12 @@ impl<B: Backend> Team<B> {
         checkpoint: &str,
     ) -> Result<StepGradients> {
         let parts: Vec<&[usize]> = pairs.chunks(first.config.per_device_train_batch_size).collect();
+        let totals = first.totals(pairs);
         #[cfg(feature = "collective")]
         if let Some(others) = &self.others {
-            return others.gradients(first, &parts, pairs.len(), step, checkpoint);
+            return others.gradients(first, &parts, totals, step, checkpoint);
         }
-        let share = first.share(&parts, pairs.len(), step, checkpoint)?;
+        let share = first.share(&parts, totals, step, checkpoint)?;
         share.clipped::<B, M>(&first.policy, first.config, step, checkpoint)
     }
 

@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use aspo_data::{Encoder, Pair, Tokenizer};
-use aspo_loss::{ChunkOptions, chunked_log_probs};
+use aspo_loss::{ChunkOptions, LmHead, chunked_log_probs};
 use aspo_models::clip::{Clip, ClipConfig};
 use aspo_models::llama::LlamaConfig;
 use aspo_models::llava::{Llava, LlavaConfig};
@@ -276,5 +276,6 @@ fn next_token_loss<B: Backend>(
         Tensor::<Autodiff<B>, 1, Int>::from_data(TensorData::new(values, [count]), device)
     };
     let hidden = model.hidden_at(&input, ints(places))?;
-    Ok(chunked_log_probs(hidden, model.head(), ints(targets), &ChunkOptions::default())?.sum().neg())
+    let head = LmHead::hugging_face(model.head());
+    Ok(chunked_log_probs(hidden, &head, ints(targets), &ChunkOptions::default())?.sum().neg())
 }

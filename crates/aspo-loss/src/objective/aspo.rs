@@ -5,55 +5,13 @@
 
 use burn::prelude::*;
 
-use super::{LossOutput, LossType, Objective, Sequences, Term};
-use crate::error::{Error, Result};
+use super::output::Sides;
+use super::{Aspo, Seen, Sequences};
 use crate::map::SentenceMap;
 use crate::math;
-use crate::record::{PreferenceBatch, Similarity};
-use crate::sentence::{host_sentence_sums, perplexity, sentence_sums};
-use crate::weight::{RewardScaling, Weigh, misfit_weights, sentence_weights};
-
-/// ASPO by itself; [`Objective`] mixes it with others.
-///
-/// ```
-/// use aspo_loss::{Aspo, RewardScaling};
-/// let aspo = Aspo { alpha: 0.7, scaling: RewardScaling::TokenWeight, ..Aspo::default() };
-/// assert_eq!(aspo.beta, 0.1);
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Aspo {
-    /// DPO's temperature β > 0. Default 0.1.
-    pub beta: f64,
-    /// Share of similarity against perplexity, in [0, 1]. Not published; default 0.5 (C).
-    pub alpha: f64,
-    /// The reading of ρ. Default [`RewardScaling::TotalWeight`] (C).
-    pub scaling: RewardScaling,
-    /// Which responses are weighed. Default [`Weigh::Chosen`] (F).
-    pub weigh: Weigh,
-}
-
-impl Default for Aspo {
-    fn default() -> Self {
-        Self { beta: 0.1, alpha: 0.5, scaling: RewardScaling::default(), weigh: Weigh::default() }
-    }
-}
-
-impl Aspo {
-    /// The loss of a batch that carries reference scores and, for α > 0, similarities.
-    ///
-    /// # Errors
-    /// An option outside its range, a missing record, a log-probability that is not finite.
-    pub fn loss<B: Backend>(&self, batch: &PreferenceBatch<B>) -> Result<LossOutput<B>> {
-        Objective::from(*self).loss(batch)
-    }
-}
-
-impl From<Aspo> for Objective {
-    fn from(aspo: Aspo) -> Self {
-        let Aspo { beta, alpha, scaling, weigh } = aspo;
-        Objective { beta, alpha, scaling, weigh, ..Objective::new(LossType::Aspo) }
-    }
-}
+use crate::record::{HostScores, PreferenceBatch, Similarity};
+use crate::sentence::{host_sentence_sums, perplexity, response_sums, sentence_sums};
+use crate::weight::{Weigh, misfit_weights, sentence_weights};
 
 /// What ASPO made of each sentence: constants of the step, on the host.
 #[derive(Debug, Clone, PartialEq)]
@@ -79,34 +37,49 @@ pub struct SideWeighting {
     pub scale: Vec<f64>,
 }
 
-/// The losses `[B]` and rewards of ASPO.
-pub(super) fn term<B: Backend>(
+impl SideWeighting {
+    /// `ρ (1+w_i)` of each sentence of a row.
+    fn factors(&self, row: usize) -> impl Iterator<Item = f64> + '_ {
+        self.weights[row].iter().map(move |w| self.scale[row] * (1.0 + w))
+    }
+
+    /// `ρ Σ_i (1+w_i) d_i` of each row.
+    fn weighed_ratios(&self) -> Vec<f64> {
+        let rows = self.log_ratios.iter().enumerate();
+        rows.map(|(row, d)| self.factors(row).zip(d).map(|(factor, d)| factor * d).sum()).collect()
+    }
+}
+
+/// The losses, `[B]`.
+pub(super) fn losses<B: Backend>(
+    aspo: Aspo,
     batch: &PreferenceBatch<B>,
-    sequences: &Sequences<B>,
-    objective: &Objective,
-) -> Result<Term<B>> {
+    sequences: &Sequences<'_, B>,
+    scores: &HostScores,
+    beta: f64,
+    seen: &mut Seen<B>,
+) -> Tensor<B, 1> {
+    let [chosen_map, rejected_map] = [&batch.map.chosen, &batch.map.rejected];
     let [chosen_tokens, rejected_tokens] = sequences.token_ratios();
-    let chosen = weigh(
-        "chosen",
-        &batch.map.chosen,
-        [batch.policy.chosen(), &chosen_tokens],
-        batch.similarity.as_ref(),
-        objective,
-        sentence_weights,
-    )?;
-    let chosen_rewards = reward(chosen_tokens, &batch.map.chosen, &chosen, objective.beta);
-    let (rejected_rewards, rejected) = match objective.weigh {
-        Weigh::Chosen => (sequences.ratios()[1].clone().mul_scalar(objective.beta), None),
+    let weigher = |side: usize, map, similarity: &Option<Similarity>, fuse| {
+        weigh(map, &scores.policy[side], &scores.ratios(side), similarity.as_ref(), aspo, beta, fuse)
+    };
+    let chosen = weigher(0, chosen_map, &batch.similarity, sentence_weights);
+    let chosen_rewards = reward(chosen_tokens, chosen_map, &chosen, beta);
+    let (rejected_rewards, rejected) = match aspo.weigh {
+        Weigh::Chosen => (response_sums(rejected_tokens, rejected_map).mul_scalar(beta), None),
         Weigh::Both => {
-            let map = &batch.map.rejected;
-            let tokens = [batch.policy.rejected(), &rejected_tokens];
-            let similarity = batch.rejected_similarity.as_ref();
-            let side = weigh("rejected", map, tokens, similarity, objective, misfit_weights)?;
-            (reward(rejected_tokens, map, &side, objective.beta), Some(side))
+            let side = weigher(1, rejected_map, &batch.rejected_similarity, misfit_weights);
+            (reward(rejected_tokens, rejected_map, &side, beta), Some(side))
         }
     };
-    let losses = math::log_sigmoid(chosen_rewards.clone() - rejected_rewards.clone()).neg();
-    Ok(Term { losses, chosen_rewards, rejected_rewards, weighting: Some(Weighting { chosen, rejected }) })
+    let whole =
+        || host_sentence_sums(&scores.ratios(1), rejected_map).iter().map(|d| d.iter().sum()).collect();
+    let rejected_ratios = rejected.as_ref().map_or_else(whole, SideWeighting::weighed_ratios);
+    seen.weighed_rewards =
+        Some(Sides { chosen: chosen.weighed_ratios(), rejected: rejected_ratios }.scaled(beta));
+    seen.weighting = Some(Weighting { chosen, rejected });
+    math::log_sigmoid(chosen_rewards - rejected_rewards).neg()
 }
 
 /// `ρ β Σ_i (1+w_i) d_i`, `[B]`.
@@ -118,9 +91,9 @@ fn reward<B: Backend>(
 ) -> Tensor<B, 1> {
     let (rows, width) = (map.batch_size(), map.max_sentences());
     let mut factors = vec![0.0_f32; rows * width];
-    for (row, weights) in side.weights.iter().enumerate() {
-        for (i, w) in weights.iter().enumerate() {
-            factors[row * width + i] = (side.scale[row] * beta * (1.0 + w)) as f32;
+    for row in 0..rows {
+        for (i, factor) in side.factors(row).enumerate() {
+            factors[row * width + i] = (beta * factor) as f32;
         }
     }
     let factors = math::constant(factors, [rows, width], &ratios.device());
@@ -130,46 +103,35 @@ fn reward<B: Backend>(
 type Fuse = fn(Option<&[f64]>, &[f64], f64) -> Vec<f64>;
 
 /// Weights and scaling of one side, from the policy's log-probabilities and the log-ratios of its tokens.
-fn weigh<B: Backend>(
-    side: &str,
+fn weigh(
     map: &SentenceMap,
-    [policy, ratios]: [&Tensor<B, 1>; 2],
+    policy: &[f32],
+    ratios: &[f64],
     similarity: Option<&Similarity>,
-    objective: &Objective,
+    aspo: Aspo,
+    beta: f64,
     fuse: Fuse,
-) -> Result<SideWeighting> {
-    // One read of both vectors.
-    let both =
-        math::host(&Tensor::cat(vec![math::detached(policy.clone()), math::detached(ratios.clone())], 0));
-    let (policy, ratios) = both.split_at(map.num_tokens());
-    let (log_probs, log_ratios) = (host_sentence_sums(policy, map), host_sentence_sums(ratios, map));
-    let mut out = SideWeighting {
-        weights: vec![],
-        perplexity: vec![],
-        log_probs: vec![],
-        log_ratios: vec![],
-        scale: vec![],
+) -> SideWeighting {
+    let policy: Vec<f64> = policy.iter().map(|&p| f64::from(p)).collect();
+    let (log_probs, log_ratios) = (host_sentence_sums(&policy, map), host_sentence_sums(ratios, map));
+    let perplexity: Vec<Vec<f64>> = log_probs
+        .iter()
+        .enumerate()
+        .map(|(row, sums)| sums.iter().zip(map.counts(row)).map(|(&sum, &n)| perplexity(sum, n)).collect())
+        .collect();
+    let weights: Vec<Vec<f64>> = perplexity
+        .iter()
+        .enumerate()
+        .map(|(row, perplexity)| {
+            let similarity = similarity.filter(|_| aspo.alpha > 0.0);
+            let similarity: Option<Vec<f64>> =
+                similarity.map(|s| s.row(row).iter().map(|&x| f64::from(x)).collect());
+            fuse(similarity.as_deref(), perplexity, aspo.alpha)
+        })
+        .collect();
+    let scale = |(row, weights): (usize, &Vec<f64>)| {
+        aspo.scaling.factor(weights, map.counts(row), &log_ratios[row], beta)
     };
-    for (row, (log_probs, log_ratios)) in log_probs.into_iter().zip(log_ratios).enumerate() {
-        let counts = map.counts(row);
-        if let Some(element) =
-            log_probs.iter().zip(&log_ratios).position(|(p, d)| !(p.is_finite() && d.is_finite()))
-        {
-            let (p, d) = (log_probs[element], log_ratios[element]);
-            let what = format!("{side} sentence log-probabilities (policy, or policy less reference)");
-            return Err(Error::NotFinite { what, row, element, found: if p.is_finite() { d } else { p } });
-        }
-        let perplexity: Vec<f64> =
-            log_probs.iter().zip(counts).map(|(&sum, &n)| perplexity(sum, n)).collect();
-        let similarity: Option<Vec<f64>> = (objective.alpha > 0.0)
-            .then(|| similarity.map(|s| s.row(row).iter().map(|&x| f64::from(x)).collect()))
-            .flatten();
-        let weights = fuse(similarity.as_deref(), &perplexity, objective.alpha);
-        out.scale.push(objective.scaling.factor(&weights, counts, &log_ratios, objective.beta));
-        out.weights.push(weights);
-        out.perplexity.push(perplexity);
-        out.log_probs.push(log_probs);
-        out.log_ratios.push(log_ratios);
-    }
-    Ok(out)
+    let scale = weights.iter().enumerate().map(scale).collect();
+    SideWeighting { weights, perplexity, log_probs, log_ratios, scale }
 }

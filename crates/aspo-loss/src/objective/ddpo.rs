@@ -3,70 +3,48 @@
 
 use burn::prelude::*;
 
-use super::{Objective, Term};
+use super::output::Sides;
+use super::{Seen, Sequences};
 use crate::map::SentenceMap;
 use crate::math::{self, log_sigmoid};
-use crate::record::PreferenceBatch;
+use crate::record::{HostScores, PreferenceBatch};
 use crate::sentence::response_sums;
 
-pub(super) fn term<B: Backend>(batch: &PreferenceBatch<B>, objective: &Objective) -> Term<B> {
-    let reference = batch.reference.as_ref().expect("evaluated only where the reference was given");
-    let [chosen, rejected] = batch.changed.as_ref().expect("evaluated only where the flags were given");
-    let reward = |policy: &Tensor<B, 1>, reference: &Tensor<B, 1>, map: &SentenceMap, changed: &[bool]| {
-        let factors = factors(map, changed, objective);
-        let factors = math::constant(factors, [map.num_tokens()], &policy.device());
-        response_sums((policy.clone() - reference.clone()) * factors, map).mul_scalar(objective.beta)
+/// The losses, `[B]`.
+pub(super) fn losses<B: Backend>(
+    gamma: f64,
+    batch: &PreferenceBatch<B>,
+    sequences: &Sequences<'_, B>,
+    scores: &HostScores,
+    beta: f64,
+    seen: &mut Seen<B>,
+) -> Tensor<B, 1> {
+    let changed = batch.changed.as_ref().expect("evaluated only where the flags were given");
+    let maps = [&batch.map.chosen, &batch.map.rejected];
+    let factors = [0, 1].map(|side| factors(maps[side], &changed[side], gamma));
+    let host = |side: usize| {
+        let weighed: Vec<f64> = scores.ratios(side).iter().zip(&factors[side]).map(|(d, f)| d * f).collect();
+        let row = |row| weighed[maps[side].range(row)].iter().sum::<f64>();
+        (0..maps[side].batch_size()).map(row).collect()
     };
-    let (policy, map) = (&batch.policy, &batch.map);
-    let chosen_rewards = reward(policy.chosen(), reference.chosen(), &map.chosen, chosen);
-    let rejected_rewards = reward(policy.rejected(), reference.rejected(), &map.rejected, rejected);
-    let losses = log_sigmoid(chosen_rewards.clone() - rejected_rewards.clone()).neg();
-    Term { losses, chosen_rewards, rejected_rewards, weighting: None }
+    seen.weighed_rewards = Some(Sides { chosen: host(0), rejected: host(1) }.scaled(beta));
+    let ratios = sequences.token_ratios();
+    let [chosen, rejected] = [0, 1].map(|side| {
+        let ratios = ratios[side].clone();
+        let factors = factors[side].iter().map(|&factor| factor as f32).collect();
+        let factors = math::constant(factors, ratios.dims(), &ratios.device());
+        response_sums(ratios * factors, maps[side]).mul_scalar(beta)
+    });
+    log_sigmoid(chosen - rejected).neg()
 }
 
 /// `1/N` or `γ/N` for each token, `N = |unchanged| + γ|changed|` of its response.
-fn factors(map: &SentenceMap, changed: &[bool], objective: &Objective) -> Vec<f32> {
-    let weight = |changed: &bool| if *changed { objective.ddpo_gamma } else { 1.0 };
+fn factors(map: &SentenceMap, changed: &[bool], gamma: f64) -> Vec<f64> {
+    let weight = |changed: &bool| if *changed { gamma } else { 1.0 };
     let row = |row: usize| {
         let flags = &changed[map.range(row)];
         let total: f64 = flags.iter().map(weight).sum();
-        flags.iter().map(|flag| (weight(flag) / total) as f32).collect::<Vec<_>>()
+        flags.iter().map(|flag| weight(flag) / total).collect::<Vec<_>>()
     };
     (0..map.batch_size()).flat_map(row).collect()
-}
-
-/// Which tokens of two responses are not part of their longest common subsequence: RLHF-V's changed segments.
-/// Quadratic in the lengths.
-///
-/// ```
-/// let (chosen, rejected) = aspo_loss::changed_tokens(&[1, 2, 3, 4], &[1, 9, 3, 4, 5]);
-/// assert_eq!(chosen, [false, true, false, false]);
-/// assert_eq!(rejected, [false, true, false, false, true]);
-/// ```
-pub fn changed_tokens<T: PartialEq>(chosen: &[T], rejected: &[T]) -> (Vec<bool>, Vec<bool>) {
-    let (n, m) = (chosen.len(), rejected.len());
-    // length[i][j]: longest common subsequence of the tails from i and j.
-    let mut length = vec![vec![0_u32; m + 1]; n + 1];
-    for i in (0..n).rev() {
-        for j in (0..m).rev() {
-            length[i][j] = if chosen[i] == rejected[j] {
-                length[i + 1][j + 1] + 1
-            } else {
-                length[i + 1][j].max(length[i][j + 1])
-            };
-        }
-    }
-    let (mut chosen_changed, mut rejected_changed) = (vec![true; n], vec![true; m]);
-    let (mut i, mut j) = (0, 0);
-    while i < n && j < m {
-        if chosen[i] == rejected[j] {
-            (chosen_changed[i], rejected_changed[j]) = (false, false);
-            (i, j) = (i + 1, j + 1);
-        } else if length[i + 1][j] >= length[i][j + 1] {
-            i += 1;
-        } else {
-            j += 1;
-        }
-    }
-    (chosen_changed, rejected_changed)
 }

@@ -3,7 +3,6 @@
 
 use burn::prelude::*;
 
-use super::{Objective, Sequences};
 use crate::math::log_sigmoid;
 use crate::record::PreferenceBatch;
 use crate::sentence::response_sums;
@@ -12,17 +11,15 @@ use crate::sentence::response_sums;
 /// `-log σ(β r_c - β r_c')`.
 pub(super) fn conditional<B: Backend>(
     batch: &PreferenceBatch<B>,
-    sequences: &Sequences<B>,
-    objective: &Objective,
+    [chosen, _]: [Tensor<B, 1>; 2],
+    beta: f64,
 ) -> Tensor<B, 1> {
     let corrupted = batch.corrupted.as_ref().expect("evaluated only where the corrupted scores were given");
-    let corrupted = response_sums(corrupted.policy.clone() - corrupted.reference.clone(), &batch.map.chosen);
-    let [chosen, _] = sequences.ratios().clone();
-    log_sigmoid((chosen - corrupted).mul_scalar(objective.beta)).neg()
+    let ratios = corrupted.policy.clone() - corrupted.reference.clone();
+    log_sigmoid(chosen - response_sums(ratios, &batch.map.chosen).mul_scalar(beta)).neg()
 }
 
 /// Anchor: the chosen response's reward stays above δ, `-log σ(β r_c - δ)`.
-pub(super) fn anchor<B: Backend>(sequences: &Sequences<B>, objective: &Objective) -> Tensor<B, 1> {
-    let [chosen, _] = sequences.ratios().clone();
-    log_sigmoid(chosen.mul_scalar(objective.beta).sub_scalar(objective.anchor)).neg()
+pub(super) fn anchor<B: Backend>([chosen, _]: [Tensor<B, 1>; 2], anchor: f64) -> Tensor<B, 1> {
+    log_sigmoid(chosen.sub_scalar(anchor)).neg()
 }

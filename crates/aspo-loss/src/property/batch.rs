@@ -1,5 +1,7 @@
 //! Batches as plain numbers, and the strategies that draw them.
 
+use core::fmt;
+
 use burn::prelude::*;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -25,8 +27,8 @@ pub struct HostResponse {
     pub corrupted: Vec<(f32, f32)>,
     /// Whether the token differs from the other response.
     pub changed: Vec<bool>,
-    /// `log Σ p²` of the policy.
-    pub log_collision: Vec<f32>,
+    /// What the policy's whole distributions say of each token.
+    pub stats: TokenStats,
     /// Similarity of each sentence to the image.
     pub similarity: Vec<f32>,
 }
@@ -54,14 +56,37 @@ impl HostResponse {
         let pad = |n| core::iter::repeat_n(-1, n);
         pad(before).chain(tokens).chain(pad(after)).collect()
     }
+}
 
-    fn stats(&self) -> TokenStats {
-        let n = self.policy.len();
-        TokenStats {
-            log_collision: self.log_collision.clone(),
-            entropy: vec![1.0; n],
-            mean_logit: vec![0.0; n],
-            greedy: vec![false; n],
+/// One line: sentences as tokens with their log-probabilities under policy and reference.
+impl fmt::Display for HostResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let numbers = |values: &mut dyn Iterator<Item = &f32>| {
+            values.map(|x| format!("{x:.4}")).collect::<Vec<_>>().join(" ")
+        };
+        let mut start = 0;
+        for (i, &tokens) in self.sentences.iter().enumerate() {
+            let span = start..start + tokens;
+            start = span.end;
+            let policy = numbers(&mut self.policy[span.clone()].iter());
+            let reference = numbers(&mut self.reference[span].iter());
+            write!(f, "{}[{policy}] against [{reference}]", if i > 0 { "; " } else { "" })?;
+        }
+        Ok(())
+    }
+}
+
+/// Two lines a pair, of the first three pairs.
+impl fmt::Display for HostBatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 3;
+        for (row, pair) in self.pairs.iter().take(SHOWN).enumerate() {
+            writeln!(f, "  pair {row} chosen   {}", pair.chosen)?;
+            writeln!(f, "  pair {row} rejected {}", pair.rejected)?;
+        }
+        match self.pairs.len().saturating_sub(SHOWN) {
+            0 => Ok(()),
+            more => writeln!(f, "  and {more} more"),
         }
     }
 }
@@ -109,11 +134,11 @@ impl HostBatch {
         let rows = |side: usize| sides[side].iter().map(|r| r.similarity.clone()).collect::<Vec<_>>();
         let changed = |side: usize| sides[side].iter().map(|r| r.changed.clone()).collect::<Vec<_>>();
         let stats = |side: usize| {
-            sides[side].iter().map(|r| r.stats()).fold(TokenStats::default(), |mut all, one| {
-                all.log_collision.extend(one.log_collision);
-                all.entropy.extend(one.entropy);
-                all.mean_logit.extend(one.mean_logit);
-                all.greedy.extend(one.greedy);
+            sides[side].iter().map(|r| &r.stats).fold(TokenStats::default(), |mut all, one| {
+                all.log_sum_sq_probs.extend(&one.log_sum_sq_probs);
+                all.entropy.extend(&one.entropy);
+                all.mean_logit.extend(&one.mean_logit);
+                all.is_top1.extend(&one.is_top1);
                 all
             })
         };
@@ -171,10 +196,10 @@ fn flat<B: Backend>(
     math::constant(values, [n], device)
 }
 
-/// Batches of 1 to 5 pairs, 1 to 5 sentences, 1 to 6 tokens each, any padding; log-probabilities in [-8, -0.01] with the
+/// Batches of 1 to 5 pairs, 1 to 5 sentences, 1 to 6 tokens each, any padding; log-probabilities in [-8, -0.05] with the
 /// reference within 1 of the policy.
 pub fn batches() -> impl Strategy<Value = HostBatch> {
-    vec((response(-8.0..-0.01_f32), response(-8.0..-0.01_f32)), 1..=5).prop_map(from_pairs)
+    vec((response(-8.0..-0.05_f32), response(-8.0..-0.05_f32)), 1..=5).prop_map(from_pairs)
 }
 
 /// The same with log-probabilities anywhere from 0 to -1e4, policy and reference far apart: for finiteness.
@@ -190,7 +215,7 @@ pub fn extreme_batches() -> impl Strategy<Value = HostBatch> {
         ]
     };
     let extreme = move || {
-        response(-8.0..-0.01_f32).prop_flat_map(move |base| {
+        response(-8.0..-0.05_f32).prop_flat_map(move |base| {
             let n = base.policy.len();
             vec((log_prob(), log_prob(), log_prob()), n).prop_map(move |values| HostResponse {
                 policy: values.iter().map(|v| v.0).collect(),
@@ -210,8 +235,8 @@ fn from_pairs(pairs: Vec<(HostResponse, HostResponse)>) -> HostBatch {
 fn response(log_prob: core::ops::Range<f32>) -> impl Strategy<Value = HostResponse> {
     vec(1..=6_usize, 1..=5).prop_flat_map(move |sentences| {
         let tokens = sentences.iter().sum::<usize>();
-        let token =
-            (log_prob.clone(), -1.0..1.0_f32, (-1.0..1.0_f32, -1.0..1.0_f32), any::<bool>(), -6.0..-0.01_f32);
+        let stats = (-6.0..-0.01_f32, 0.0..6.0_f32, -2.0..2.0_f32, any::<bool>());
+        let token = (log_prob.clone(), -1.0..1.0_f32, (-1.0..1.0_f32, -1.0..1.0_f32), any::<bool>(), stats);
         let similarity = vec(-1.0..1.0_f32, sentences.len());
         (vec(token, tokens), similarity, (0..4_usize, 0..4_usize)).prop_map(
             move |(tokens, similarity, padding)| HostResponse {
@@ -224,7 +249,12 @@ fn response(log_prob: core::ops::Range<f32>) -> impl Strategy<Value = HostRespon
                     .map(|t| ((t.0 + t.2.0).min(-0.001), (t.0 + t.2.1).min(-0.001)))
                     .collect(),
                 changed: tokens.iter().map(|t| t.3).collect(),
-                log_collision: tokens.iter().map(|t| t.4).collect(),
+                stats: TokenStats {
+                    log_sum_sq_probs: tokens.iter().map(|t| t.4.0).collect(),
+                    entropy: tokens.iter().map(|t| t.4.1).collect(),
+                    mean_logit: tokens.iter().map(|t| t.4.2).collect(),
+                    is_top1: tokens.iter().map(|t| t.4.3).collect(),
+                },
                 similarity,
             },
         )

@@ -2,8 +2,8 @@
 
 use aspo_loss::property::{HostResponse, batches};
 use aspo_loss::{
-    Aspo, LossOutput, PreferenceBatch, RewardScaling, Weigh, min_max, misfit_weights, response_sums,
-    sentence_sums, sentence_weights,
+    Aspo, LossOutput, Objective, PreferenceBatch, RewardScaling, TokenStats, Weigh, min_max, misfit_weights,
+    response_sums, sentence_sums, sentence_weights,
 };
 use burn::prelude::*;
 use proptest::collection::vec;
@@ -30,9 +30,9 @@ fn readings() -> impl Strategy<Value = (RewardScaling, Weigh, f64)> {
 /// the whole of its gradient: nothing flows through them.
 fn aspo_gradient_is_that_of_its_constants<B: Backend>() {
     check(cases::<B>(), (batches(), readings()), |(host, (scaling, weigh, alpha))| {
-        let aspo = Aspo { scaling, weigh, alpha, ..Aspo::default() };
+        let aspo = Aspo { scaling, weigh, alpha };
         let by_constants = |batch: &PreferenceBatch<A<B>>| {
-            let output: LossOutput<A<B>> = aspo.loss(batch).unwrap();
+            let output: LossOutput<A<B>> = Objective::new(aspo).loss(batch).unwrap();
             let weighting = output.weighting.unwrap();
             let reference = batch.reference().unwrap();
             let reward = |side: Option<aspo_loss::SideWeighting>, rejected: bool| {
@@ -56,7 +56,11 @@ fn aspo_gradient_is_that_of_its_constants<B: Backend>() {
             let margin = reward(Some(weighting.chosen), false) - reward(weighting.rejected, true);
             burn::tensor::activation::log_sigmoid(margin).neg()
         };
-        same(&evaluate::<B>(&host, losses::<B>(aspo)), &evaluate::<B>(&host, by_constants), 1e-5)
+        same(
+            &evaluate::<B>(&host, losses::<B>(Objective::new(aspo))),
+            &evaluate::<B>(&host, by_constants),
+            1e-5,
+        )
     });
 }
 
@@ -64,10 +68,10 @@ fn aspo_gradient_is_that_of_its_constants<B: Backend>() {
 fn aspo_gradient_is_the_difference_quotient_at_frozen_weights<B: Backend>() {
     const STEP: f64 = 1e-3;
     check(cases::<B>(), (batches(), readings()), |(host, (scaling, weigh, alpha))| {
-        let aspo = Aspo { scaling, weigh, alpha, ..Aspo::default() };
-        let output = aspo.loss(&host.batch::<B>(&Default::default()).unwrap()).unwrap();
+        let aspo = Aspo { scaling, weigh, alpha };
+        let output = Objective::new(aspo).loss(&host.batch::<B>(&Default::default()).unwrap()).unwrap();
         let weighting = output.weighting.unwrap();
-        let [_, chosen, rejected] = evaluate::<B>(&host, losses::<B>(aspo));
+        let [_, chosen, rejected] = evaluate::<B>(&host, losses::<B>(Objective::new(aspo)));
         let mut found = [chosen.into_iter(), rejected.into_iter()];
         for (row, pair) in host.pairs.iter().enumerate() {
             let sides =
@@ -114,14 +118,14 @@ fn equal_weights_reduce_to_dpo<B: Backend>() {
                 let first = r.similarity[0];
                 r.similarity.iter_mut().for_each(|s| *s = first);
             };
-            let similar = Aspo { scaling, weigh, alpha: 1.0, ..Aspo::default() };
+            let similar = Aspo { scaling, weigh, alpha: 1.0 };
             let host = host.map(tied);
             let expected = evaluate::<B>(&host, losses::<B>(dpo()));
-            same(&evaluate::<B>(&host, losses::<B>(similar)), &expected, 1e-5)?;
+            same(&evaluate::<B>(&host, losses::<B>(Objective::new(similar))), &expected, 1e-5)?;
             let level = host.map(|r| r.policy.iter_mut().for_each(|p| *p = log_prob));
             let expected = evaluate::<B>(&level, losses::<B>(dpo()));
             same(
-                &evaluate::<B>(&level, losses::<B>(Aspo { scaling, weigh, alpha, ..Aspo::default() })),
+                &evaluate::<B>(&level, losses::<B>(Objective::new(Aspo { scaling, weigh, alpha }))),
                 &expected,
                 1e-5,
             )?;
@@ -136,15 +140,23 @@ fn equal_weights_reduce_to_dpo<B: Backend>() {
                 r.reference = vec![-1.0, -1.5];
                 r.corrupted = vec![(-1.0, -1.0); 2];
                 r.changed = vec![true; 2];
-                r.log_collision = vec![-1.0; 2];
+                r.stats = TokenStats {
+                    log_sum_sq_probs: vec![-1.0; 2],
+                    entropy: vec![1.0; 2],
+                    mean_logit: vec![0.0; 2],
+                    is_top1: vec![true; 2],
+                };
             });
             let expected = evaluate::<B>(&mirrored, losses::<B>(dpo()));
             let half = Aspo { scaling, ..Aspo::default() };
-            let weights =
-                half.loss(&mirrored.batch::<B>(&Default::default()).unwrap()).unwrap().weighting.unwrap();
+            let weights = Objective::new(half)
+                .loss(&mirrored.batch::<B>(&Default::default()).unwrap())
+                .unwrap()
+                .weighting
+                .unwrap();
             prop_assert!(weights.chosen.weights.iter().flatten().all(|w| (w - 0.5).abs() < 1e-9));
             // RewardRatio is undefined where the reward vanishes; TotalWeight's value is the same ½-weights' one.
-            same(&evaluate::<B>(&mirrored, losses::<B>(half)), &expected, 1e-5)
+            same(&evaluate::<B>(&mirrored, losses::<B>(Objective::new(half))), &expected, 1e-5)
         },
     );
 }
@@ -157,7 +169,7 @@ fn one_sentence_reduces_to_dpo<B: Backend>() {
         });
         let expected = evaluate::<B>(&whole, losses::<B>(dpo()));
         same(
-            &evaluate::<B>(&whole, losses::<B>(Aspo { scaling, weigh, alpha, ..Aspo::default() })),
+            &evaluate::<B>(&whole, losses::<B>(Objective::new(Aspo { scaling, weigh, alpha }))),
             &expected,
             1e-5,
         )
@@ -170,8 +182,9 @@ fn undetached_reward_ratio_would_be_dpo<B: Backend>() {
     let count = std::cell::Cell::new(0);
     check(cases::<B>(), batches(), |host| {
         let aspo = Aspo { scaling: RewardScaling::RewardRatio, ..Aspo::default() };
-        let weights_of =
-            |batch: &PreferenceBatch<A<B>>| aspo.loss(batch).unwrap().weighting.unwrap().chosen.weights;
+        let weights_of = |batch: &PreferenceBatch<A<B>>| {
+            Objective::new(aspo).loss(batch).unwrap().weighting.unwrap().chosen.weights
+        };
         let weighed = |batch: &PreferenceBatch<A<B>>| {
             let weights = weights_of(batch);
             let map = &batch.map().chosen;
@@ -201,7 +214,7 @@ fn undetached_reward_ratio_would_be_dpo<B: Backend>() {
         let expected = evaluate::<B>(&host, losses::<B>(dpo()));
         same(&evaluate::<B>(&host, undetached), &expected, 1e-3)?;
         if ratios.iter().all(|r| (0.51..0.99).contains(r)) {
-            let detached = evaluate::<B>(&host, losses::<B>(aspo));
+            let detached = evaluate::<B>(&host, losses::<B>(Objective::new(aspo)));
             for (a, e) in detached[0].iter().zip(&expected[0]) {
                 prop_assert!((a - e).abs() <= 1e-5, "the value is DPO's: {a} and {e}");
             }
@@ -220,8 +233,12 @@ fn undetached_reward_ratio_would_be_dpo<B: Backend>() {
 
 fn scaling_stays_in_its_interval<B: Backend>() {
     check(cases::<B>(), (batches(), readings()), |(host, (scaling, weigh, alpha))| {
-        let aspo = Aspo { scaling, weigh, alpha, ..Aspo::default() };
-        let weighting = aspo.loss(&host.batch::<B>(&Default::default()).unwrap()).unwrap().weighting.unwrap();
+        let aspo = Aspo { scaling, weigh, alpha };
+        let weighting = Objective::new(aspo)
+            .loss(&host.batch::<B>(&Default::default()).unwrap())
+            .unwrap()
+            .weighting
+            .unwrap();
         for side in [Some(weighting.chosen), weighting.rejected].into_iter().flatten() {
             prop_assert!(
                 side.weights.iter().flatten().all(|w| (0.0..=1.0).contains(w)),

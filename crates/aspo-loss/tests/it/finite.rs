@@ -2,8 +2,9 @@
 
 use aspo_loss::property::{HostBatch, HostPair, HostResponse};
 use aspo_loss::{
-    ChunkOptions, LossType, Objective, PairMap, PolicyScores, PreferenceBatch, ReferenceScores,
-    RewardScaling, Similarity, Weigh, chunked_log_probs, dense_log_probs,
+    Aspo, ChunkOptions, FDivergence, LmHead, LossType, Objective, PairMap, PolicyScores, PreferenceBatch,
+    ReferenceScores, RewardScaling, Similarity, TokenStats, Weigh, chunked_log_probs,
+    chunked_log_probs_with_stats, dense_log_probs, dense_log_probs_with_stats,
 };
 use burn::backend::Autodiff;
 use burn::prelude::*;
@@ -16,9 +17,31 @@ on_every_backend!(
     a_margin_of_zero_has_the_gradient_of_log_2,
     log_sigmoid_keeps_its_small_values,
     log_probabilities_of_minus_ten_thousand_are_finite,
-    half_precision_logits_give_f32_losses_and_half_gradients,
-    half_precision_scores_of_minus_ten_thousand_are_finite,
+    tiles_far_apart_and_masked_vocabulary_keep_statistics_finite,
 );
+
+/// Where half precision is: flex and CUDA, not ndarray; wgpu's driver here has none.
+mod flex_halves {
+    #[test]
+    fn half_precision_logits_give_f32_losses_and_half_gradients() {
+        super::half_precision_logits_give_f32_losses_and_half_gradients::<burn_flex::Flex>();
+    }
+
+    #[test]
+    fn half_precision_scores_of_minus_ten_thousand_are_finite() {
+        super::half_precision_scores_of_minus_ten_thousand_are_finite::<burn_flex::Flex>();
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod cuda_halves {
+    #[test]
+    fn half_precision_logits_give_f32_losses_and_half_gradients() {
+        type Cuda = burn::backend::Cuda<f32, i32>;
+        super::half_precision_logits_give_f32_losses_and_half_gradients::<Cuda>();
+        super::half_precision_scores_of_minus_ten_thousand_are_finite::<Cuda>();
+    }
+}
 
 /// One token per sentence and per response: the smallest batch there is.
 fn one_token(policy: [f32; 2], reference: [f32; 2]) -> HostBatch {
@@ -29,22 +52,44 @@ fn one_token(policy: [f32; 2], reference: [f32; 2]) -> HostBatch {
         reference: vec![reference[i]],
         corrupted: vec![(reference[i], policy[i])],
         changed: vec![true],
-        log_collision: vec![-1.0],
+        stats: TokenStats {
+            log_sum_sq_probs: vec![-1.0],
+            entropy: vec![1.0],
+            mean_logit: vec![0.5],
+            is_top1: vec![true],
+        },
         similarity: vec![0.3],
     };
     HostBatch { pairs: vec![HostPair { chosen: response(0), rejected: response(1) }] }
 }
 
-/// Every objective, and every way of ASPO.
+/// Every objective, every way of ASPO, every f-divergence.
 fn objectives() -> Vec<Objective> {
-    let mut all: Vec<Objective> = LossType::ALL.map(Objective::new).to_vec();
+    let mut all: Vec<Objective> = LossType::ALL.iter().map(|&loss| Objective::new(loss)).collect();
     for scaling in RewardScaling::ALL {
         for weigh in [Weigh::Chosen, Weigh::Both] {
-            all.push(Objective { scaling, weigh, ..Objective::default() });
+            all.push(Objective::new(Aspo { scaling, weigh, ..Aspo::default() }));
         }
     }
-    all.push(Objective { label_smoothing: 0.2, ..Objective::new(LossType::Sigmoid) });
-    all.push(Objective { label_smoothing: 0.2, ..Objective::new(LossType::Robust) });
+    let divergences = [
+        FDivergence::ForwardKl,
+        FDivergence::JsDivergence,
+        FDivergence::AlphaDivergence { coef: 0.5 },
+        FDivergence::AlphaDivergence { coef: 2.0 },
+    ];
+    for &loss in LossType::ALL {
+        for f_divergence in divergences {
+            // IPO squares the scores: e^80 squared is beyond f32.
+            let objective = Objective { f_divergence, ..Objective::new(loss) };
+            if objective.validate().is_ok()
+                && (loss != LossType::Ipo || f_divergence == FDivergence::JsDivergence)
+            {
+                all.push(objective);
+            }
+        }
+    }
+    assert!(all.len() > LossType::ALL.len() + 8 + 20, "f-divergences are among them: {}", all.len());
+    all.push(Objective::new(LossType::Robust { label_smoothing: 0.2 }));
     all.push(Objective { ld_alpha: Some(0.3), use_weighting: true, ..Objective::new(LossType::Sigmoid) });
     all
 }
@@ -90,7 +135,7 @@ fn margins_of_ten_thousand_are_finite_in_every_objective<B: Backend>() {
 }
 
 fn a_margin_of_zero_has_the_gradient_of_log_2<B: Backend>() {
-    for loss in [LossType::Sigmoid, LossType::Aspo] {
+    for loss in [LossType::Sigmoid, Aspo::default().into()] {
         let host = one_token([-1.5, -2.0], [-1.5, -2.0]);
         let leaves = host.policy::<Autodiff<B>>(&Default::default()).map(Tensor::require_grad);
         let output =
@@ -117,8 +162,8 @@ fn log_probabilities_of_minus_ten_thousand_are_finite<B: Backend>() {
     let logits = tensor::<Autodiff<B>, 2>(&[1e4, 0.0, -1e4, 1e4, 0.0, -1e4], [2, 3]).require_grad();
     let targets = ints::<Autodiff<B>, 1>(&[0, 2], [2]);
     let dense = dense_log_probs(logits.clone(), targets.clone()).unwrap();
-    let head = Tensor::eye(3, &Default::default());
-    let chunked = chunked_log_probs(logits.clone(), head, targets, &ChunkOptions::default()).unwrap();
+    let head = LmHead::hugging_face(Tensor::eye(3, &Default::default()));
+    let chunked = chunked_log_probs(logits.clone(), &head, targets, &ChunkOptions::default()).unwrap();
     for (what, log_probs) in [("dense", dense), ("chunked", chunked)] {
         assert_close(what, &values(&log_probs), &[0.0, -2e4], 1e-6, 0.0);
         let grads = log_probs.sum().backward();
@@ -126,9 +171,39 @@ fn log_probabilities_of_minus_ten_thousand_are_finite<B: Backend>() {
     }
 }
 
+/// Two tiles whose maxima are 200 apart (their ratio underflows f32), and a vocabulary of which a whole tile is masked: the
+/// statistics of a token are those of the dense way, and finite.
+fn tiles_far_apart_and_masked_vocabulary_keep_statistics_finite<B: Backend>() {
+    let masked = f32::NEG_INFINITY;
+    for (row, has_mean) in [([100.0, 99.0, -100.0, -101.0], true), ([1.0, 0.5, masked, masked], false)] {
+        let options = ChunkOptions { byte_budget: 8, rows: Some(1) };
+        let logits = tensor::<Autodiff<B>, 2>(&row, [1, 4]);
+        let targets = ints::<Autodiff<B>, 1>(&[1], [1]);
+        let (log_probs, dense) = dense_log_probs_with_stats(logits.clone(), targets.clone()).unwrap();
+        // A head that gives these logits: one feature, always 1.
+        let head = LmHead::hugging_face(logits.transpose());
+        let one = tensor::<Autodiff<B>, 2>(&[1.0], [1, 1]);
+        let (chunked, tiled) = chunked_log_probs_with_stats(one, &head, targets, &options).unwrap();
+        let wide = |v: &[f32]| v.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+        assert_close("log-probabilities", &values(&chunked), &values(&log_probs), 1e-6, 1e-6);
+        for (what, found, expected) in [
+            ("entropy", &tiled.entropy, &dense.entropy),
+            ("log Σp²", &tiled.log_sum_sq_probs, &dense.log_sum_sq_probs),
+        ] {
+            assert!(expected[0].is_finite(), "{what} of the dense way");
+            assert_close(what, &wide(found), &wide(expected), 1e-5, 1e-5);
+        }
+        assert_eq!(tiled.is_top1, [false]);
+        assert_eq!(tiled.mean_logit[0].is_finite(), has_mean);
+    }
+}
+
 fn halves<B: Backend>() -> Vec<DType> {
     let device = Default::default();
-    [DType::F16, DType::BF16].into_iter().filter(|&dtype| B::supports_dtype(&device, dtype)).collect()
+    let halves: Vec<DType> =
+        [DType::F16, DType::BF16].into_iter().filter(|&dtype| B::supports_dtype(&device, dtype)).collect();
+    assert!(!halves.is_empty(), "{} has no half precision to test", B::name(&device));
+    halves
 }
 
 fn half_precision_logits_give_f32_losses_and_half_gradients<B: Backend>() {
@@ -142,8 +217,13 @@ fn half_precision_logits_give_f32_losses_and_half_gradients<B: Backend>() {
             let hidden = leaf(tensor(&hidden, [2, 3]));
             let head = leaf(tensor(&head, [4, 3]));
             let options = ChunkOptions { byte_budget: 12, rows };
-            let log_probs =
-                chunked_log_probs(hidden.clone(), head.clone(), targets.clone(), &options).unwrap();
+            let log_probs = chunked_log_probs(
+                hidden.clone(),
+                &LmHead::hugging_face(head.clone()),
+                targets.clone(),
+                &options,
+            )
+            .unwrap();
             assert_eq!(log_probs.dtype(), DType::F32);
             let grads = log_probs.clone().sum().backward();
             let (h, w) = (hidden.grad(&grads).unwrap(), head.grad(&grads).unwrap());
@@ -166,7 +246,8 @@ fn half_precision_logits_give_f32_losses_and_half_gradients<B: Backend>() {
 fn half_precision_scores_of_minus_ten_thousand_are_finite<B: Backend>() {
     for dtype in halves::<B>() {
         let leaf = |v: f32| tensor::<Autodiff<B>, 1>(&[v, v], [2]).cast(dtype).detach().require_grad();
-        for loss in [LossType::Aspo, LossType::Sigmoid, LossType::Discopop, LossType::Orpo] {
+        let losses = ["aspo", "sigmoid", "discopop", "orpo"].map(|name| name.parse::<LossType>().unwrap());
+        for loss in losses {
             let map = PairMap::new(&[[0, 1]], &[[0, 0]]).unwrap();
             let (chosen, rejected) = (leaf(-1e4), leaf(-0.5));
             let policy = PolicyScores::flat(&map, chosen.clone(), rejected.clone()).unwrap();

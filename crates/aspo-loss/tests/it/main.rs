@@ -3,7 +3,9 @@
 mod aspo;
 mod common;
 mod finite;
+mod golden;
 mod hand;
+mod kin;
 mod log_prob;
 mod metric;
 mod objective;

@@ -2,8 +2,8 @@
 
 use aspo_loss::property::{HostBatch, HostResponse, batches};
 use aspo_loss::{
-    Aspo, ChunkOptions, PairMap, PolicyScores, PreferenceBatch, ReferenceScores, SentenceMap, Similarity,
-    chunked_log_probs, chunked_log_probs_forward,
+    ChunkOptions, LmHead, Objective, PairMap, PolicyScores, PreferenceBatch, ReferenceScores, SentenceMap,
+    Similarity, chunked_log_probs, chunked_log_probs_forward,
 };
 use burn::backend::Autodiff;
 use burn::prelude::*;
@@ -92,13 +92,13 @@ impl<B: Backend> Side<B> {
     fn policy(&self, map: &SentenceMap, head: &Tensor<A<B>, 2>, options: &ChunkOptions) -> Tensor<A<B>, 1> {
         let rows = map.select_rows(self.hidden.clone()).unwrap();
         let labels = map.select_labels(self.labels.clone()).unwrap();
-        chunked_log_probs(rows, head.clone(), labels, options).unwrap()
+        chunked_log_probs(rows, &LmHead::hugging_face(head.clone()), labels, options).unwrap()
     }
 
     fn reference(&self, map: &SentenceMap, options: &ChunkOptions) -> Tensor<A<B>, 1> {
         let rows = map.select_rows(self.hidden.clone()).unwrap();
         let labels = map.select_labels(self.labels.clone()).unwrap();
-        chunked_log_probs_forward(rows, head(0.3), labels, options).unwrap()
+        chunked_log_probs_forward(rows, &LmHead::hugging_face(head(0.3)), labels, options).unwrap()
     }
 }
 
@@ -117,7 +117,7 @@ fn run<B: Backend>(host: &HostBatch, layout: &Layout, head_trains: bool) -> [Vec
     let similarity: Vec<_> = chosen.iter().map(|r| r.similarity.clone()).collect();
     let batch = PreferenceBatch::new(map.clone(), policy).unwrap().with_reference(reference).unwrap();
     let batch = batch.with_similarity(Similarity::new(&similarity).unwrap()).unwrap();
-    let output = Aspo { beta: 0.5, ..Aspo::default() }.loss(&batch).unwrap();
+    let output = Objective { beta: 0.5, ..Objective::default() }.loss(&batch).unwrap();
     let grads = output.losses.clone().sum().backward();
     let mut hidden = vec![];
     for side in &sides {

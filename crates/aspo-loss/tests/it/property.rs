@@ -2,7 +2,7 @@
 //! that it breaks. On flex alone: it is the checker that is tested.
 
 use aspo_loss::property::{Applies, check_objective};
-use aspo_loss::{LossType, Objective, PreferenceBatch, Result, response_sums};
+use aspo_loss::{LossType, Objective, PreferenceBatch, Result, response_sums, sentence_sums};
 use burn::backend::Autodiff;
 use burn::prelude::*;
 use burn::tensor::activation::{log_sigmoid, relu, sigmoid};
@@ -34,7 +34,7 @@ fn a_right_loss_of_ones_own_passes() {
 
 #[test]
 fn a_wrong_loss_is_caught_by_the_property_it_breaks() {
-    let wrong: [(&str, Loss); 9] = [
+    let wrong: [(&str, Loss); 12] = [
         // No reference: likelihoods instead of ratios.
         ("only ratios matter", |batch| {
             let (policy, map) = (batch.policy(), batch.map());
@@ -68,6 +68,21 @@ fn a_wrong_loss_is_caught_by_the_property_it_breaks() {
             let margin = margin(batch);
             Ok(log_sigmoid((margin.clone() + margin.set_require_grad(false)) * 0.05).neg())
         }),
+        // Prefers the rejected answer.
+        ("direction", |batch| Ok(relu(margin(batch).mul_scalar(0.1).add_scalar(1.0)))),
+        // Adds the two ratios.
+        ("direction", |batch| {
+            let rejected = batch.policy().rejected().clone() - batch.reference().unwrap().rejected().clone();
+            let both = margin(batch) + response_sums(rejected, &batch.map().rejected).mul_scalar(2.0);
+            Ok(relu(both.mul_scalar(-0.1).add_scalar(1.0)))
+        }),
+        // Sees the first sentence only.
+        ("every token counts", |batch| {
+            let [policy, reference] = [batch.policy().chosen(), batch.reference().unwrap().chosen()];
+            let first =
+                sentence_sums(policy.clone() - reference.clone(), &batch.map().chosen).narrow(1, 0, 1);
+            Ok(relu(first.flatten::<1>(0, 1).mul_scalar(-0.1).add_scalar(1.0)))
+        }),
         // One loss for the batch.
         ("one loss per pair", |batch| Ok(right(batch)?.mean())),
     ];
@@ -76,7 +91,9 @@ fn a_wrong_loss_is_caught_by_the_property_it_breaks() {
         let logistic = matches!(property, "finite at extremes" | "gradient");
         let applies = Applies { at_reference: Some(if logistic { 2_f64.ln() } else { 1.0 }), ..hinge() };
         let error = check_objective(loss, &applies, 200).expect_err(property);
-        let named = error.starts_with(&format!("{property}: ")) || error.contains("one loss per pair");
+        let error = error.to_string();
+        let named = error.contains(&format!(": {property}: ")) || error.contains("one loss per pair");
+        assert!(error.len() < 2000, "{} bytes: {error}", error.len());
         assert!(named && error.contains(property), "{property}: {error}");
     }
 }
@@ -86,11 +103,48 @@ fn a_claim_that_does_not_hold_is_caught() {
     // SFT reads no reference; WPO detaches what depends on the policy.
     let check = |objective: Objective, applies: Applies| {
         let loss = |batch: &PreferenceBatch<B>| objective.loss(batch).map(|output| output.losses);
-        check_objective(loss, &applies, 200).unwrap_err()
+        check_objective(loss, &Applies { name: "mine", ..applies }, 200).unwrap_err().to_string()
     };
     let error = check(Objective::new(LossType::Sft), Applies::default());
-    assert!(error.starts_with("only ratios matter: "), "{error}");
+    assert!(error.starts_with("mine: only ratios matter: "), "{error}");
     let wpo = Objective { use_weighting: true, ..Objective::new(LossType::Sigmoid) };
     let error = check(wpo, Applies { ratios_only: false, ..Applies::default() });
-    assert!(error.starts_with("gradient: "), "{error}");
+    assert!(error.starts_with("mine: gradient: "), "{error}");
+    // Above its target of 1/(2β) = 1 a likelier chosen answer costs.
+    let error = check(Objective { beta: 0.5, ..Objective::new(LossType::SppoHard) }, Applies::default());
+    assert!(error.starts_with("mine: direction: "), "{error}");
+}
+
+/// A wrong DPO whose losses still fall with the margin is told from the right one.
+#[test]
+fn a_loss_is_held_against_a_known_one() {
+    let dpo = |batch: &PreferenceBatch<B>| Ok(log_sigmoid(margin(batch).mul_scalar(0.3)).neg());
+    let averaged = |batch: &PreferenceBatch<B>| {
+        let tokens = (0..batch.batch_size()).map(|row| batch.map().chosen.row_tokens(row) as f32).collect();
+        let tokens = TensorData::new::<f32, _>(tokens, [batch.batch_size()]);
+        let tokens = Tensor::<B, 1>::from_data(tokens, &Default::default());
+        Ok(log_sigmoid(margin(batch).mul_scalar(0.3) / tokens).neg())
+    };
+    let same = Applies { equals: Some(LossType::Sigmoid), beta: 0.3, ..Applies::default() };
+    check_objective(dpo, &same, 200).unwrap();
+    let error = check_objective(averaged, &same, 200).unwrap_err();
+    assert!(error.to_string().contains("equals sigmoid; beta=0.3: "), "{error}");
+    // `unwrap` prints what `Display` does, line by line; the name is that of the function.
+    let text = format!("{error:?}");
+    assert!(text == error.to_string() && text.contains("a_loss_is_held_against_a_known_one"), "{text}");
+    assert!(text.lines().count() >= 3 && text.len() < 1500, "{text}");
+    assert!(check_objective(dpo, &same, 0).unwrap_err().to_string().contains("0 judge nothing"));
+}
+
+/// A gradient that no quotient can be held against is no proof.
+#[test]
+fn a_loss_that_bends_everywhere_is_not_judged() {
+    let jagged = |batch: &PreferenceBatch<B>| {
+        // A sawtooth in the margin, finer than the step of the quotient.
+        let x = margin(batch).mul_scalar(1000.0);
+        Ok((x.clone() - x.floor().set_require_grad(false)).abs())
+    };
+    let applies = Applies { direction: false, ratios_only: false, every_token: false, ..Applies::default() };
+    let error = check_objective(jagged, &applies, 50).unwrap_err().to_string();
+    assert!(error.contains("gradient: "), "{error}");
 }

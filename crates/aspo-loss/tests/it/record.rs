@@ -1,8 +1,9 @@
 //! Records refuse what does not fit, naming record, row and remedy.
 
 use aspo_loss::{
-    Aspo, ChunkOptions, Error, LossType, Objective, PairMap, PolicyScores, PreferenceBatch, ReferenceScores,
-    RewardScaling, SentenceMap, Similarity, TokenStats, Weigh, chunked_log_probs_forward, dense_log_probs,
+    Aspo, ChunkOptions, Error, FDivergence, LmHead, LossType, Objective, PairMap, PolicyScores,
+    PreferenceBatch, ReferenceScores, RewardScaling, SentenceMap, Similarity, TokenStats, Weigh,
+    chunked_log_probs_forward, dense_log_probs,
 };
 use burn::prelude::*;
 
@@ -61,42 +62,140 @@ fn similarities_are_finite_and_fit_their_counts() {
 
 #[test]
 fn names_are_read_as_they_are_written() {
-    for loss in LossType::ALL {
+    for &loss in LossType::ALL {
         assert_eq!(loss.to_string().parse::<LossType>().unwrap(), loss);
+        assert_eq!(loss.name().to_uppercase().parse::<LossType>().unwrap(), loss);
     }
     for scaling in RewardScaling::ALL {
         assert_eq!(scaling.to_string().parse::<RewardScaling>().unwrap(), scaling);
     }
-    let error = "dpo".parse::<LossType>().unwrap_err().to_string();
-    assert!(error.contains("`dpo`") && error.contains("sigmoid"), "{error}");
-    assert_eq!("both".parse::<Weigh>().unwrap(), Weigh::Both);
+    assert_eq!("Both".parse::<Weigh>().unwrap(), Weigh::Both);
+    // What everybody calls it.
+    assert_eq!("DPO".parse::<LossType>().unwrap(), LossType::Sigmoid);
+    assert_eq!("dpo".parse::<Objective>().unwrap(), Objective::new(LossType::Sigmoid));
+    let error = "dop".parse::<Objective>().unwrap_err().to_string();
+    assert!(
+        error.contains("`dop`") && error.contains("dpo (sigmoid)") && error.contains("sppo_hard"),
+        "{error}"
+    );
+}
+
+/// Any objective is read back from what is written of it.
+#[test]
+fn objectives_are_read_as_they_are_written() {
+    use proptest::prelude::*;
+    let number = || (0..400_u32).prop_map(|n| f64::from(n) * 0.025);
+    let share = || 1e-3..0.5_f64;
+    let loss = (0..LossType::ALL.len(), share(), number(), prop::sample::select(RewardScaling::ALL.to_vec()));
+    let loss = loss.prop_map(|(index, share, number, scaling)| {
+        let mut loss = LossType::ALL[index];
+        let given = [
+            ("alpha", share.to_string()),
+            ("reward_scaling", scaling.to_string()),
+            ("weigh", "both".into()),
+            ("label_smoothing", share.to_string()),
+            ("simpo_gamma", number.to_string()),
+            ("bco_shift", (-number).to_string()),
+            ("discopop_tau", (2.0 * share).to_string()),
+            ("ddpo_gamma", (1.0 + number).to_string()),
+            ("anchor", (-number).to_string()),
+        ];
+        for (name, value) in &given {
+            loss.set(name, value).unwrap();
+        }
+        loss
+    });
+    let divergence = (0..5_usize, number()).prop_map(|(kind, coef)| match kind {
+        0 => FDivergence::ForwardKl,
+        1 => FDivergence::JsDivergence,
+        2 => FDivergence::AlphaDivergence { coef },
+        _ => FDivergence::ReverseKl,
+    });
+    let terms = prop::collection::vec((loss, number()), 1..4);
+    let shared = (0.01..3.0_f64, divergence, prop::option::of(0.0..=1.0_f64), any::<bool>());
+    let seen = std::cell::Cell::new(0);
+    aspo_loss::property::runner(2000)
+        .run(&(terms, shared), |(terms, (beta, f_divergence, ld_alpha, use_weighting))| {
+            let objective = Objective { terms, beta, f_divergence, ld_alpha, use_weighting };
+            if objective.validate().is_ok() {
+                let text = objective.to_string();
+                prop_assert_eq!(text.parse::<Objective>().unwrap(), objective, "{}", text);
+                seen.set(seen.get() + 1);
+            }
+            Ok(())
+        })
+        .unwrap();
+    assert!(seen.get() > 200, "{} of 2000 could be honoured", seen.get());
+    for (text, part) in [
+        ("", "loss type"),
+        ("sigmoid +", "loss type"),
+        ("sigmoid(label_smoothing=0.1)", "sigmoid(label_smoothing)"),
+        ("simpo(simpo_gamma=x)", "simpo_gamma"),
+        ("simpo(1.4)", "name=value"),
+        ("sigmoid; gamma=1", "beta, f_divergence_type"),
+        ("sigmoid; f_alpha_divergence_coef=0.3", "f_alpha_divergence_coef"),
+        ("-1 sigmoid", "loss_weights"),
+        ("sigmoid; beta=0", "beta"),
+    ] {
+        let error = text.parse::<Objective>().unwrap_err().to_string();
+        assert!(error.contains(part), "{text}: {error}");
+    }
 }
 
 #[test]
 fn options_are_checked_before_use() {
-    let bad = [
+    let weighed = |weight| Objective { terms: vec![(LossType::Sigmoid, weight)], ..Objective::default() };
+    let with = |name: &str, option: &str, value: &str| {
+        let mut loss: LossType = name.parse().unwrap();
+        assert!(loss.set(option, value).unwrap(), "{name} has {option}");
+        Objective::new(loss)
+    };
+    let named = |name: &str| Objective::new(name.parse::<LossType>().unwrap());
+    let mut bad = vec![
         (Objective { beta: 0.0, ..Objective::default() }, "beta"),
         (Objective { beta: f64::NAN, ..Objective::default() }, "beta"),
-        (Objective { alpha: 1.5, ..Objective::default() }, "alpha"),
         (Objective { terms: vec![], ..Objective::default() }, "terms"),
-        (Objective { terms: vec![(LossType::Sigmoid, f64::INFINITY)], ..Objective::default() }, "terms"),
-        (Objective { label_smoothing: 0.1, ..Objective::default() }, "label_smoothing"),
-        (Objective { label_smoothing: 0.5, ..Objective::new(LossType::Robust) }, "label_smoothing"),
-        (Objective { label_smoothing: 0.0, ..Objective::new(LossType::ExoPair) }, "label_smoothing"),
-        (Objective { discopop_tau: 0.0, ..Objective::new(LossType::Discopop) }, "discopop_tau"),
-        (Objective { ddpo_gamma: -1.0, ..Objective::new(LossType::Ddpo) }, "ddpo_gamma"),
-        (Objective { ld_alpha: Some(1.1), ..Objective::new(LossType::Sigmoid) }, "ld_alpha"),
-        (Objective { ld_alpha: Some(0.5), ..Objective::new(LossType::Ddpo) }, "ld_alpha"),
-        (Objective { ld_alpha: Some(0.5), ..Objective::new(LossType::MdpoConditional) }, "ld_alpha"),
+        (weighed(f64::INFINITY), "loss_weights"),
+        (weighed(-1.0), "loss_weights"),
+        (with("aspo", "alpha", "1.5"), "alpha"),
+        (with("robust", "label_smoothing", "0.5"), "label_smoothing"),
+        (with("exo_pair", "label_smoothing", "0"), "label_smoothing"),
+        (with("simpo", "simpo_gamma", "NaN"), "simpo_gamma"),
+        (with("bco_pair", "bco_shift", "inf"), "bco_shift"),
+        (with("discopop", "discopop_tau", "0"), "discopop_tau"),
+        (with("ddpo", "ddpo_gamma", "-1"), "ddpo_gamma"),
+        (with("mdpo_anchor", "anchor", "inf"), "anchor"),
+        (Objective { ld_alpha: Some(1.1), ..named("sigmoid") }, "ld_alpha"),
     ];
+    for name in ["cdpo", "robust", "aot", "aot_unpaired", "simpo", "exo_pair"] {
+        bad.push((with(name, "label_smoothing", "0.6"), "label_smoothing"));
+        bad.push((with(name, "label_smoothing", "NaN"), "label_smoothing"));
+    }
+    // What a loss would pass over.
+    for name in ["aspo", "simpo", "orpo", "ddpo", "mdpo_conditional"] {
+        bad.push((Objective { ld_alpha: Some(0.5), ..named(name) }, "ld_alpha"));
+    }
+    for name in ["aot", "aot_unpaired", "sft", "orpo"] {
+        bad.push((Objective { use_weighting: true, ..named(name) }, "use_weighting"));
+    }
+    for name in
+        ["aspo", "aot", "simpo", "orpo", "apo_zero", "apo_down", "sppo_hard", "bco_pair", "nca_pair", "ddpo"]
+    {
+        let f_divergence = FDivergence::JsDivergence;
+        bad.push((Objective { f_divergence, ..named(name) }, "f_divergence_type"));
+    }
     for (objective, name) in bad {
         match objective.validate() {
-            Err(Error::Option { option, .. }) => assert_eq!(option, name),
-            other => panic!("{name}: {other:?}"),
+            Err(Error::Option { option, .. }) => assert_eq!(option, name, "{objective}"),
+            other => panic!("{objective}, {name}: {other:?}"),
         }
     }
-    for loss in LossType::ALL {
+    for &loss in LossType::ALL {
         Objective::new(loss).validate().unwrap();
+        // As in TRL, which ignores it there: what is not honoured cannot be set.
+        let smoothed = ["cdpo", "robust", "aot", "aot_unpaired", "simpo", "exo_pair"].contains(&loss.name());
+        let mut same = loss;
+        assert_eq!(same.set("label_smoothing", "0.1").unwrap(), smoothed, "{loss}");
     }
 }
 
@@ -179,14 +278,15 @@ fn an_objective_names_the_record_it_lacks<B: Backend>() {
         Err(Error::Missing { method: found, .. }) => assert_eq!(found, method),
         other => panic!("{objective}: {:?}", other.map(|o| values(&o.loss))),
     };
-    for loss in LossType::ALL {
+    for &loss in LossType::ALL {
         if loss.needs_reference() {
             lacks(Objective::new(loss), "with_reference");
         } else {
             assert!(Objective::new(loss).loss(&batch::<B>()).is_ok(), "{loss}");
         }
     }
-    lacks(Objective { use_weighting: true, ..Objective::new(LossType::Sft) }, "with_stats");
+    let simpo = LossType::Simpo { gamma: 0.5, label_smoothing: 0.0 };
+    lacks(Objective { use_weighting: true, ..Objective::new(simpo) }, "with_stats");
     let both = || tensor::<B, 1>(&[-1.0; 6], [6]);
     let referenced =
         || batch::<B>().with_reference(ReferenceScores::joined(&map(), both()).unwrap()).unwrap();
@@ -195,22 +295,51 @@ fn an_objective_names_the_record_it_lacks<B: Backend>() {
         _ => "nothing",
     };
     assert_eq!(method(Objective::default()), "with_similarity");
-    assert_eq!(method(Objective { alpha: 0.0, ..Objective::default() }), "nothing");
-    assert_eq!(method(Objective::new(LossType::Ddpo)), "with_changed");
+    assert_eq!(method(Objective::new(Aspo { alpha: 0.0, ..Aspo::default() })), "nothing");
+    assert_eq!(method(Objective::new(LossType::Ddpo { gamma: 3.0 })), "with_changed");
     assert_eq!(method(Objective::new(LossType::MdpoConditional)), "with_corrupted");
     let similarity = Similarity::new(&[vec![0.1, 0.2], vec![0.3]]).unwrap();
-    let both = Aspo { weigh: Weigh::Both, ..Aspo::default() };
+    let both = Objective::new(Aspo { weigh: Weigh::Both, ..Aspo::default() });
     let error = both.loss(&referenced().with_similarity(similarity).unwrap()).map(|_| ()).unwrap_err();
     assert!(error.to_string().contains("with_rejected_similarity"), "{error}");
 }
 
+/// Whatever the loss and whichever record it is in: a hinge would make 0 of it.
 fn a_score_that_is_not_finite_is_named<B: Backend>() {
-    let scores = tensor::<B, 1>(&[-1.0, f32::NAN, -3.0, -4.0, -5.0, -6.0], [6]);
-    let batch = PreferenceBatch::new(map(), PolicyScores::joined(&map(), scores).unwrap()).unwrap();
-    let reference = ReferenceScores::joined(&map(), tensor(&[-1.0; 6], [6])).unwrap();
-    let batch = batch.with_reference(reference).unwrap();
-    let error = Objective { alpha: 0.0, ..Objective::default() }.loss(&batch).map(|_| ()).unwrap_err();
-    assert!(matches!(error, Error::NotFinite { row: 0, element: 1, .. }), "{error}");
+    let good = || tensor::<B, 1>(&[-1.0, -2.0, -3.0, -4.0, -5.0, -6.0], [6]);
+    let bad = |at: usize, value: f32| {
+        let mut scores = [-1.0, -2.0, -3.0, -4.0, -5.0, -6.0];
+        scores[at] = value;
+        tensor::<B, 1>(&scores, [6])
+    };
+    let error = |policy: Tensor<B, 1>, reference: Tensor<B, 1>| {
+        let batch = PreferenceBatch::new(map(), PolicyScores::joined(&map(), policy).unwrap()).unwrap();
+        let batch = batch.with_reference(ReferenceScores::joined(&map(), reference).unwrap()).unwrap();
+        Objective::new(LossType::Hinge).loss(&batch).map(|_| ()).unwrap_err()
+    };
+    for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let found = error(bad(1, value), good());
+        assert!(matches!(found, Error::NotFinite { row: 0, element: 1, .. }), "{found}");
+        assert!(found.to_string().starts_with("policy chosen log-probabilities: row 0"), "{found}");
+        // The rejected side of the second pair.
+        let found = error(bad(5, value), good());
+        assert!(
+            found.to_string().starts_with("policy rejected log-probabilities: row 1, element 0"),
+            "{found}"
+        );
+        let found = error(good(), bad(2, value));
+        assert!(found.to_string().starts_with("reference chosen log-probabilities: row 1"), "{found}");
+    }
+    // Negative log-likelihoods.
+    let found = error(bad(3, 2.5), good());
+    assert!(matches!(found, Error::Positive { row: 0, element: 0, .. }), "{found}");
+    assert!(found.to_string().contains("at most 0"), "{found}");
+    // The rounding of a probability of 1 is none.
+    let batch = PreferenceBatch::new(map(), PolicyScores::joined(&map(), bad(0, 1e-6)).unwrap()).unwrap();
+    assert!(Objective::new(LossType::Sft).loss(&batch).is_ok());
+    let rows = [vec![1.0, 2.0], vec![3.0]];
+    let found = PolicyScores::<B>::rows(&map(), &rows, &rows, &Default::default()).unwrap_err();
+    assert!(matches!(found, Error::Positive { row: 0, element: 0, .. }), "{found}");
 }
 
 fn labels_outside_the_vocabulary_are_an_error<B: Backend>() {
@@ -220,12 +349,12 @@ fn labels_outside_the_vocabulary_are_an_error<B: Backend>() {
         let expected =
             |e: Error| matches!(e, Error::Label { position: 1, found, vocab: 3, .. } if found == label);
         assert!(expected(dense_log_probs(logits(), targets()).unwrap_err()));
-        let head = Tensor::eye(3, &Default::default());
-        let forward = chunked_log_probs_forward(logits(), head, targets(), &ChunkOptions::default());
+        let head = LmHead::hugging_face(Tensor::eye(3, &Default::default()));
+        let forward = chunked_log_probs_forward(logits(), &head, targets(), &ChunkOptions::default());
         assert!(expected(forward.unwrap_err()));
     }
     assert!(matches!(dense_log_probs(logits(), ints(&[1], [1])), Err(Error::Shape { .. })));
-    let narrow = tensor::<B, 2>(&[0.0; 4], [2, 2]);
-    let error = chunked_log_probs_forward(logits(), narrow, ints(&[1, 1], [2]), &ChunkOptions::default());
+    let narrow = LmHead::hugging_face(tensor::<B, 2>(&[0.0; 4], [2, 2]));
+    let error = chunked_log_probs_forward(logits(), &narrow, ints(&[1, 1], [2]), &ChunkOptions::default());
     assert!(error.unwrap_err().to_string().starts_with("hidden states [N, D]: found 3, expected 2"));
 }

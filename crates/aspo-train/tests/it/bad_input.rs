@@ -99,9 +99,9 @@ fn options_that_cannot_be_honoured_are_refused_before_anything_is_read() {
             &["`eval_data`", "eval_steps is 0"],
             TrainConfig { eval_data: Some("more.json".into()), ..base.clone() },
         ),
-        (&["`discopop_tau`", "0.1", "`discopop`"], TrainConfig { discopop_tau: 0.1, ..base.clone() }),
+        (&["`discopop_tau`", "0.1", "`discopop`"], TrainConfig { discopop_tau: Some(0.1), ..base.clone() }),
         (
-            &["`alpha`", "0.25, but sigmoid weighs no sentences", "`aspo`"],
+            &["`alpha`", "0.25, but sigmoid does not honour it", "`aspo`"],
             TrainConfig { alpha: 0.25, ..other_loss("sigmoid") },
         ),
         (

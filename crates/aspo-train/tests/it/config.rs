@@ -132,3 +132,58 @@ fn a_config_survives_the_way_through_toml() {
     let read = TrainConfig::from_toml(&folder.path().join("run.toml")).unwrap();
     assert_eq!(TrainConfig { clip: config.clip.clone(), ..read }, config);
 }
+
+/// Every option of every loss, as TRL spells it.
+#[test]
+fn losses_and_their_options_are_asked_for_in_the_config() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.toml");
+    let read = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        let config = TrainConfig::from_toml(&path).map_err(|error| error.to_string())?;
+        config.validate().map_err(|error| error.to_string())?;
+        config.objective().map(|objective| objective.to_string()).map_err(|error| error.to_string())
+    };
+    for (text, objective) in [
+        // One loss as text, by the name that everybody uses.
+        ("loss_type = \"sigmoid\"", "sigmoid"),
+        ("loss_type = \"DPO\"", "sigmoid"),
+        ("loss_type = [\"sigmoid\", \"sft\"]\nloss_weights = [1.0, 0.2]", "sigmoid + 0.2 sft"),
+        ("loss_type = \"sigmoid\"\nuse_weighting = true", "sigmoid; use_weighting=true"),
+        ("loss_type = \"ddpo\"\nddpo_gamma = 5.0", "ddpo(ddpo_gamma=5)"),
+        ("loss_type = \"bco_pair\"\nbco_shift = 0.1", "bco_pair(bco_shift=0.1)"),
+        ("loss_type = \"simpo\"\nsimpo_gamma = 1.4\nbeta = 2.0", "simpo(simpo_gamma=1.4); beta=2"),
+        ("loss_type = \"cdpo\"\nlabel_smoothing = 0.2", "cdpo(label_smoothing=0.2)"),
+        ("loss_type = \"discopop\"\ndiscopop_tau = 0.1", "discopop(discopop_tau=0.1)"),
+        ("loss_type = \"mdpo_anchor\"\nanchor = 0.5", "mdpo_anchor(anchor=0.5)"),
+        (
+            "loss_type = \"sigmoid\"\nf_divergence_type = \"js_divergence\"",
+            "sigmoid; f_divergence_type=js_divergence",
+        ),
+        (
+            "loss_type = \"sigmoid\"\nf_divergence_type = \"alpha_divergence\"\nf_alpha_divergence_coef = 0.3",
+            "sigmoid; f_divergence_type=alpha_divergence, f_alpha_divergence_coef=0.3",
+        ),
+        ("alpha = 0.0\nreward_scaling = \"none\"", "aspo(alpha=0, reward_scaling=none)"),
+    ] {
+        assert_eq!(read(text).unwrap_or_else(|error| panic!("{text}: {error}")), objective, "{text}");
+    }
+    for (text, parts) in [
+        ("loss_type = 3", ["loss", "list of names"]),
+        ("loss_type = \"dop\"", ["`dop`", "dpo (sigmoid)"]),
+        // TRL 1.16 ignores it.
+        ("loss_type = \"sigmoid\"\nlabel_smoothing = 0.1", ["label_smoothing", "cdpo"]),
+        ("loss_type = \"sigmoid\"\nsimpo_gamma = 1.0", ["simpo_gamma", "simpo"]),
+        (
+            "loss_type = \"sigmoid\"\nf_alpha_divergence_coef = 0.3",
+            ["f_alpha_divergence_coef", "alpha_divergence"],
+        ),
+        ("loss_type = \"apo_zero\"\nf_divergence_type = \"forward_kl\"", ["f_divergence_type", "apo_zero"]),
+        ("loss_type = \"sft\"\nuse_weighting = true", ["use_weighting", "sft"]),
+        ("loss_type = [\"sigmoid\"]\nloss_weights = [-1.0]", ["loss_weights", "-1"]),
+        ("loss_type = \"aot\"\nper_device_train_batch_size = 1", ["aot", "per_device_train_batch_size"]),
+    ] {
+        let error = read(text).expect_err(text);
+        assert!(parts.iter().all(|part| error.contains(part)), "{text}: {error}");
+    }
+}

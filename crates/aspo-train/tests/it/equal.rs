@@ -2,7 +2,7 @@
 
 use aspo_data::EncodedPair;
 use aspo_models::lora::without_adapters;
-use aspo_train::{MicroBatch, ReferenceRow, TrainConfig, accumulate};
+use aspo_train::{MicroBatch, ReferenceRow, TrainConfig, accumulate, totals};
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::backend::Backend;
@@ -27,7 +27,7 @@ fn step<B: Backend>(config: &TrainConfig, part: usize) -> (f64, f64, Vec<f64>) {
         let count = pair.chosen.sentence_count();
         pair.chosen.similarity = (0..count).map(|sentence| 0.2 + 0.03 * (sentence * 7 % 5) as f32).collect();
     }
-    let config = TrainConfig { alpha: 0.5, clip: Some("not read".into()), ..config.clone() };
+    let config = TrainConfig { clip: Some("not read".into()), ..config.clone() };
     let objective = config.objective().unwrap();
     let policy = trained_policy::<B>();
     let plain = policy.valid();
@@ -36,12 +36,13 @@ fn step<B: Backend>(config: &TrainConfig, part: usize) -> (f64, f64, Vec<f64>) {
     let pairs: Vec<&EncodedPair> = data.pairs.iter().take(8).collect();
     let pad = data.encoder.tokenizer.pad();
     let device = B::Device::default();
+    let step_totals = totals(pairs.iter().copied());
     let batches = pairs.chunks(part).map(|rows| {
         let batch = MicroBatch::new(rows, config.pair_packing, pad, &mut features, &plain, &device)?;
         let rows: Vec<ReferenceRow> = batch.reference(&reference, &Default::default())?;
         Ok((batch, Some(rows)))
     });
-    let done = accumulate(&policy, batches, pairs.len(), &config, &objective, 1, "none").unwrap();
+    let done = accumulate(&policy, batches, step_totals, &config, &objective, 1, "none").unwrap();
     let gradients = flat::<Autodiff<B>, _>(&policy, &done.gradients);
     assert!(gradients.iter().any(|gradient| gradient.abs() > 1e-3), "gradients that could differ");
     (done.metrics.get("loss").unwrap(), done.norm, gradients)
@@ -74,6 +75,17 @@ fn one_batch_of_eight_is_eight_of_one_is_four_of_two<B: Backend>() {
     let whole = step::<B>(&unclipped(), 8);
     for part in [1, 2, 3] {
         assert_same(whole.clone(), step::<B>(&unclipped(), part));
+    }
+    // Likelihoods are over the tokens of the whole step; statistics and changed tokens are those of each pair.
+    for losses in ["sigmoid bco_pair sft", "orpo", "ddpo", "wpo"] {
+        let config = match losses {
+            "wpo" => TrainConfig { loss_type: vec!["dpo".into()], use_weighting: true, ..unclipped() },
+            _ => TrainConfig { loss_type: losses.split(' ').map(String::from).collect(), ..unclipped() },
+        };
+        let whole = step::<B>(&config, 8);
+        for part in [1, 3] {
+            assert_same(whole.clone(), step::<B>(&config, part));
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use aspo_data::{EncodedAnswer, EncodedPair, ImageSource};
 use aspo_models::lora::{load_adapter, save_adapter, without_adapters};
 use aspo_models::{Llava, LoadOptions, Pretrained, VisionLanguageModel};
-use aspo_train::{MicroBatch, TrainConfig, VisionFeatures, accumulate, adamw};
+use aspo_train::{MicroBatch, TrainConfig, VisionFeatures, accumulate, adamw, totals};
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::optim::Optimizer;
@@ -90,9 +90,13 @@ fn follow<B: Backend>(case: &Path, batch: &Tensors, packed: bool, part: usize, r
             let rows = batch.reference(&reference, &Default::default())?;
             Ok((batch, Some(rows)))
         });
-        let done = accumulate(&policy, batches, pairs.len(), &config, &objective, step + 1, "none").unwrap();
+        let done =
+            accumulate(&policy, batches, totals(&pairs), &config, &objective, step + 1, "none").unwrap();
         let loss = done.metrics.get("loss").unwrap();
-        let margin = done.metrics.get("rewards/margins").unwrap();
+        // The oracle's margin is what the loss is made of.
+        let weighed = objective.aspo().is_some();
+        let name = if weighed { "aspo/rewards/margins" } else { "rewards/margins" };
+        let margin = done.metrics.get(name).unwrap();
         let wanted: f64 =
             margins[step * pairs.len()..][..pairs.len()].iter().sum::<f64>() / pairs.len() as f64;
         // The oracle's own tolerance for losses; margins and norms are of the same order.
