@@ -29,6 +29,9 @@ impl SentenceMap {
     /// From one row of sentence ids per response: -1 where the position is not a response token (prompt, image,
     /// padding), else the sentence's number from 0. Rows may differ in length.
     ///
+    /// Positions are those of *labels*, of which label t is the token at t + 1: hidden state t scores it. Ids made for tokens
+    /// are shifted one to the left first, as labels are.
+    ///
     /// # Errors
     /// A batch without rows, a row without response tokens, an id below -1, a sentence without tokens below the highest
     /// id of its row.

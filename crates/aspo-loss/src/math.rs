@@ -33,8 +33,8 @@ pub(crate) fn host<B: Backend, const D: usize>(tensor: &Tensor<B, D>) -> Vec<f32
     detached(tensor.clone()).into_data().iter::<f32>().collect()
 }
 
-/// `log σ(x) = ½(x - |x|) - log(1 + exp(-|x|))`: exact to rounding and with a finite gradient over all of f32
-/// (½ at 0, where policy equals reference).
+/// `log σ(x) = ½(x - |x|) - log(1 + exp(-|x|))`: exact to rounding and with a finite gradient for all |x| up to half of f32's
+/// largest number (½ at 0, where policy equals reference).
 pub(crate) fn log_sigmoid<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
     let magnitude = x.clone().abs();
     (x - magnitude.clone()).mul_scalar(0.5) - magnitude.neg().exp().log1p()

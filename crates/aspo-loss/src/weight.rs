@@ -6,7 +6,8 @@ use core::str::FromStr;
 
 use crate::error::{Error, Result};
 
-/// Values closer than this count as tied (C).
+/// Values closer than this count as tied (C). It is below f32's resolution of cosines and perplexities: only equal values are
+/// tied.
 pub const TIE: f64 = 1e-8;
 
 /// Below this magnitude of the weighted reward, `RewardRatio` takes the value of `TotalWeight` (C).

@@ -40,7 +40,8 @@ pub struct TrainConfig {
     pub max_length: usize,
 
     /// Losses by TRL's names (`dpo` is `sigmoid`), and `aspo`; one, or a list that is summed with `loss_weights`. Default
-    /// `["aspo"]`.
+    /// `["aspo"]`. mDPO is `["sigmoid", "mdpo_conditional", "mdpo_anchor"]`; it sees each chosen answer a second time beside a
+    /// random piece of its picture, 1% to 20% of the area.
     #[serde(deserialize_with = "one_or_several")]
     pub loss_type: Vec<String>,
     /// Weights of the losses, 0 or more; left out, 1 each.
@@ -416,9 +417,9 @@ impl TrainConfig {
             let remedy = "it sorts the pairs of a forward pass: give 2 or more, better many";
             return Err(Error::option("loss_type", found, remedy));
         }
-        if objective.losses().any(|loss| loss == LossType::MdpoConditional) {
-            let remedy = "it needs pictures that this trainer does not make; use `aspo-loss` directly";
-            return Err(Error::option("loss_type", "mdpo_conditional", remedy));
+        if objective.needs_corrupted() && self.precompute_ref_log_probs {
+            let found = "true, but its file holds nothing of mdpo_conditional's corrupted pictures";
+            return Err(Error::option("precompute_ref_log_probs", found, "leave it out"));
         }
         if self.gradient_checkpointing && self.lora.lora_dropout > 0.0 {
             let found = "with lora.lora_dropout above 0, whose second run would draw another mask";

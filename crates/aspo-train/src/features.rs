@@ -8,6 +8,7 @@ use aspo_models::VisionLanguageModel;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 
+use crate::corrupt::Piece;
 use crate::error::{Error, Result};
 
 /// Bytes of features kept in memory; pictures beyond are computed again when they are met.
@@ -60,28 +61,56 @@ impl VisionFeatures {
         batch: &HostBatch,
         device: &B::Device,
     ) -> Result<Option<Tensor<B, 3>>> {
+        self.of_pieces(model, batch, &[], device)
+    }
+
+    /// The same with `pieces` of pictures in place of the whole, one entry for each run of image tokens.
+    ///
+    /// # Errors
+    /// As [`of_batch`](Self::of_batch).
+    pub(crate) fn of_pieces<B: Backend, M: VisionLanguageModel<B>>(
+        &mut self,
+        model: &M,
+        batch: &HostBatch,
+        pieces: &[Option<Piece>],
+        device: &B::Device,
+    ) -> Result<Option<Tensor<B, 3>>> {
         if batch.image_index.is_empty() {
             return Ok(None);
         }
-        let keys: Vec<String> = batch.images.iter().map(|image| image.key()).collect();
-        let new: Vec<usize> =
-            (0..keys.len()).filter(|&index| !self.kept.contains_key(&keys[index])).collect();
+        // What is seen in each run of image tokens, and its name.
+        let piece = |run: usize| pieces.get(run).copied().flatten();
+        let key = |(run, &image): (usize, &usize)| {
+            let key = batch.images[image].key();
+            piece(run).map_or(key.clone(), |piece| format!("{key}#{}", piece.name()))
+        };
+        let keys: Vec<String> = batch.image_index.iter().enumerate().map(key).collect();
+        let mut new: Vec<usize> = Vec::new();
+        for run in 0..keys.len() {
+            if !self.kept.contains_key(&keys[run]) && !new.iter().any(|&other| keys[other] == keys[run]) {
+                new.push(run);
+            }
+        }
         let mut fresh: HashMap<&str, Seen> = HashMap::new();
         if !new.is_empty() {
-            let sources: Vec<_> = new.iter().map(|&index| batch.images[index].clone()).collect();
+            let source = |&run: &usize| batch.images[batch.image_index[run]].clone();
+            let sources: Vec<_> = new.iter().map(source).collect();
             let pixels = self.loader.load_all(&sources).into_iter().collect::<Result<Vec<_>, _>>()?;
             // One picture at a time: products round by the shape of their batch, and which pictures are new together
             // is another matter after a resume.
-            for (&index, pixels) in new.iter().zip(pixels) {
+            for (&run, pixels) in new.iter().zip(pixels) {
+                let pixels = match piece(run) {
+                    Some(piece) => piece.of(&pixels, model.image_size()),
+                    None => pixels,
+                };
                 let features = model.vision_features(pixel_tensor(&[pixels], model.image_size(), device)?)?;
                 let [_, rows, width] = features.dims();
                 let values = features.into_data().iter::<f32>().collect();
-                fresh.insert(&keys[index], Seen { shape: [rows, width], values });
+                fresh.insert(&keys[run], Seen { shape: [rows, width], values });
             }
         }
         let (mut values, mut shape) = (Vec::new(), None);
-        for &index in &batch.image_index {
-            let key = keys[index].as_str();
+        for key in keys.iter().map(String::as_str) {
             let seen = fresh.get(key).or_else(|| self.kept.get(key));
             let seen = seen.ok_or_else(|| unlike(key, "no features were made".into()))?;
             if *shape.get_or_insert(seen.shape) != seen.shape {

@@ -75,6 +75,7 @@ mod checkpoint;
 mod clip;
 mod config;
 mod content;
+mod corrupt;
 #[cfg(feature = "tui")]
 mod dashboard;
 #[cfg(feature = "collective")]

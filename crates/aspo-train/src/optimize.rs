@@ -85,16 +85,16 @@ pub(crate) fn gather<B: Backend, M: Policy<B>>(
         let output = match batch.step(policy, objective, reference.as_deref(), totals, recompute, &chunk) {
             // The loss refuses what is no number; told here with step, pairs and checkpoint.
             Err(Error::Loss(aspo_loss::Error::NotFinite { found, .. })) => {
-                return not_finite(found, &batch.host.ids);
+                return not_finite(found, batch.ids());
             }
             output => output?,
         };
         if !output.loss.is_finite() {
-            return not_finite(output.loss, &batch.host.ids);
+            return not_finite(output.loss, batch.ids());
         }
         metrics.merge(&output.metrics);
         tokens += output.tokens;
-        ids.extend(batch.host.ids);
+        ids.extend_from_slice(batch.ids());
         sum.accumulate(policy, output.gradients);
     }
     Ok(Share { gradients: sum.grads(), metrics, tokens, ids })

@@ -85,7 +85,9 @@ impl Plan {
             true => pair.prompt_ids.len() + pair.chosen.ids.len() + pair.rejected.ids.len(),
             false => pair.length(),
         };
-        let rows = config.per_device_train_batch_size * if config.pair_packing { 1 } else { 2 };
+        // mDPO sees each pair a second time.
+        let times = if config.objective()?.needs_corrupted() { 2 } else { 1 };
+        let rows = times * config.per_device_train_batch_size * if config.pair_packing { 1 } else { 2 };
         let longest_row = pairs.iter().map(row).max().unwrap_or(0).next_multiple_of(8);
         let mean_row = pairs.iter().map(row).sum::<usize>() as f64 / pairs.len().max(1) as f64;
         let answers =
@@ -95,14 +97,14 @@ impl Plan {
             decoder,
             rows,
             length: longest_row,
-            answers: config.per_device_train_batch_size * answers,
+            answers: times * config.per_device_train_batch_size * answers,
             bytes,
             adapters: Adapters::of(&layers, base.tower(), !config.bf16),
         };
         let (width, inner, layers) =
             (decoder.hidden_size, decoder.intermediate_size, decoder.num_hidden_layers);
         let per_row_pass = if config.pair_packing { 1.0 } else { 2.0 };
-        let step_tokens = config.global_batch() as f64 * per_row_pass * mean_row;
+        let step_tokens = (times * config.global_batch()) as f64 * per_row_pass * mean_row;
         let block_parameters = (layers * (4 * width * width + 3 * width * inner)) as f64;
         // Forward 2, gradient of inputs 2, reference 2, adapters 6; recomputation another 2.
         let passes = 6.0 + if config.gradient_checkpointing { 2.0 } else { 0.0 };

@@ -139,8 +139,9 @@ pub fn read(config: &TrainConfig, image_tokens: usize) -> Result<Data> {
     same_tokens(config, &tokenizer)?;
     let mut encoder = Encoder::new(tokenizer, config.template, image_tokens);
     encoder.max_length = Some(config.max_length);
-    let mut reader = Reader { config, encoder: &mut encoder, question: None, scored: false };
-    reader.scored = config.objective()?.needs_similarity();
+    let objective = config.objective()?;
+    let (scored, corrupted) = (objective.needs_similarity(), objective.needs_corrupted());
+    let mut reader = Reader { config, encoder: &mut encoder, question: None, scored, corrupted };
     if config.template == Template::InstructBlip {
         reader.encoder.instruction = Some(qformer_tokenizer(&config.model)?);
         let qformer = InstructBlipConfig::load(&config.model)?.qformer_config;
@@ -165,6 +166,8 @@ struct Reader<'a> {
     question: Option<usize>,
     /// Sentences are weighed by similarity with a picture.
     scored: bool,
+    /// Answers are seen beside a corrupted picture, too.
+    corrupted: bool,
 }
 
 impl Reader<'_> {
@@ -211,6 +214,10 @@ impl Reader<'_> {
         let refuse = |found: &str, remedy: &str| Err(Error::option(option, format!("{at} {found}"), remedy));
         if pair.images.is_empty() && self.scored {
             let remedy = "leave the row out, or set `alpha = 0` to weigh by perplexity alone";
+            return refuse("has no picture", remedy);
+        }
+        if pair.images.is_empty() && self.corrupted {
+            let remedy = "leave the row out, or `mdpo_conditional`, which compares with a corrupted picture";
             return refuse("has no picture", remedy);
         }
         if self.question.is_some() && pair.images.len() != 1 {

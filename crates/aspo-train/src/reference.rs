@@ -78,7 +78,8 @@ impl ReferenceCache {
         for line in lines.take_while(|line| line.ends_with('\n')) {
             let Ok(row) = serde_json::from_str::<Line>(line) else { break };
             let floats = |bits: Vec<u32>| bits.into_iter().map(f32::from_bits).collect();
-            rows.push(ReferenceRow { chosen: floats(row.chosen), rejected: floats(row.rejected) });
+            let (chosen, rejected) = (floats(row.chosen), floats(row.rejected));
+            rows.push(ReferenceRow { chosen, rejected, ..ReferenceRow::default() });
             kept.push_str(line);
         }
         aspo_data::files::write_atomic(path, |file| {

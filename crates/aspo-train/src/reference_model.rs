@@ -72,8 +72,15 @@ impl<B: Backend, P: Pretrained<B> + VisionLanguageModel<B>> ReferenceModel<B, P>
     ///
     /// # Errors
     /// A picture that cannot be had.
-    pub fn rows(&mut self, pairs: &[&EncodedPair], packed: bool, pad: u32) -> Result<Vec<ReferenceRow>> {
-        let batch = MicroBatch::new(pairs, packed, pad, &mut self.features, &self.model, &self.device)?;
+    pub fn rows(
+        &mut self,
+        pairs: &[&EncodedPair],
+        packed: bool,
+        pad: u32,
+        corrupt: Option<u64>,
+    ) -> Result<Vec<ReferenceRow>> {
+        let (features, device) = (&mut self.features, &self.device);
+        let batch = MicroBatch::with_corrupted(pairs, packed, pad, corrupt, features, &self.model, device)?;
         batch.reference(&self.model, &ChunkOptions::default())
     }
 }

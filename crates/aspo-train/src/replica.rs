@@ -146,14 +146,23 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
             B::seed(&self.device, config.seed.rotate_left(32) ^ step as u64);
         }
         let pad = data.encoder.tokenizer.pad();
+        let corrupt = self.corrupt();
         let (features, reference, device) = (&mut self.features, &mut self.reference, &self.device);
         let batches = parts.iter().map(|part| {
             let rows: Vec<&EncodedPair> = part.iter().map(|&index| &data.pairs[index]).collect();
-            let batch = MicroBatch::new(&rows, config.pair_packing, pad, features, &plain, device)?;
+            let batch = MicroBatch::with_corrupted(
+                &rows,
+                config.pair_packing,
+                pad,
+                corrupt,
+                features,
+                &plain,
+                device,
+            )?;
             let known: Option<Vec<ReferenceRow>> = match reference {
                 Reference::None => None,
                 Reference::AdapterOff => Some(batch.reference(&without, &ChunkOptions::default())?),
-                Reference::Model(model) => Some(model.rows(&rows, config.pair_packing, pad)?),
+                Reference::Model(model) => Some(model.rows(&rows, config.pair_packing, pad, corrupt)?),
                 Reference::Cached(cache) => {
                     Some(part.iter().map(|&index| cache.row(index).clone()).collect())
                 }
@@ -161,6 +170,11 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
             Ok((batch, known))
         });
         gather(&self.policy, batches, totals, config, &self.objective, step, checkpoint)
+    }
+
+    /// The seed of corrupted pictures, if the loss asks for them.
+    fn corrupt(&self) -> Option<u64> {
+        self.objective.needs_corrupted().then_some(self.config.seed)
     }
 
     /// What the loss of a step over these pairs is averaged over.
@@ -197,13 +211,25 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
     ) -> Result<Vec<ReferenceRow>> {
         let without = without_adapters(&self.policy.valid());
         let (packed, pad) = (self.config.pair_packing, self.data.encoder.tokenizer.pad());
+        let corrupt = self.corrupt();
         let mut known = Vec::with_capacity(pairs.len());
         for pairs in pairs.chunks(self.config.per_device_train_batch_size) {
             let pairs: Vec<&EncodedPair> = pairs.iter().collect();
             let rows = match &mut self.reference {
-                Reference::Model(model) => model.rows(&pairs, packed, pad)?,
-                _ => MicroBatch::new(&pairs, packed, pad, &mut self.features, &without, &self.device)?
-                    .reference(&without, &ChunkOptions::default())?,
+                Reference::Model(model) => model.rows(&pairs, packed, pad, corrupt)?,
+                _ => {
+                    let features = &mut self.features;
+                    MicroBatch::with_corrupted(
+                        &pairs,
+                        packed,
+                        pad,
+                        corrupt,
+                        features,
+                        &without,
+                        &self.device,
+                    )?
+                    .reference(&without, &ChunkOptions::default())?
+                }
             };
             part(&rows)?;
             known.extend(rows);
@@ -220,10 +246,13 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
         let plain = self.policy.valid();
         let size = self.config.per_device_train_batch_size;
         let (packed, pad) = (self.config.pair_packing, self.data.encoder.tokenizer.pad());
+        let corrupt = self.corrupt();
         let (mut metrics, mut skipped) = (Metrics::default(), 0);
         for (part, pairs) in self.data.held_out.chunks(size).enumerate() {
             let rows: Vec<&EncodedPair> = pairs.iter().collect();
-            let batch = MicroBatch::new(&rows, packed, pad, &mut self.features, &plain, &self.device)?;
+            let features = &mut self.features;
+            let batch =
+                MicroBatch::with_corrupted(&rows, packed, pad, corrupt, features, &plain, &self.device)?;
             let known = self.held_out.get(part * size..part * size + pairs.len());
             let told = batch.evaluate(&plain, &self.objective, known, &ChunkOptions::default());
             let found = match &told {
@@ -235,7 +264,13 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
             match found {
                 Some(found) if self.config.on_non_finite == OnNonFinite::Stop => {
                     let (what, checkpoint) = ("loss of pairs held out", checkpoint.to_owned());
-                    return Err(Error::NotFinite { step, what, found, pairs: batch.host.ids, checkpoint });
+                    return Err(Error::NotFinite {
+                        step,
+                        what,
+                        found,
+                        pairs: batch.ids().to_vec(),
+                        checkpoint,
+                    });
                 }
                 Some(_) => skipped += pairs.len(),
                 None => metrics.merge(&told?),

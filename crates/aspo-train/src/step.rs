@@ -1,6 +1,8 @@
 //! One micro-batch: from pairs to a loss, its gradients and what was seen on the way.
 
-use aspo_data::{EncodedPair, HostBatch, Padding};
+use std::ops::Range;
+
+use aspo_data::{EncodedAnswer, EncodedPair, HostBatch, Padding};
 use aspo_loss::{
     ChunkOptions, ChunkedBackend, LmHead, Metrics, Objective, PairMap, PolicyScores, PreferenceBatch,
     ReferenceScores, SentenceMap, Similarity, TokenStats, Totals, changed_tokens, chunked_log_probs,
@@ -12,17 +14,20 @@ use burn::optim::GradientsParams;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 
+use crate::corrupt::Piece;
 use crate::error::Result;
 use crate::features::VisionFeatures;
 use crate::policy::Policy;
 
 /// The log-probabilities of the answer tokens of one pair under the reference.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ReferenceRow {
     /// One value a token of the chosen answer.
     pub chosen: Vec<f32>,
     /// One value a token of the rejected answer.
     pub rejected: Vec<f32>,
+    /// One value a token of the chosen answer beside a corrupted picture; empty where the batch has none.
+    pub corrupted: Vec<f32>,
 }
 
 /// A micro-batch, laid out for a model.
@@ -33,6 +38,9 @@ pub struct MicroBatch<B: Backend> {
     features: Option<Tensor<B, 3>>,
     /// Prompts with one token for each picture: what DDPO compares answers in.
     prompts: Vec<Vec<u32>>,
+    /// Every pair stands a second time after all of them, beside a piece of its picture and with one token as its rejected
+    /// answer.
+    corrupted: bool,
     device: B::Device,
 }
 
@@ -57,17 +65,64 @@ impl<B: Backend> MicroBatch<B> {
         model: &M,
         device: &B::Device,
     ) -> Result<Self> {
+        Self::with_corrupted(pairs, packed, pad, None, features, model, device)
+    }
+
+    /// The same for mDPO, if a seed is given: the chosen answers stand a second time beside a random piece of their pictures.
+    ///
+    /// # Errors
+    /// A picture that cannot be had.
+    pub fn with_corrupted<M: aspo_models::VisionLanguageModel<B>>(
+        pairs: &[&EncodedPair],
+        packed: bool,
+        pad: u32,
+        seed: Option<u64>,
+        features: &mut VisionFeatures,
+        model: &M,
+        device: &B::Device,
+    ) -> Result<Self> {
         let padding = Padding { id: pad, multiple_of: 8 };
-        let host =
-            if packed { HostBatch::packed(pairs, padding)? } else { HostBatch::stacked(pairs, padding)? };
-        let features = features.of_batch(model, &host, device)?;
         let image = model.image_token();
         let prompts = pairs.iter().map(|pair| {
             let mut prompt = pair.prompt_ids.clone();
             prompt.dedup_by(|one, other| *one == image && *other == image);
             prompt
         });
-        Ok(Self { host, features, prompts: prompts.collect(), device: device.clone() })
+        let prompts = prompts.collect();
+        let twins: Vec<EncodedPair> =
+            pairs.iter().filter(|_| seed.is_some()).map(|pair| twin(pair)).collect();
+        let all: Vec<&EncodedPair> = pairs.iter().copied().chain(&twins).collect();
+        let host =
+            if packed { HostBatch::packed(&all, padding)? } else { HostBatch::stacked(&all, padding)? };
+        // One entry for each run of image tokens, rows in order; each side has rows of its own where they are not packed.
+        let pieces: Vec<Option<Piece>> = (0..host.rows)
+            .map(|row| row % all.len())
+            .flat_map(|index| {
+                let seed = seed.filter(|_| index >= pairs.len());
+                let pair = all[index];
+                pair.images.iter().map(move |image| seed.map(|seed| Piece::new(seed, &pair.id, &image.key())))
+            })
+            .collect();
+        let features = features.of_pieces(model, &host, &pieces, device)?;
+        Ok(Self { host, features, prompts, corrupted: seed.is_some(), device: device.clone() })
+    }
+
+    /// Pairs, each counted once.
+    fn pairs(&self) -> usize {
+        self.prompts.len()
+    }
+
+    /// Ids of the pairs.
+    pub fn ids(&self) -> &[String] {
+        &self.host.ids[..self.pairs()]
+    }
+
+    /// Where the tokens of the chosen answers, of those beside corrupted pictures, and of the rejected answers are.
+    fn ranges(&self) -> [Range<usize>; 3] {
+        let counts = &self.host.responses.token_counts;
+        let (pairs, all) = (self.pairs(), self.host.pairs());
+        let end = |sequences: usize| counts[..sequences].iter().sum::<usize>();
+        [0..end(pairs), end(pairs)..end(all), end(all)..end(all + pairs)]
     }
 
     /// The model's input, on the plain backend or with gradients.
@@ -99,18 +154,19 @@ impl<B: Backend> MicroBatch<B> {
         Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), &self.device)
     }
 
+    /// The values of each sequence, chosen before rejected, those of pairs that stand a second time included.
+    fn by_sequence<T: Clone>(&self, values: &[T]) -> Vec<Vec<T>> {
+        let mut rest = values;
+        let counts = self.host.responses.token_counts.iter();
+        counts.map(|&count| rest.split_off(..count).unwrap_or_default().to_vec()).collect()
+    }
+
     /// The layout of the answers' tokens, for the loss.
     fn map(&self) -> Result<PairMap> {
-        let responses = &self.host.responses;
-        let pairs = self.host.pairs();
-        let mut rows: Vec<Vec<i64>> = Vec::with_capacity(2 * pairs);
-        let mut start = 0;
-        for &count in &responses.token_counts {
-            rows.push(responses.sentence_ids[start..start + count].iter().map(|&id| i64::from(id)).collect());
-            start += count;
-        }
-        let rejected = rows.split_off(pairs);
-        Ok(PairMap::from_maps(SentenceMap::new(&rows)?, SentenceMap::new(&rejected)?)?)
+        let ids: Vec<i64> = self.host.responses.sentence_ids.iter().map(|&id| i64::from(id)).collect();
+        let (rows, pairs, all) = (self.by_sequence(&ids), self.pairs(), self.host.pairs());
+        let [chosen, rejected] = [&rows[..pairs], &rows[all..all + pairs]];
+        Ok(PairMap::from_maps(SentenceMap::new(chosen)?, SentenceMap::new(rejected)?)?)
     }
 
     /// The reference's log-probabilities of every pair: `reference` is the policy with its adapter off.
@@ -123,19 +179,14 @@ impl<B: Backend> MicroBatch<B> {
         chunk: &ChunkOptions,
     ) -> Result<Vec<ReferenceRow>> {
         let values: Vec<f32> = self.log_probs(reference, chunk)?.into_data().iter::<f32>().collect();
-        let counts = &self.host.responses.token_counts;
-        let mut rows = Vec::with_capacity(counts.len());
-        let mut start = 0;
-        for &count in counts {
-            rows.push(values[start..start + count].to_vec());
-            start += count;
-        }
-        let rejected = rows.split_off(self.host.pairs());
-        Ok(rows
-            .into_iter()
-            .zip(rejected)
-            .map(|(chosen, rejected)| ReferenceRow { chosen, rejected })
-            .collect())
+        let rows = self.by_sequence(&values);
+        let (pairs, all) = (self.pairs(), self.host.pairs());
+        let row = |pair: usize| ReferenceRow {
+            chosen: rows[pair].clone(),
+            rejected: rows[all + pair].clone(),
+            corrupted: if self.corrupted { rows[pairs + pair].clone() } else { Vec::new() },
+        };
+        Ok((0..pairs).map(row).collect())
     }
 
     fn log_probs<M: LanguageModel<B>>(&self, model: &M, chunk: &ChunkOptions) -> Result<Tensor<B, 1>> {
@@ -178,7 +229,7 @@ impl<B: Backend> MicroBatch<B> {
         let head = LmHead::hugging_face(Tensor::<Autodiff<B>, 2>::from_inner(policy.head()));
         let scores = self.scores(Tensor::from_inner(hidden), &head, objective, chunk)?;
         // Means are made of the metrics' sums: the share of a step is not asked for.
-        let totals = Totals { pairs: self.host.pairs(), chosen_tokens: self.host.responses.len() };
+        let totals = Totals { pairs: self.pairs(), chosen_tokens: self.host.responses.len() };
         Ok(self.preference(scores, objective, reference, totals)?.1.metrics)
     }
 
@@ -230,7 +281,7 @@ impl<B: Backend> MicroBatch<B> {
             gradients,
             loss: values.loss,
             metrics: values.metrics,
-            tokens: self.host.responses.len(),
+            tokens: self.ranges()[0].len() + self.ranges()[2].len(),
         })
     }
 
@@ -242,15 +293,24 @@ impl<B: Backend> MicroBatch<B> {
         totals: Totals,
     ) -> Result<(Tensor<Autodiff<B>, 1>, StepValues)> {
         let map = self.map()?;
-        let pairs = map.batch_size();
-        let policy = PolicyScores::joined(&map, log_probs)?;
+        let [chosen, corrupted, rejected] = self.ranges();
+        let part = |range: Range<usize>| log_probs.clone().slice([range]);
+        let policy = PolicyScores::flat(&map, part(chosen), part(rejected))?;
         let mut batch = PreferenceBatch::new(map.clone(), policy)?;
+        if let (true, Some(rows)) = (self.corrupted, reference) {
+            let corrupted = part(corrupted);
+            let known: Vec<f32> = rows.iter().flat_map(|row| row.corrupted.iter().copied()).collect();
+            let known = TensorData::new(known, [corrupted.dims()[0]]);
+            batch = batch.with_corrupted(corrupted, Tensor::from_data(known, &self.device))?;
+        }
         if let Some(rows) = reference {
             let chosen: Vec<&[f32]> = rows.iter().map(|row| row.chosen.as_slice()).collect();
             let rejected: Vec<&[f32]> = rows.iter().map(|row| row.rejected.as_slice()).collect();
             batch = batch.with_reference(ReferenceScores::rows(&map, &chosen, &rejected, &self.device)?)?;
         }
-        let (chosen, rejected) = self.host.responses.similarity.split_at(pairs);
+        let (pairs, all) = (self.pairs(), self.host.pairs());
+        let similarity = &self.host.responses.similarity;
+        let [chosen, rejected] = [&similarity[..pairs], &similarity[all..all + pairs]];
         if objective.needs_similarity() {
             batch = batch.with_similarity(Similarity::new(chosen)?)?;
         }
@@ -258,7 +318,10 @@ impl<B: Backend> MicroBatch<B> {
             batch = batch.with_rejected_similarity(Similarity::new(rejected)?)?;
         }
         if let Some(stats) = stats {
-            let (chosen, rejected) = stats.split_at(map.chosen.num_tokens());
+            let [_, corrupted, rejected] = self.ranges();
+            let (chosen, rest) = stats.split_at(corrupted.start);
+            let (_, rest) = rest.split_at(corrupted.len());
+            let (rejected, _) = rest.split_at(rejected.len());
             batch = batch.with_stats(chosen, rejected)?;
         }
         if objective.needs_changed() {
@@ -273,10 +336,18 @@ impl<B: Backend> MicroBatch<B> {
     }
 }
 
+/// The pair as it stands a second time: for its chosen answer. A row cannot lack a rejected one, so that has one token.
+fn twin(pair: &EncodedPair) -> EncodedPair {
+    let mut twin = pair.clone();
+    twin.rejected =
+        EncodedAnswer { ids: pair.chosen.ids[..1].to_vec(), sentences: vec![0], ..EncodedAnswer::default() };
+    twin
+}
+
 impl<B: Backend> MicroBatch<B> {
     /// Which answer tokens a correction changed, as RLHF-V marks them: in whole sequences from the second token on.
     fn changed(&self, map: &PairMap) -> (Vec<Vec<bool>>, Vec<Vec<bool>>) {
-        let (chosen, rejected) = self.host.responses.targets.split_at(map.chosen.num_tokens());
+        let [chosen, _, rejected] = self.ranges().map(|range| &self.host.responses.targets[range]);
         let sequence = |row: usize, answer: &[i32]| -> Vec<i32> {
             self.prompts[row].iter().skip(1).map(|&id| id as i32).chain(answer.iter().copied()).collect()
         };

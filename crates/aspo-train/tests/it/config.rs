@@ -155,7 +155,10 @@ fn losses_and_their_options_are_asked_for_in_the_config() {
         ("loss_type = \"simpo\"\nsimpo_gamma = 1.4\nbeta = 2.0", "simpo(simpo_gamma=1.4); beta=2"),
         ("loss_type = \"cdpo\"\nlabel_smoothing = 0.2", "cdpo(label_smoothing=0.2)"),
         ("loss_type = \"discopop\"\ndiscopop_tau = 0.1", "discopop(discopop_tau=0.1)"),
-        ("loss_type = \"mdpo_anchor\"\nanchor = 0.5", "mdpo_anchor(anchor=0.5)"),
+        (
+            "loss_type = [\"sigmoid\", \"mdpo_conditional\", \"mdpo_anchor\"]\nanchor = 0.5",
+            "sigmoid + mdpo_conditional + mdpo_anchor(anchor=0.5)",
+        ),
         (
             "loss_type = \"sigmoid\"\nf_divergence_type = \"js_divergence\"",
             "sigmoid; f_divergence_type=js_divergence",
@@ -181,6 +184,10 @@ fn losses_and_their_options_are_asked_for_in_the_config() {
         ("loss_type = \"apo_zero\"\nf_divergence_type = \"forward_kl\"", ["f_divergence_type", "apo_zero"]),
         ("loss_type = \"sft\"\nuse_weighting = true", ["use_weighting", "sft"]),
         ("loss_type = [\"sigmoid\"]\nloss_weights = [-1.0]", ["loss_weights", "-1"]),
+        (
+            "loss_type = \"mdpo_conditional\"\nprecompute_ref_log_probs = true",
+            ["precompute_ref_log_probs", "corrupted pictures"],
+        ),
         ("loss_type = \"aot\"\nper_device_train_batch_size = 1", ["aot", "per_device_train_batch_size"]),
     ] {
         let error = read(text).expect_err(text);

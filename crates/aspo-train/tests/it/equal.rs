@@ -13,6 +13,7 @@ on_backends!(
     packed_pairs_give_the_loss_and_gradients_of_rows_apart,
     recomputation_gives_the_gradients_of_the_plain_pass,
     one_batch_of_eight_is_eight_of_one_is_four_of_two,
+    corrupted_pictures_are_seen_beside_the_chosen_answers,
     clipping_leaves_at_most_the_limit,
     cached_reference_rows_train_as_live_ones_do,
     a_cache_is_finished_where_it_was_left_and_refused_when_the_model_changes,
@@ -38,7 +39,9 @@ fn step<B: Backend>(config: &TrainConfig, part: usize) -> (f64, f64, Vec<f64>) {
     let device = B::Device::default();
     let step_totals = totals(pairs.iter().copied());
     let batches = pairs.chunks(part).map(|rows| {
-        let batch = MicroBatch::new(rows, config.pair_packing, pad, &mut features, &plain, &device)?;
+        let seed = objective.needs_corrupted().then_some(7);
+        let packed = config.pair_packing;
+        let batch = MicroBatch::with_corrupted(rows, packed, pad, seed, &mut features, &plain, &device)?;
         let rows: Vec<ReferenceRow> = batch.reference(&reference, &Default::default())?;
         Ok((batch, Some(rows)))
     });
@@ -87,6 +90,24 @@ fn one_batch_of_eight_is_eight_of_one_is_four_of_two<B: Backend>() {
             assert_same(whole.clone(), step::<B>(&config, part));
         }
     }
+}
+
+/// mDPO sees the chosen answers a second time beside a piece of their pictures: however rows and steps are cut, and unlike
+/// beside the whole picture, where the conditional term is log 2.
+fn corrupted_pictures_are_seen_beside_the_chosen_answers<B: Backend>() {
+    let losses = |names: &[&str]| TrainConfig {
+        loss_type: names.iter().map(|name| name.to_string()).collect(),
+        ..unclipped()
+    };
+    let config = losses(&["sigmoid", "mdpo_conditional", "mdpo_anchor"]);
+    let whole = step::<B>(&config, 8);
+    for part in [1, 3] {
+        assert_same(whole.clone(), step::<B>(&config, part));
+    }
+    assert_same(whole.clone(), step::<B>(&TrainConfig { pair_packing: false, ..config.clone() }, 4));
+    assert_same(whole, step::<B>(&TrainConfig { gradient_checkpointing: true, ..config }, 4));
+    let (conditional, ..) = step::<B>(&losses(&["mdpo_conditional"]), 8);
+    assert!((conditional - 2_f64.ln()).abs() > 1e-4, "pieces are unlike pictures: {conditional}");
 }
 
 fn clipping_leaves_at_most_the_limit<B: Backend>() {
