@@ -189,7 +189,7 @@ fn config(args: &Args) -> Result<TrainConfig, Failure> {
     config.ref_model = args.ref_model.clone().or(config.ref_model);
     config.clip = args.clip.clone().or(config.clip);
     if let Some(objective) = &args.objective {
-        config.loss_type = vec![if objective == "dpo" { "sigmoid".into() } else { objective.clone() }];
+        config.loss_type = vec![objective.clone()];
     }
     config.template = args.template.unwrap_or(config.template);
     config.max_length = args.max_length.unwrap_or(config.max_length);
@@ -207,7 +207,7 @@ fn config(args: &Args) -> Result<TrainConfig, Failure> {
         None if config.output_dir.as_os_str().is_empty() => free_folder(args.resume),
         None => config.output_dir,
     };
-    if !config.loss_type.iter().any(|loss| loss == "aspo") {
+    if config.objective()?.aspo().is_none() {
         let given = [("scaling", args.scaling.is_some()), ("alpha", args.alpha.is_some())];
         if let Some((option, _)) = given.into_iter().find(|(_, given)| *given) {
             let losses = config.loss_type.join(" + ");

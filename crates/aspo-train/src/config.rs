@@ -329,12 +329,14 @@ impl TrainConfig {
                 honoured |= loss.set(option, &value)?;
             }
             if !honoured {
-                let has = |loss: &LossType| loss.clone().set(option, &value).unwrap_or(false);
-                let having: Vec<&str> =
-                    LossType::ALL.iter().filter(|loss| has(loss)).map(|loss| loss.name()).collect();
+                let having: Vec<&str> = LossType::ALL
+                    .iter()
+                    .filter(|&&(mut loss)| loss.set(option, &value).unwrap_or(false))
+                    .map(|loss| loss.name())
+                    .collect();
                 let found = format!("{value}, but {} does not honour it", self.loss_type.join(" + "));
                 let remedy = format!("leave it out, or choose a loss that does: {}", having.join(", "));
-                return Err(Error::option(option, found, &remedy));
+                return Err(Error::option(option, found, remedy));
             }
         }
         Ok(())

@@ -228,8 +228,7 @@ impl<B: Backend> MicroBatch<B> {
         // The loss is written for a backend with gradients; here it has nothing to follow.
         let head = LmHead::hugging_face(Tensor::<Autodiff<B>, 2>::from_inner(policy.head()));
         let scores = self.scores(Tensor::from_inner(hidden), &head, objective, chunk)?;
-        // Means are made of the metrics' sums: the share of a step is not asked for.
-        let totals = Totals { pairs: self.pairs(), chosen_tokens: self.host.responses.len() };
+        let totals = Totals { pairs: self.pairs(), chosen_tokens: self.ranges()[0].len() };
         Ok(self.preference(scores, objective, reference, totals)?.1.metrics)
     }
 

@@ -157,12 +157,8 @@ impl Objective {
             }
             loss.validate()?;
         }
-        let twice = self
-            .aspo()
-            .filter(|one| self.losses().any(|loss| matches!(loss, LossType::Aspo(other) if other != *one)));
-        if twice.is_some() {
-            let remedy = "give `aspo` once: its weights are reported by pair";
-            return Err(Error::option("terms", self, remedy));
+        if self.losses().filter(|loss| matches!(loss, LossType::Aspo(_))).count() > 1 {
+            return Err(Error::option("terms", self, "give `aspo` once: its weights are reported by pair"));
         }
         if !(self.beta.is_finite() && self.beta > 0.0) {
             return Err(Error::option("beta", self.beta, "give a number above 0"));
