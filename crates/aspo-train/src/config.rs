@@ -335,7 +335,7 @@ impl TrainConfig {
                     .map(|loss| loss.name())
                     .collect();
                 let found = format!("{value}, but {} does not honour it", self.loss_type.join(" + "));
-                let remedy = format!("leave it out, or choose a loss that does: {}", having.join(", "));
+                let remedy = format!("leave it out, or choose a loss that does: `{}`", having.join("`, `"));
                 return Err(Error::option(option, found, remedy));
             }
         }
