@@ -40,10 +40,8 @@ fn pairs(bytes: &[u8], format: Format, write: impl Fn(&Path, &Pair) -> Result<()
     }
     let Ok(read) = read_pairs_as(&path, format) else { return };
     for pair in ends(read, bytes).into_iter().take(2) {
-        // Tags that appear once others are taken out are left to the encoder, which refuses them; writers that set tags
-        // have their readers trim the text, and an empty system message is none to some.
-        let texts = || pair.history.iter().map(|turn| &turn.user).chain([&pair.prompt]);
-        if texts().any(|text| text.contains("<image>") || text.trim() != text)
+        // Writers that set tags have their readers trim the text, and an empty system message is none to some.
+        if pair.questions().any(|text| text.trim() != text)
             || pair.system.as_deref() == Some("")
             || write(&path, &pair).is_err()
         {
@@ -58,6 +56,21 @@ fn pairs(bytes: &[u8], format: Format, write: impl Fn(&Path, &Pair) -> Result<()
     }
 }
 
+/// The formats that are read alone: ms-swift's, OpenAI's, HA-DPO's.
+pub fn others(bytes: &[u8]) {
+    let folder = scratch();
+    let path = folder.path().join("pairs");
+    std::fs::write(&path, bytes).expect("a scratch file");
+    for format in [Format::MsSwift, Format::OpenAi, Format::HaDpo] {
+        if let Ok(read) = read_pairs_as(&path, format) {
+            ends(read, bytes);
+        }
+    }
+    if let Ok(read) = read_pairs(&path) {
+        ends(read, bytes);
+    }
+}
+
 /// LLaVA's instructions.
 pub fn llava(bytes: &[u8]) {
     let folder = scratch();
@@ -66,8 +79,7 @@ pub fn llava(bytes: &[u8]) {
     let Ok(read) = read_conversations(&path) else { return };
     for conversation in ends(read, bytes).into_iter().take(2) {
         assert!(!conversation.turns.is_empty());
-        let users = || conversation.turns.iter().map(|turn| &turn.user);
-        if users().any(|user| user.contains("<image>") || user.trim() != user)
+        if conversation.turns.iter().any(|turn| turn.user.trim() != turn.user)
             || write_conversations(&path, [&conversation]).is_err()
         {
             continue;
@@ -93,9 +105,10 @@ pub fn image(bytes: &[u8]) {
     }
 }
 
-/// The sound rows. Every row takes at least a byte of the file, but for tables, which are compressed.
+/// The sound rows. Every row takes at least a byte of the file, but for tables, which are compressed, and for HA-DPO's, of
+/// whose texts each of 64 meets each of 64 others.
 fn ends<T>(rows: impl Iterator<Item = Result<T, Error>>, bytes: &[u8]) -> Vec<T> {
-    let limit = if bytes.starts_with(b"PAR1") { 100_000 } else { bytes.len() + 1 };
+    let limit = if bytes.starts_with(b"PAR1") { 100_000 } else { 16 * (bytes.len() + 1) };
     let mut sound = Vec::new();
     for (index, row) in rows.enumerate() {
         assert!(index < limit, "the reader does not end");

@@ -6,7 +6,6 @@
 use std::ops::Range;
 
 use aspo_segment::SplitOptions;
-use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, PairFault, Result};
 use crate::pair::{IMAGE_TAG, ImageSource, Pair};
@@ -14,7 +13,7 @@ use crate::prompt::{Rendered, Template};
 use crate::tokenizer::{Tokenizer, Tokens};
 
 /// One answer of a pair, encoded.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct EncodedAnswer {
     /// Token ids, closed by the end token unless the answer was truncated. Never empty.
     pub ids: Vec<u32>,
@@ -59,12 +58,11 @@ impl EncodedAnswer {
 }
 
 /// A pair ready for batching. The sequence of a side is `prompt_ids` followed by that answer's `ids`.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct EncodedPair {
     /// [`Pair::id`].
     pub id: String,
-    /// The pair's images. Not stored in caches: they are put back from the pair.
-    #[serde(skip)]
+    /// The pair's images.
     pub images: Vec<ImageSource>,
     /// Prompt, image tokens expanded, `<s>` included.
     pub prompt_ids: Vec<u32>,

@@ -179,6 +179,6 @@ fn below(limit: u32, random: &mut impl RngCore) -> u32 {
     if low <= limit.wrapping_neg() {
         return high;
     }
-    let more = (u64::from(random.next_u32()) * u64::from(limit) >> 32) as u32;
+    let more = ((u64::from(random.next_u32()) * u64::from(limit)) >> 32) as u32;
     high + u32::from(low.checked_add(more).is_none())
 }

@@ -84,8 +84,8 @@ pub struct Report {
     pub sound: usize,
     /// Rows that hold no preference, which training drops and counts too.
     pub dropped: Dropped,
-    /// Pairs that leave no room for an answer within `max_length`, or whose answers are equal once cut; dropped as well.
-    pub dropped_by_length: usize,
+    /// Pairs whose prompt leaves no room for an answer within `max_length`, which training drops and counts too.
+    pub no_room: usize,
     /// Columns that hold something which no pair takes in.
     pub unread: Vec<String>,
     /// Why the file could not be read to its end, if it could not: this account is of the rows before.
@@ -146,6 +146,7 @@ pub fn validate(path: &Path, options: &ValidateOptions<'_>) -> Result<Report> {
     let mut report =
         Report { path: path.to_owned(), format: pairs.format().to_string(), ..Report::default() };
     let mut lengths: [Vec<u32>; 6] = Default::default();
+    let mut equal_once_cut = 0;
     let (mut seen, mut questions, mut images, mut checked_images) =
         (HashSet::new(), HashSet::new(), HashSet::new(), HashSet::new());
     while let Some(pair) = pairs.next() {
@@ -156,8 +157,12 @@ pub fn validate(path: &Path, options: &ValidateOptions<'_>) -> Result<Report> {
         });
         let (pair, length) = match checked {
             Ok(found) => found,
-            Err(Error::Pair { fault: PairFault::NoRoom { .. } | PairFault::Equal, .. }) => {
-                report.dropped_by_length += 1;
+            Err(Error::Pair { fault: PairFault::NoRoom { .. }, .. }) => {
+                report.no_room += 1;
+                continue;
+            }
+            Err(Error::Pair { fault: PairFault::Equal, .. }) => {
+                equal_once_cut += 1;
                 continue;
             }
             Err(Error::File { fault: FileFault::Broken { row, lost, fault }, path })
@@ -200,11 +205,12 @@ pub fn validate(path: &Path, options: &ValidateOptions<'_>) -> Result<Report> {
         }
     }
     report.dropped = pairs.dropped();
+    report.dropped.equal += equal_once_cut;
     report.unread = pairs.unread().map(str::to_owned).collect();
     report.rows = report.sound
         + report.dropped.equal
         + report.dropped.correct
-        + report.dropped_by_length
+        + report.no_room
         + report.faulty();
     report.images = images.len();
     let [prompt, chosen, rejected, chosen_sentences, rejected_sentences, tokens] = lengths.map(Spread::of);
@@ -346,8 +352,8 @@ impl fmt::Display for Report {
         if self.dropped.correct > 0 {
             writeln!(f, "  marked correct       {} dropped, as HA-DPO does", self.dropped.correct)?;
         }
-        if self.dropped_by_length > 0 {
-            writeln!(f, "  no room for answers  {} dropped", self.dropped_by_length)?;
+        if self.no_room > 0 {
+            writeln!(f, "  no room for answers  {} dropped", self.no_room)?;
         }
         if !self.unread.is_empty() {
             writeln!(f, "  columns not read     {}", self.unread.join(", "))?;

@@ -51,7 +51,7 @@ pub struct Account {
     pub rows: usize,
     /// Left out because the prompt leaves no room for an answer.
     pub no_room: usize,
-    /// Left out because both answers are the same text.
+    /// Left out because both answers are the same text, as far as `max_length` keeps them.
     pub equal: usize,
     /// Questions of HA-DPO that its model had answered correctly; HA-DPO leaves them out as well.
     pub correct: usize,
@@ -196,6 +196,7 @@ impl Reader<'_> {
                 Err(Error::Data(aspo_data::Error::Pair { fault: PairFault::NoRoom { .. }, .. })) => {
                     account.no_room += 1;
                 }
+                Err(Error::Data(aspo_data::Error::Pair { fault: PairFault::Equal, .. })) => account.equal += 1,
                 Err(fault) => account.skip(fault, self.config.on_fault)?,
             }
         }
@@ -233,7 +234,9 @@ impl Reader<'_> {
             }
         }
         let encoded = match self.encoder.encode(pair) {
-            Err(error @ aspo_data::Error::Pair { fault: PairFault::NoRoom { .. }, .. }) => Err(error.into()),
+            Err(error @ aspo_data::Error::Pair { fault: PairFault::NoRoom { .. } | PairFault::Equal, .. }) => {
+                Err(error.into())
+            }
             Err(error) => Err(Error::option(option, format!("{}: row {row}: {error}", file.display()), MEND)),
             Ok(encoded) => Ok(encoded),
         }?;

@@ -18,6 +18,9 @@ const QUESTIONS: [&str; 4] = [
     "Could you describe the contents of this image for me?",
 ];
 
+/// Most descriptions of one kind; HA-DPO has three.
+const MAX_TEXTS: usize = 64;
+
 /// Whether HA-DPO leaves the row out: the model had answered it correctly.
 pub(super) fn is_left_out(row: &mut Row) -> bool {
     row.take_optional("correct") == Some(Value::Bool(true))
@@ -58,7 +61,7 @@ fn texts(row: &mut Row, key: &'static str) -> Result<Vec<String>, RowFault> {
     let value = row.take(key)?;
     let texts: Option<Vec<String>> = value
         .as_array()
-        .filter(|texts| !texts.is_empty())
+        .filter(|texts| (1..=MAX_TEXTS).contains(&texts.len()))
         .and_then(|texts| texts.iter().map(|text| text.as_str().map(str::to_owned)).collect());
-    texts.ok_or_else(|| wrong(key, "a list of texts", &value))
+    texts.ok_or_else(|| wrong(key, "a list of 1 to 64 texts", &value))
 }

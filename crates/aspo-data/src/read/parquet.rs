@@ -208,7 +208,11 @@ fn value(field: Field, text_bytes: &mut usize) -> Result<Value, RowFault> {
     })
 }
 
-/// JSON has no NaN and no infinity: these become texts, so that they are not taken for null.
+/// JSON has no NaN and no infinity. These become neither null nor a text, which might pass for an answer, but an object
+/// that tells what was found.
 fn number(value: f64) -> Value {
-    Number::from_f64(value).map_or_else(|| Value::String(value.to_string()), Value::Number)
+    Number::from_f64(value).map_or_else(
+        || Value::Object(Map::from_iter([(value.to_string(), Value::Bool(true))])),
+        Value::Number,
+    )
 }

@@ -28,6 +28,11 @@ fn llama_factory_files_of_the_corpus_are_pairs_or_errors() {
 }
 
 #[test]
+fn files_of_the_corpus_in_other_formats_are_pairs_or_errors() {
+    replay("others", checks::others);
+}
+
+#[test]
 fn llava_files_of_the_corpus_are_conversations_or_errors() {
     replay("llava", checks::llava);
 }

@@ -23,6 +23,10 @@ fn paths_out_of_the_folder_are_refused_and_links_followed() {
     ] {
         assert!(matches!(resolve(&root, bad), Err(Error::ImagePath { .. })), "{bad:?}");
     }
+    let inside = root.join("sub/a.jpg").display().to_string();
+    assert!(resolve(&root, &inside).is_ok(), "an absolute path may lead into the folder");
+    let outside = folder.path().join("secret.jpg").display().to_string();
+    assert!(matches!(resolve(&root, &outside), Err(Error::ImagePath { .. })));
     assert!(matches!(resolve(&root, "sub/none.jpg"), Err(Error::Io { .. })));
     #[cfg(unix)]
     {

@@ -1,10 +1,12 @@
 //! Parquet tables, images inside.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use aspo_data::image::decode;
+use aspo_data::validate::{ValidateOptions, validate};
 use aspo_data::write::{write_rlaif_parquet, write_trl_parquet};
-use aspo_data::{Error, FileFault, Format, ImageSource, Pair, Turn, read_pairs};
+use aspo_data::{Error, FileFault, Format, ImageSource, OnFault, Pair, Turn, read_pairs};
 use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::file::writer::SerializedFileWriter;
 use proptest::prelude::*;
@@ -49,6 +51,109 @@ proptest! {
         prop_assert_eq!(read_pairs(&path).unwrap().format(), Format::RlaifV);
         prop_assert_eq!(read_all(&path), rlaif);
     }
+}
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tables").join(name)
+}
+
+/// Written by pyarrow 26 (`Table.from_pylist`, images as the struct `{bytes, path}` that Hugging Face's `datasets` has).
+#[test]
+fn tables_that_pyarrow_wrote_are_read_whatever_their_compression() {
+    let mut first: Option<Vec<Pair>> = None;
+    for name in ["none", "snappy", "gzip", "zstd", "lz4", "brotli", "pages_v2"] {
+        let mut rows = read_pairs(&fixture(&format!("{name}.parquet"))).unwrap();
+        let pairs: Vec<Pair> = rows.by_ref().collect::<Result<_, _>>().unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!((rows.format(), pairs.len()), (Format::Trl, 5), "{name}");
+        assert_eq!(rows.unread().collect::<Vec<_>>(), ["score"], "{name}");
+        for (index, pair) in pairs.iter().enumerate() {
+            assert_eq!(pair.prompt, format!("What is number {index}?"));
+            assert_eq!(pair.chosen, format!("A red square, number {index}."));
+            let [ImageSource::Bytes(bytes)] = &pair.images[..] else { panic!("{:?}", pair.images) };
+            let picture = decode(bytes).unwrap();
+            assert_eq!((picture.width, picture.height), (3, 2));
+            assert_eq!(picture.pixels[..3], [index as u8, 2, 3]);
+        }
+        assert_eq!(*first.get_or_insert_with(|| pairs.clone()), pairs, "{name}");
+    }
+}
+
+#[test]
+fn conversational_and_rlaif_v_tables_of_pyarrow_are_read() {
+    let mut rows = read_pairs(&fixture("messages.parquet")).unwrap();
+    let pairs: Vec<Pair> = rows.by_ref().collect::<Result<_, _>>().unwrap();
+    let colour = |pair: &Pair| {
+        let [ImageSource::Bytes(bytes)] = &pair.images[..] else { panic!("{:?}", pair.images) };
+        decode(bytes).unwrap().pixels[..3].to_vec()
+    };
+    assert_eq!(
+        (&*pairs[0].prompt, &*pairs[0].chosen, &*pairs[0].rejected),
+        ("In <image> what?", "A dog.", "A cat.")
+    );
+    assert_eq!(colour(&pairs[0]), [9, 8, 7], "the part brings its picture");
+    assert_eq!(
+        (&*pairs[1].prompt, colour(&pairs[1])),
+        ("What?", vec![1, 1, 1]),
+        "`images` is empty, `image` is not"
+    );
+    assert_eq!(rows.unread().collect::<Vec<_>>(), ["cost", "day", "half", "map", "when"]);
+
+    let mut rows = read_pairs(&fixture("rlaif_v.parquet")).unwrap();
+    let pairs: Vec<Pair> = rows.by_ref().collect::<Result<_, _>>().unwrap();
+    assert_eq!(rows.format(), Format::RlaifV);
+    assert_eq!(
+        (pairs.len(), &*pairs[2].id, &*pairs[2].chosen, colour(&pairs[2])),
+        (3, "2", "Yes 2", vec![2, 2, 2])
+    );
+    assert_eq!(rows.unread().collect::<Vec<_>>(), ["ds_name", "origin_dataset", "origin_split"]);
+}
+
+#[test]
+fn a_number_that_is_none_is_not_taken_for_null() {
+    let faults: Vec<String> = read_pairs(&fixture("numbers.parquet"))
+        .unwrap()
+        .map(|pair| match pair.unwrap_err() {
+            Error::Row { fault, .. } => fault.to_string(),
+            other => panic!("{other}"),
+        })
+        .collect();
+    assert!(
+        faults[0].starts_with("`chosen` should be") && faults[0].ends_with("an object with NaN"),
+        "{faults:?}"
+    );
+    assert!(faults[1].ends_with("found a number"), "{faults:?}");
+    assert!(faults[2].contains("`chosen` is null"), "{faults:?}");
+}
+
+#[test]
+fn a_table_damaged_in_the_middle_tells_how_many_rows_are_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("data");
+    let pairs: Vec<Pair> = (0..2500).map(|i| Pair::new(format!("{i}"), "q", format!("a {i}"), "b")).collect();
+    write_trl_parquet(&path, &pairs).unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    // The second row group begins behind two fifths of the data.
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 200].fill(0x55);
+    std::fs::write(&path, &bytes).unwrap();
+    let items: Vec<_> = read_pairs(&path).unwrap().collect();
+    let (last, sound) = items.split_last().unwrap();
+    assert!(sound.iter().all(Result::is_ok), "one error, at the end");
+    let error = last.as_ref().unwrap_err();
+    assert!(!error.is_one_row(), "{error}");
+    match error {
+        Error::File { fault: FileFault::Broken { row, lost, .. }, .. } => {
+            assert_eq!((*row, *lost), (sound.len() + 1, Some(2500 - sound.len())), "{error}");
+            assert!((1000..2500).contains(&sound.len()), "{} rows before", sound.len());
+        }
+        other => panic!("{other}"),
+    }
+    let options = ValidateOptions { on_fault: OnFault::Skip, ..Default::default() };
+    let report = validate(&path, &options).unwrap();
+    assert_eq!(
+        (report.sound, report.lost, report.is_sound()),
+        (sound.len(), Some(2500 - sound.len()), false)
+    );
 }
 
 #[test]

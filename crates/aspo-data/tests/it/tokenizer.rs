@@ -1,4 +1,4 @@
-//! LLaVA-1.5's own tokenizer, read in place.
+//! The tokenizer against Hugging Face's own: LLaVA-1.5's where `ASPO_ORACLE` has it, else a small one of its kind.
 
 use aspo_data::encode::response_start;
 use aspo_data::prompt::VICUNA_HUMAN_SYSTEM;
