@@ -5,6 +5,7 @@ mod bad_input;
 mod config;
 #[cfg(feature = "collective")]
 mod devices;
+mod dropout;
 mod equal;
 mod held_out;
 mod kill;
