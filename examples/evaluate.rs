@@ -23,7 +23,7 @@ use aspo_eval::{
 };
 use aspo_examples::answer::{Asked, answer};
 use aspo_examples::backend::{Device, OnBackend};
-use aspo_examples::checkpoint::Kind;
+use aspo_examples::checkpoint::{Kind, check_processor};
 use aspo_examples::{Failure, note, out, say};
 use aspo_models::{
     InstructBlip, InstructBlipConfig, Llava, LlavaConfig, LoadOptions, ModelConfig, Precision, Pretrained,
@@ -60,6 +60,9 @@ struct Args {
     /// How the question is wrapped [default: as the adapter was trained, else by the model's chat template].
     #[arg(long, requires = "model")]
     template: Option<Template>,
+    /// Leave pictures as they are stored, whatever their orientation tag (EXIF) says.
+    #[arg(long)]
+    ignore_orientation: bool,
     /// How pictures become square [default: as in training, by the model's processor file].
     #[arg(long, value_enum, requires = "model")]
     fit: Option<Square>,
@@ -358,7 +361,9 @@ impl<'a> Asking<'a> {
             Kind::Llava => LlavaConfig::load(folder)?.vision_config.image_size,
             Kind::InstructBlip => InstructBlipConfig::load(folder)?.vision_config.image_size,
         };
+        check_processor(folder)?;
         let mut processor = processor(folder, size)?;
+        processor.decode.exif_orientation = !args.ignore_orientation;
         if let Some(square) = args.fit {
             processor = processor.with_fit(match square {
                 Square::Pad => Fit::Pad,
@@ -375,7 +380,7 @@ impl<'a> Asking<'a> {
             ("model".into(), folder_hash(folder)?),
             ("template".into(), template.to_string()),
             ("fit".into(), fit),
-            ("pictures".into(), format!("{processor:?}")),
+            ("pictures".into(), processor.rules()),
             ("precision".into(), if keep { "as stored" } else { "f32" }.into()),
             ("max_new_tokens".into(), max_new_tokens.to_string()),
         ]);

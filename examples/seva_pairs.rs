@@ -61,6 +61,9 @@ struct Args {
     /// Pairs with an answer that --max-new-tokens cuts: written with a mark, or left out
     #[arg(long, value_enum, default_value = "mark")]
     on_cut: Cut,
+    /// Leave pictures as they are stored, whatever their orientation tag (EXIF) says
+    #[arg(long)]
+    ignore_orientation: bool,
     /// Step of the diffusion noise, 0 to 999; ASPO's is 500
     #[arg(long, default_value_t = 700)]
     noise_step: usize,
@@ -186,7 +189,9 @@ fn make<B: Backend, M: Pretrained<B> + VisionLanguageModel<B>>(
         }
         Ok(())
     })?;
-    let images = ImageLoader::new(&world, processor(folder, model.image_size())?)?;
+    let mut processor = processor(folder, model.image_size())?;
+    processor.decode.exif_orientation = !args.ignore_orientation;
+    let images = ImageLoader::new(&world, processor)?;
     let provenance = Provenance {
         model: folder.file_name().map_or("model".into(), |name| name.to_string_lossy().into_owned()),
         weights: folder_hash(folder)?,

@@ -136,7 +136,7 @@ pub fn own_pictures<B: Backend, M: VisionLanguageModel<B>>(
     let mut seen = HashSet::new();
     let first = data.pairs.iter().filter(|pair| pair.images.first().is_some_and(|image| seen.insert(image)));
     let pairs: Vec<&EncodedPair> = first.take(SHOWN).collect();
-    let images = ImageLoader::new(&config.images, processor(&config.model, trained.image_size())?)?;
+    let images = ImageLoader::new(&config.images, config.processor(&config.model, trained.image_size())?)?;
     let mut pictures = Vec::with_capacity(pairs.len());
     for pair in &pairs {
         let image = shown(images.bytes(&pair.images[0])?.into_owned())?;

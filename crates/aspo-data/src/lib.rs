@@ -73,7 +73,7 @@ pub use encode::{EncodedAnswer, EncodedPair, Encoder};
 pub use error::{Error, FileFault, ImageFault, PairFault, Result, RowFault};
 pub use image::{Fit, ImageLoader, ImageProcessor};
 pub use order::{Cursor, Order};
-pub use pair::{IMAGE_TAG, ImageSource, Pair, Turn};
+pub use pair::{IMAGE_TAG, ImageBytes, ImageSource, Pair, Turn};
 pub use prompt::Template;
 pub use read::{Dropped, Format, Pairs, read_pairs, read_pairs_as};
 pub use store::Store;

@@ -1,5 +1,7 @@
 //! One preference pair as people's files give it: texts and image references, nothing tokenised.
 
+use std::hash::{Hash, Hasher};
+use std::ops::Deref;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
@@ -13,7 +15,55 @@ pub enum ImageSource {
     /// A path relative to the image folder, or one inside it ([`crate::files::resolve`] refuses any that leaves it).
     Path(String),
     /// The encoded file itself (PNG, JPEG, …), as parquet tables carry it.
-    Bytes(Arc<[u8]>),
+    Bytes(ImageBytes),
+}
+
+/// An encoded picture in memory, and the hash by which it is known.
+#[derive(Clone)]
+pub struct ImageBytes {
+    bytes: Arc<[u8]>,
+    digest: [u8; 32],
+}
+
+impl ImageBytes {
+    /// SHA-256 of the bytes.
+    pub fn digest(&self) -> &[u8; 32] {
+        &self.digest
+    }
+}
+
+impl From<Vec<u8>> for ImageBytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self { digest: Sha256::digest(&bytes).into(), bytes: bytes.into() }
+    }
+}
+
+impl Deref for ImageBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl std::fmt::Debug for ImageBytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes", self.len())
+    }
+}
+
+impl PartialEq for ImageBytes {
+    fn eq(&self, other: &Self) -> bool {
+        self.digest == other.digest
+    }
+}
+
+impl Eq for ImageBytes {}
+
+impl Hash for ImageBytes {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.digest.hash(state);
+    }
 }
 
 impl ImageSource {
@@ -21,7 +71,10 @@ impl ImageSource {
     pub fn key(&self) -> String {
         match self {
             Self::Path(path) => path.clone(),
-            Self::Bytes(bytes) => format!("sha256:{:x}", Sha256::digest(bytes)),
+            Self::Bytes(bytes) => {
+                let hex = |byte: &u8| format!("{byte:02x}");
+                format!("sha256:{}", bytes.digest().iter().map(hex).collect::<String>())
+            }
         }
     }
 }

@@ -124,6 +124,9 @@ pub struct TrainConfig {
     pub save_steps: usize,
     /// Checkpoints kept; 0 keeps all. Default 2.
     pub save_total_limit: usize,
+    /// Turn pictures as their orientation tag (EXIF) says, as `datasets` and transformers' `load_image` do. Default true;
+    /// LLaVA's own loader does not.
+    pub exif_orientation: bool,
     /// A row that is no pair, or a picture that is not there or cannot be decoded: `stop` before the first step (default), or
     /// `skip` the pair and count it.
     pub on_fault: OnFault,
@@ -213,6 +216,7 @@ impl Default for TrainConfig {
             eval_steps: 0,
             save_steps: 500,
             save_total_limit: 2,
+            exif_orientation: true,
             on_fault: OnFault::Stop,
             on_non_finite: OnNonFinite::Stop,
             lora: crate::lora::default(),

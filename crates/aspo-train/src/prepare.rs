@@ -67,6 +67,18 @@ pub fn processor(folder: &Path, size: usize) -> Result<ImageProcessor> {
     Ok(ImageProcessor::of_checkpoint(folder, u32::try_from(size).unwrap_or(u32::MAX))?.0)
 }
 
+impl TrainConfig {
+    /// [`processor`], with pictures turned or not as the config says.
+    ///
+    /// # Errors
+    /// As [`processor`].
+    pub fn processor(&self, folder: &Path, size: usize) -> Result<ImageProcessor> {
+        let mut processor = processor(folder, size)?;
+        processor.decode.exif_orientation = self.exif_orientation;
+        Ok(processor)
+    }
+}
+
 /// Name of the file in a run's output folder that keeps the scores of sentences, by their content.
 pub const SIMILARITY_FILE: &str = "similarity.txt";
 
@@ -87,7 +99,7 @@ pub fn score<B: Backend>(
     };
     let clip: Clip<B> = Clip::from_pretrained(folder, &LoadOptions::default(), device)?.0;
     let size = clip.config().vision_config.image_size;
-    let images = ImageLoader::new(&config.images, processor(folder, size)?)?;
+    let images = ImageLoader::new(&config.images, config.processor(folder, size)?)?;
     let path = folder.join("tokenizer.json");
     let bytes = std::fs::read(&path).map_err(|source| Error::io(&path, source))?;
     let names = SpecialTokens { eos: "<|endoftext|>".into(), ..SpecialTokens::default() };

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use aspo_data::image::PIXEL_RULES;
 use serde::{Deserialize, Serialize};
 
 use crate::config::TrainConfig;
@@ -23,6 +24,8 @@ pub struct ReferenceKey {
     pub data: String,
     /// Hash of what is in the pictures' files.
     pub images: String,
+    /// Version of the rules by which pixels are made of them, and whether they are turned.
+    pub pixels: String,
     /// Precision of the weights.
     pub bf16: bool,
 }
@@ -38,7 +41,8 @@ impl ReferenceKey {
             let remedy = "call `Data::decode_pictures` first";
             return Err(Error::option("data", "pictures that nobody has looked at", remedy));
         };
-        Ok(Self { model: folder_hash(folder)?, data: data.hash.clone(), images, bf16: config.bf16 })
+        let pixels = format!("{PIXEL_RULES}, orientation {}", config.exif_orientation);
+        Ok(Self { model: folder_hash(folder)?, data: data.hash.clone(), images, pixels, bf16: config.bf16 })
     }
 }
 

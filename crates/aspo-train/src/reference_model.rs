@@ -10,7 +10,6 @@ use burn::tensor::backend::Backend;
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 use crate::features::VisionFeatures;
-use crate::prepare::processor;
 use crate::read::Data;
 use crate::step::{MicroBatch, ReferenceRow};
 
@@ -64,7 +63,7 @@ impl<B: Backend, P: Pretrained<B> + VisionLanguageModel<B>> ReferenceModel<B, P>
     }
 
     fn of(model: P, config: &TrainConfig, folder: &Path, device: &B::Device) -> Result<Self> {
-        let images = ImageLoader::new(&config.images, processor(folder, model.image_size())?)?;
+        let images = ImageLoader::new(&config.images, config.processor(folder, model.image_size())?)?;
         Ok(Self { model, features: VisionFeatures::new(images), device: device.clone() })
     }
 

@@ -17,7 +17,6 @@ use crate::error::{Error, Result};
 use crate::features::VisionFeatures;
 use crate::optimize::{Share, adamw, gather};
 use crate::policy::Policy;
-use crate::prepare::processor;
 use crate::read::Data;
 use crate::reference::{REFERENCE_FILE, ReferenceCache, ReferenceKey};
 use crate::reference_model::ReferenceModel;
@@ -112,7 +111,7 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
         if let Some(checkpoint) = checkpoint {
             optimizer = optimizer.load_record(checkpoint::optimizer::<Autodiff<B>, _>(checkpoint, device)?);
         }
-        let images = ImageLoader::new(&config.images, processor(&config.model, policy.image_size())?)?;
+        let images = ImageLoader::new(&config.images, config.processor(&config.model, policy.image_size())?)?;
         Ok(Self {
             config,
             policy,

@@ -72,7 +72,10 @@ impl ImageLoader {
     /// # Errors
     /// As [`ImageLoader::load`].
     pub fn content_hash(&self, source: &ImageSource) -> Result<[u8; 32]> {
-        Ok(Sha256::digest(self.bytes(source)?).into())
+        match source {
+            ImageSource::Bytes(bytes) => Ok(*bytes.digest()),
+            ImageSource::Path(path) => Ok(Sha256::digest(self.read(path)?).into()),
+        }
     }
 
     /// The encoded bytes of an image.

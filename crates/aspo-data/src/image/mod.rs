@@ -14,5 +14,5 @@ pub use decode::{
     DecodeOptions, MAX_DECODED_BYTES, MAX_FILE_BYTES, MAX_SIDE, RgbImage, decode, decode_with, decoded_bytes,
 };
 pub use loader::{ImageLoader, MAX_BYTES_IN_FLIGHT};
-pub use process::{CLIP_MEAN, CLIP_STD, Fit, ImageProcessor};
+pub use process::{CLIP_MEAN, CLIP_STD, Fit, ImageProcessor, PIXEL_RULES};
 pub use resample::{Filter, resize};

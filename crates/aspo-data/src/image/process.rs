@@ -9,8 +9,8 @@ pub const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 /// CLIP's channel deviations.
 pub const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
-/// Raised when the same processor makes other pixels of the same file than before.
-const RULES: &str = "pixels 2";
+/// Raised when the same processor makes other pixels of the same file than before: part of the key of what is kept of them.
+pub const PIXEL_RULES: &str = "pixels 2";
 
 /// How a picture that is not square becomes so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -99,7 +99,7 @@ impl ImageProcessor {
 
     /// Everything that decides what pixels become of a file, as text: part of the key of whatever is kept of them.
     pub fn rules(&self) -> String {
-        format!("{RULES} {self:?}")
+        format!("{PIXEL_RULES} {self:?}")
     }
 
     /// Values of one picture: 3 · `size` · `size`.

@@ -111,7 +111,7 @@ fn images(key: &str, field: Field, images: &mut Vec<ImageSource>) -> Result<(), 
             if bytes.len() as u64 > MAX_FILE_BYTES {
                 return Err(RowFault::TooLong { limit: MAX_FILE_BYTES as usize });
             }
-            images.push(ImageSource::Bytes(bytes.data().into()));
+            images.push(ImageSource::from(bytes.data().to_vec()));
         }
         Field::Group(group) => {
             let mut path = None;
