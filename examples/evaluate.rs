@@ -21,7 +21,7 @@ use aspo_eval::table::Table;
 use aspo_eval::{
     Answer, AnswerError, Answers, Benchmark, Image, Question, Report, Said, Settings, answered, ask,
 };
-use aspo_examples::answer::{Asked, answer};
+use aspo_examples::answer::{Asked, replies};
 use aspo_examples::backend::{Device, OnBackend};
 use aspo_examples::checkpoint::{Kind, check_processor};
 use aspo_examples::{Failure, note, out, say};
@@ -415,7 +415,7 @@ impl<'a> Asking<'a> {
         let (mut model, _) = M::from_pretrained(folder, &options, &device)?;
         if let Some(adapter) = &args.adapter {
             let (adapted, told) = lora::load_adapter(model, adapter)?;
-            told.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+            told.warnings.iter().for_each(|warning| note!("warning: {warning}"));
             model = adapted;
         }
         let tokenizer = Tokenizer::from_file(&folder.join("tokenizer.json"))?;
@@ -537,14 +537,8 @@ impl<B: Backend, M: VisionLanguageModel<B>> Answer for ModelAnswers<B, M> {
             .zip(&pixels)
             .map(|(question, pixels)| Asked { question: &question.prompt, pixels: pixels.as_deref() })
             .collect();
-        let texts = answer(
-            &self.model,
-            &self.encoder,
-            &asked,
-            asked.len().max(1),
-            self.max_new_tokens,
-            &self.device,
-        )?;
-        Ok(texts.into_iter().map(Said::from).collect())
+        let batch = asked.len().max(1);
+        let said = replies(&self.model, &self.encoder, &asked, batch, self.max_new_tokens, &self.device)?;
+        Ok(said.into_iter().map(|reply| Said { text: reply.text, cut: reply.cut }).collect())
     }
 }

@@ -9,7 +9,7 @@ pub const LETTERS: [char; 5] = ['A', 'B', 'C', 'D', 'E'];
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Letters {
     /// As MMBench's evaluation reads them today, the option's text included, and as people write them:
-    /// [`option_letter`](crate::option::option_letter).
+    /// [`option_letter`].
     #[default]
     Published,
     /// Letters alone, with a few marks: [`strict_letter`].

@@ -14,7 +14,7 @@
 //! | [`shr`] | SHR | a judge, sentence by sentence |
 //!
 //! Whatever answers implements [`Answer`]: a loaded model, a file of recorded [`Answers`], the toy below.
-//! [`ask`] has it answer and writes LLaVA's answer file; a run that was stopped goes on where it was.
+//! [`ask()`] has it answer and writes LLaVA's answer file; a run that was stopped goes on where it was.
 //!
 //! ```
 //! use aspo_eval::{Answer, AnswerError, Benchmark, Question, Said, ask};

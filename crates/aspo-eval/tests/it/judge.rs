@@ -446,28 +446,19 @@ fn a_judge_that_thinks_first_gets_room_and_its_verdict_is_read() {
 
 #[test]
 fn a_blocked_question_is_counted_and_a_resumed_run_gets_past_it() {
-    let no_text =
-        |reason: &str| json!({"choices": [{"message": {"content": null}, "finish_reason": reason}]});
-    let ways: [(&str, Box<dyn Fn() -> Act + Send + Sync>); 6] = [
-        (
-            "azure",
-            Box::new(|| {
-                Act::Status(400, r#"{"error": {"code": "content_filter", "message": "The response was filtered due to the prompt triggering our content management policy."}}"#.into())
-            }),
-        ),
-        (
-            "gateway",
-            Box::new(|| Act::Status(403, r#"{"error": {"message": "Your input was flagged"}}"#.into())),
-        ),
-        (
-            "in disguise",
-            Box::new(|| {
-                Act::Status(200, r#"{"error": {"code": 400, "message": "data_inspection_failed"}}"#.into())
-            }),
-        ),
-        ("unnamed", Box::new(|| Act::Status(400, "this cannot be answered".into()))),
-        ("null", Box::new(move || Act::Give(no_text("content_filter")))),
-        ("null without a reason", Box::new(move || Act::Give(no_text("stop")))),
+    fn no_text(reason: &str) -> Act {
+        Act::Give(json!({"choices": [{"message": {"content": null}, "finish_reason": reason}]}))
+    }
+    type Way = (&'static str, fn() -> Act);
+    let ways: [Way; 6] = [
+        ("named", || {
+            refuses("The response was filtered due to the prompt triggering our content management policy.")
+        }),
+        ("gateway", || Act::Status(403, "Your input was flagged".into())),
+        ("in disguise", || Act::Give(json!({"error": {"code": 400, "message": "data_inspection_failed"}}))),
+        ("unnamed", || Act::Status(400, "this cannot be answered".into())),
+        ("null", || no_text("content_filter")),
+        ("null without a reason", || no_text("stop")),
     ];
     for (name, way) in ways {
         let server = Server::new(move |_, body| match prompt(body).contains("Question 1?") {
