@@ -207,11 +207,8 @@ pub fn validate(path: &Path, options: &ValidateOptions<'_>) -> Result<Report> {
     report.dropped = pairs.dropped();
     report.dropped.equal += equal_once_cut;
     report.unread = pairs.unread().map(str::to_owned).collect();
-    report.rows = report.sound
-        + report.dropped.equal
-        + report.dropped.correct
-        + report.no_room
-        + report.faulty();
+    report.rows =
+        report.sound + report.dropped.equal + report.dropped.correct + report.no_room + report.faulty();
     report.images = images.len();
     let [prompt, chosen, rejected, chosen_sentences, rejected_sentences, tokens] = lengths.map(Spread::of);
     report.prompt_chars = prompt;

@@ -196,7 +196,9 @@ impl Reader<'_> {
                 Err(Error::Data(aspo_data::Error::Pair { fault: PairFault::NoRoom { .. }, .. })) => {
                     account.no_room += 1;
                 }
-                Err(Error::Data(aspo_data::Error::Pair { fault: PairFault::Equal, .. })) => account.equal += 1,
+                Err(Error::Data(aspo_data::Error::Pair { fault: PairFault::Equal, .. })) => {
+                    account.equal += 1
+                }
                 Err(fault) => account.skip(fault, self.config.on_fault)?,
             }
         }
@@ -234,9 +236,9 @@ impl Reader<'_> {
             }
         }
         let encoded = match self.encoder.encode(pair) {
-            Err(error @ aspo_data::Error::Pair { fault: PairFault::NoRoom { .. } | PairFault::Equal, .. }) => {
-                Err(error.into())
-            }
+            Err(
+                error @ aspo_data::Error::Pair { fault: PairFault::NoRoom { .. } | PairFault::Equal, .. },
+            ) => Err(error.into()),
             Err(error) => Err(Error::option(option, format!("{}: row {row}: {error}", file.display()), MEND)),
             Ok(encoded) => Ok(encoded),
         }?;
