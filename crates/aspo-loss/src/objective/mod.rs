@@ -45,7 +45,7 @@ use crate::weight::Weigh;
 /// };
 /// assert!(mpo.needs_reference() && !mpo.needs_similarity());
 /// assert_eq!(mpo.to_string(), "0.8 sigmoid + 0.2 bco_pair + sft");
-/// assert_eq!(mpo, "0.8 dpo + 0.2 BCO_pair + sft".parse()?);
+/// assert_eq!(mpo, "0.8 dpo + 0.2 BCO_pair + sft".parse::<Objective>()?);
 /// # Ok::<(), aspo_loss::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
