@@ -330,7 +330,9 @@ impl Job {
         let report_file = config.output_dir.join("report.html");
         let evaluation = config.output_dir.join("evaluation.json");
         if let Some((checkpoint, step)) = output.resumed() {
-            let told = report_file.exists() && (scenes == 0 || evaluation.exists());
+            // Scenes that nobody asked for are no reason to begin again.
+            let measured = args.eval_scenes.unwrap_or(0) == 0 || evaluation.exists();
+            let told = report_file.exists() && measured;
             if output.is_finished(&config, &data) && told {
                 say!(
                     "{} is the end of this run, step {step} of {total}: nothing is left to do",

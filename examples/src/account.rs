@@ -197,7 +197,9 @@ pub fn pictures<B: Backend, M: VisionLanguageModel<B>>(
             .iter()
             .map(|&index| {
                 let text = &measured.texts[index];
-                let pair = Pair::new(index.to_string(), INSTRUCTIONS[0], text, text);
+                // The other answer is not looked at, but may not be the same.
+                let other = if text.trim() == "." { "-" } else { "." };
+                let pair = Pair::new(index.to_string(), INSTRUCTIONS[0], text, other);
                 encoder.encode(&pair.with_image(scenes[index].image.as_str()))
             })
             .collect::<Result<Vec<EncodedPair>, _>>()?;
