@@ -8,13 +8,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use aspo_data::corpus::OnFault;
 use aspo_data::read::read_conversations;
 use aspo_data::scenes::{Split, questions, write};
 use aspo_data::seva::{
     GenerateOptions, Newlines, OnCut, Progress, Provenance, Request, check_output, generate,
 };
-use aspo_data::{Encoder, ImageLoader, Pair, Template, Tokenizer};
+use aspo_data::{Encoder, ImageLoader, OnFault, Pair, Template, Tokenizer};
 use aspo_examples::answer::{Asked, replies};
 use aspo_examples::backend::{Device, OnBackend, exit_on_error};
 use aspo_examples::checkpoint::{Kind, check_processor};

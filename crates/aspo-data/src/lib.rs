@@ -49,7 +49,6 @@
 //! grey is clipped as Pillow clips it.
 
 pub mod batch;
-pub mod corpus;
 pub mod encode;
 mod error;
 pub mod files;
@@ -68,9 +67,8 @@ pub mod validate;
 pub mod write;
 
 pub use batch::{HostBatch, Padding, Responses};
-pub use corpus::OnFault;
 pub use encode::{EncodedAnswer, EncodedPair, Encoder};
-pub use error::{Error, FileFault, ImageFault, PairFault, Result, RowFault};
+pub use error::{Error, FileFault, ImageFault, MAX_FAULTS_TOLD, OnFault, PairFault, Result, RowFault};
 pub use image::{Fit, ImageLoader, ImageProcessor};
 pub use order::{Cursor, Order};
 pub use pair::{IMAGE_TAG, ImageBytes, ImageSource, Pair, Turn};

@@ -19,8 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::corpus::OnFault;
-use crate::error::{Error, Result};
+use crate::error::{Error, MAX_FAULTS_TOLD, OnFault, Result};
 use crate::files::{self, write_atomic};
 use crate::image::ImageLoader;
 use crate::noise::{add_noise, schedule};
@@ -328,7 +327,7 @@ impl Work<'_> {
         self.keys[index] = None;
         self.state.done += 1;
         self.state.faulty += 1;
-        if self.state.faults.len() < crate::corpus::MAX_FAULTS_TOLD {
+        if self.state.faults.len() < MAX_FAULTS_TOLD {
             self.state.faults.push(format!("question {:?}: {error}", self.questions[index].id));
         }
         Ok(())
@@ -343,7 +342,7 @@ impl Work<'_> {
             state.faulty += 1;
             return;
         };
-        if answers.chosen == answers.rejected {
+        if answers.written(self.provenance.newlines).has_equal_answers() {
             state.equal += 1;
         } else if answers.pair(&self.questions[index], self.provenance.newlines).is_none() {
             state.empty += 1;
@@ -450,14 +449,17 @@ impl Work<'_> {
 }
 
 impl Answers {
-    /// The pair, unless it is dropped. SeVa compares the answers as the model gave them.
+    /// The answers as they are written, without a question.
+    fn written(&self, newlines: Newlines) -> Pair {
+        Pair::new("", "", newlines.apply(&self.chosen), newlines.apply(&self.rejected))
+    }
+
+    /// The pair, unless it is dropped: by the rule of the readers, so that every pair written is read.
     fn pair(&self, question: &Pair, newlines: Newlines) -> Option<Pair> {
-        if self.chosen == self.rejected {
-            return None;
-        }
-        let (chosen, rejected) = (newlines.apply(&self.chosen), newlines.apply(&self.rejected));
-        let kept = !chosen.trim().is_empty() && !rejected.trim().is_empty();
-        kept.then(|| Pair { chosen, rejected, ..question.clone() })
+        let Pair { chosen, rejected, .. } = self.written(newlines);
+        let pair = Pair { chosen, rejected, ..question.clone() };
+        let empty = pair.chosen.trim().is_empty() || pair.rejected.trim().is_empty();
+        (!empty && !pair.has_equal_answers()).then_some(pair)
     }
 }
 

@@ -7,9 +7,8 @@ use std::path::{Path, PathBuf};
 use aspo_segment::SplitOptions;
 use sha2::{Digest, Sha256};
 
-use crate::corpus::OnFault;
 use crate::encode::Encoder;
-use crate::error::{Error, FileFault, PairFault, Result, RowFault};
+use crate::error::{Error, FileFault, OnFault, PairFault, Result, RowFault};
 use crate::files::resolve;
 use crate::image::{ImageLoader, decode};
 use crate::pair::{ImageSource, Pair};

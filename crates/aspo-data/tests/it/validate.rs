@@ -87,6 +87,25 @@ fn equal_answers_are_dropped_and_counted_and_no_fault() {
 }
 
 #[test]
+fn answers_that_are_equal_once_cut_are_dropped_and_counted_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("data.jsonl");
+    let row = |rejected: &str| {
+        format!("{{\"prompt\": \"a\", \"chosen\": \"the dog runs there\", \"rejected\": \"{rejected}\"}}\n")
+    };
+    std::fs::write(&path, [row("the dog runs two"), row("two cat")].concat()).unwrap();
+    let mut encoder = Encoder::new(tiny_tokenizer(), Template::LlavaHf, 4);
+    let prompt = encoder.encode_prompt(&aspo_data::Pair::new("", "a", "", "")).unwrap().len();
+    for (max_length, expected) in [(prompt + 2, (1, 1, 0)), (prompt + 40, (2, 0, 0)), (prompt, (0, 0, 2))] {
+        encoder.max_length = Some(max_length);
+        let options = ValidateOptions { encoder: Some(&encoder), ..Default::default() };
+        let report = validate(&path, &options).unwrap();
+        assert_eq!((report.sound, report.dropped.equal, report.no_room), expected, "max_length {max_length}");
+        assert_eq!(report.rows, 2);
+    }
+}
+
+#[test]
 fn a_file_that_cannot_be_read_to_its_end_is_never_one_faulty_row() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("data.json");
