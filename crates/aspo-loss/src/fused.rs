@@ -17,6 +17,7 @@
 
 use core::ops::Range;
 
+use aspo_kernels::{HeadPass, has_kernels, head_pass};
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
@@ -221,6 +222,13 @@ fn forward<B: Backend>(
     want_slope: bool,
     want_stats: bool,
 ) -> Forward<B> {
+    if !want_stats && has_kernels::<B>() {
+        let ids: Vec<usize> = targets.to_data().iter::<i64>().map(|id| id as usize).collect();
+        if let Some(pass) = head_pass(&hidden, &head, &ids, [tiles.rows, tiles.columns], want_slope) {
+            let HeadPass { log_probs, log_sum_exp, slope } = pass;
+            return Forward { log_probs, log_sum_exp, slope, stats: vec![] };
+        }
+    }
     let (mut log_probs, mut log_sums, mut slopes, mut all_stats) = (vec![], vec![], vec![], vec![]);
     for tokens in tiles.token_ranges() {
         let h = math::f32(hidden.clone().slice([tokens.clone()]));

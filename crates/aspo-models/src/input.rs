@@ -102,7 +102,16 @@ pub(crate) fn host<B: Backend, const D: usize>(ints: &Tensor<B, D, Int>) -> Vec<
     ints.to_data().iter::<i64>().collect()
 }
 
-/// Positions that count the real tokens of each row from 0.
-pub(crate) fn positions<B: Backend>(attention_mask: &Tensor<B, 2, Int>) -> Tensor<B, 2, Int> {
-    attention_mask.clone().cumsum(1).sub_scalar(1).clamp_min(0)
+/// Positions that count the real tokens of each row from 0, on the host.
+pub(crate) fn positions<B: Backend>(attention_mask: &Tensor<B, 2, Int>) -> Vec<i64> {
+    let tokens = attention_mask.dims()[1];
+    let row = |row: &[i64]| {
+        let mut next = 0;
+        let count = |real: &i64| {
+            next += i64::from(*real != 0);
+            (next - 1).max(0)
+        };
+        row.iter().map(count).collect::<Vec<i64>>()
+    };
+    host(attention_mask).chunks(tokens.max(1)).flat_map(row).collect()
 }

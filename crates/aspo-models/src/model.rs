@@ -5,8 +5,8 @@ use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 
 use crate::error::{Error, Result};
 use crate::input::{self, ModelInput};
-use crate::llama::{Llama, LlamaModel, project};
-use crate::nn::EachLinear;
+use crate::llama::{Llama, LlamaModel};
+use crate::nn::{EachLinear, project};
 
 /// A decoder that scores the next token of a row.
 pub trait LanguageModel<B: Backend>: Module<B> + EachLinear<B> {
@@ -37,9 +37,8 @@ pub trait LanguageModel<B: Backend>: Module<B> + EachLinear<B> {
     /// # Errors
     /// As [`embed`](Self::embed).
     fn hidden_at(&self, input: &ModelInput<B>, places: Tensor<B, 1, Int>) -> Result<Tensor<B, 2>> {
-        let hidden = self.hidden(input)?;
-        let [batch, tokens, width] = hidden.dims();
-        Ok(hidden.reshape([batch * tokens, width]).select(0, places))
+        let embeds = self.embed(input)?;
+        Ok(self.decoder().forward_at(embeds, &self.decoder().context(input), places))
     }
 
     /// Scores of the next token everywhere, `[batch, tokens, vocabulary]`; for small models and tests.

@@ -6,15 +6,16 @@
 //! So no more than one block's activations and one chunk of attention scores exist at any time. Gradients are those
 //! of the plain pass up to rounding.
 
+use aspo_kernels::has_kernels;
 use burn::module::AutodiffModule;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Bool, Tensor, backend::AutodiffBackend, s};
 
 use crate::error::{Error, Result};
 use crate::input::ModelInput;
-use crate::llama::{Context, LlamaLayer};
+use crate::llama::LlamaLayer;
 use crate::model::LanguageModel;
-use crate::nn::{CHUNK_SCORES, Rope, attend};
+use crate::nn::{CHUNK_SCORES, Context, attend, merge_heads, wide};
 
 /// Loss and gradients of [`recompute_backward`].
 pub struct Recomputed<B: AutodiffBackend, L> {
@@ -45,9 +46,9 @@ where
 {
     refuse_dropout(model)?;
     let decoder = model.decoder();
-    let embeds = model.embed(input)?;
+    let embeds = wide(model.embed(input)?);
     let context = decoder.context(input);
-    let inner_context = to_inner(&context);
+    let inner_context = context.on(&embeds.device());
 
     // Forward without a graph, on the same storage.
     let inner = model.valid();
@@ -56,7 +57,7 @@ where
     let mut x = embeds.clone().inner();
     for layer in layers {
         inputs.push(x.clone());
-        x = layer.forward(x, &inner_context, None);
+        x = layer.forward(x, &inner_context);
     }
     drop(inner);
 
@@ -97,13 +98,22 @@ where
 {
     let leaf = |t| Tensor::<B, 4>::from_inner(t).require_grad();
     let start = Tensor::<B, 3>::from_inner(input.clone()).require_grad();
-    let projected = layer.project(start.clone(), context);
+    if has_kernels::<B>() {
+        // Attention keeps no scores: the block is run again as it is.
+        let result = layer.forward(start.clone(), context);
+        let mut grads = (result * Tensor::from_inner(flow)).sum().backward();
+        let before = start.grad_remove(&mut grads);
+        sum.accumulate(model, GradientsParams::from_grads(grads, model));
+        return before.expect("a block depends on its input");
+    }
+    let projected = layer.project_heads(start.clone(), context);
     let [q, k, v] = projected.clone().map(Tensor::inner);
 
     // After attention.
-    let attended = leaf(attend(q.clone(), k.clone(), v.clone(), Some(inner_context.mask.clone())));
+    let groups = layer.groups();
+    let attended = leaf(attend(q.clone(), k.clone(), v.clone(), inner_context.hidden(groups)));
     let around = Tensor::<B, 3>::from_inner(input).require_grad();
-    let result = layer.finish(around.clone(), attended.clone());
+    let result = layer.finish(around.clone(), merge_heads(attended.clone()));
     let mut grads = (result * Tensor::from_inner(flow)).sum().backward();
     let around = around.grad_remove(&mut grads);
     let attended = attended.grad_remove(&mut grads);
@@ -111,7 +121,7 @@ where
 
     // Attention and what comes before it.
     let before = attended.and_then(|flow| {
-        let [gq, gk, gv] = attention_backward::<B>([q, k, v], &context.mask, flow);
+        let [gq, gk, gv] = attention_backward::<B>([q, k, v], context.hidden(groups), flow);
         let [q, k, v] = projected;
         let pull = |t: Tensor<B, 4>, g| (t * Tensor::from_inner(g)).sum();
         let mut grads = (pull(q, gq) + pull(k, gk) + pull(v, gv)).backward();
@@ -129,7 +139,7 @@ where
 /// Gradients of queries, keys and values, a chunk of query rows at a time.
 fn attention_backward<B: AutodiffBackend>(
     [q, k, v]: [Tensor<B::InnerBackend, 4>; 3],
-    mask: &Tensor<B, 4, Bool>,
+    mask: Option<Tensor<B, 4, Bool>>,
     flow: Tensor<B::InnerBackend, 4>,
 ) -> [Tensor<B::InnerBackend, 4>; 3] {
     let [batch, heads, queries, _] = q.dims();
@@ -141,8 +151,8 @@ fn attention_backward<B: AutodiffBackend>(
     for from in (0..queries).step_by(rows) {
         let to = (from + rows).min(queries);
         let (q, k, v) = (leaf(q.clone().slice(s![.., .., from..to, ..])), leaf(k.clone()), leaf(v.clone()));
-        let mask = mask.clone().slice(s![.., .., from..to, ..]);
-        let out = attend(q.clone(), k.clone(), v.clone(), Some(mask));
+        let mask = mask.clone().map(|mask| mask.slice(s![.., .., from..to, ..]));
+        let out = attend(q.clone(), k.clone(), v.clone(), mask);
         let flow = Tensor::from_inner(flow.clone().slice(s![.., .., from..to, ..]));
         let mut grads = (out * flow).sum().backward();
         gq.push(q.grad_remove(&mut grads).unwrap_or_else(|| q.inner().zeros_like()));
@@ -150,11 +160,6 @@ fn attention_backward<B: AutodiffBackend>(
         gv = v.grad_remove(&mut grads).map_or(gv.clone(), |g| gv + g);
     }
     [Tensor::cat(gq, 2), gk, gv]
-}
-
-fn to_inner<B: AutodiffBackend>(context: &Context<B>) -> Context<B::InnerBackend> {
-    let (cos, sin) = context.rope.parts();
-    Context { rope: Rope::from_parts(cos.inner(), sin.inner()), mask: context.mask.clone().inner() }
 }
 
 fn refuse_dropout<B: AutodiffBackend, M: LanguageModel<B>>(model: &M) -> Result<()> {

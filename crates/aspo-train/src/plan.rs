@@ -7,7 +7,7 @@ use aspo_data::EncodedPair;
 use aspo_loss::ChunkOptions;
 use aspo_models::llama::LlamaConfig;
 use aspo_models::lora::Adapted;
-use aspo_models::nn::CHUNK_SCORES;
+use aspo_models::nn::{CHUNK_SCORES, has_kernels};
 use aspo_models::{EachLinear, ModelConfig, Pretrained, VisionLanguageModel};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
@@ -99,6 +99,7 @@ impl Plan {
             length: longest_row,
             answers: times * config.per_device_train_batch_size * answers,
             bytes,
+            kernels: has_kernels::<B>(),
             adapters: Adapters::of(&layers, base.tower(), !config.bf16),
         };
         let (width, inner, layers) =
@@ -250,6 +251,8 @@ struct MicroShape<'a> {
     answers: usize,
     /// Of a value of the base.
     bytes: usize,
+    /// The layers are aspo-kernels' operations, on f32 values whatever the base is.
+    kernels: bool,
     adapters: Adapters,
 }
 
@@ -301,9 +304,44 @@ impl MicroShape<'_> {
             + head)
     }
 
+    /// Values that the kernels keep of a token in a layer: inputs of both norms, queries, keys, values and their mix, a
+    /// number for each head, gate and up, and what stands between the factors of the adapters.
+    fn kept(&self) -> usize {
+        let (queries, keys) = self.heads();
+        let middle = self.adapters.middle / self.decoder.num_hidden_layers.max(1);
+        let attention = self.decoder.hidden_size + 2 * queries + 2 * keys + self.decoder.num_attention_heads;
+        attention + self.decoder.hidden_size + 2 * self.decoder.intermediate_size + middle
+    }
+
+    /// Gradients under way in a layer: of its result, and of gate and up from that of their product.
+    fn flow(&self) -> usize {
+        self.decoder.hidden_size + 3 * self.decoder.intermediate_size
+    }
+
+    /// All layers' values. The last layer's MLP runs for the answers alone; the peak is at the loss, or where the backward
+    /// pass enters the MLP of the last layer, or of the last but one.
+    fn plain_by_kernels(&self) -> usize {
+        let (tokens, width) = (self.tokens(), self.decoder.hidden_size);
+        let (queries, keys) = self.heads();
+        let last = tokens * (width + 2 * queries + 2 * keys) + self.answers * (self.kept() + 2 * width);
+        let end =
+            (4 * last + self.logits().max(4 * self.answers * self.flow())).max(4 * tokens * self.flow());
+        4 * tokens * (self.decoder.num_hidden_layers - 1) * self.kept() + end
+    }
+
+    /// The input of each layer, and one layer with the gradients under way.
+    fn recomputed_by_kernels(&self) -> usize {
+        let (tokens, width) = (self.tokens(), self.decoder.hidden_size);
+        let layer = 4 * tokens * (self.kept() + self.flow() + width);
+        4 * tokens * width * (self.decoder.num_hidden_layers + 1) + layer.max(self.logits())
+    }
+
     /// All layers' values, and at the last layer, where the backward pass begins, the gradients under way: those of the
     /// gated product, or, once that is gone, those of the scores.
     fn plain(&self) -> usize {
+        if self.kernels {
+            return self.plain_by_kernels();
+        }
         let (tokens, width, scores) = (self.tokens(), self.decoder.hidden_size, self.scores());
         // The scores, and their exponentials in the type of the values.
         let layer = tokens * (self.attention() + self.gated() + self.adapted()) + (4 + self.bytes) * scores;
@@ -316,6 +354,9 @@ impl MicroShape<'_> {
 
     /// The input of each layer, and the values of one layer in turn with the gradients under way.
     fn recomputed(&self) -> usize {
+        if self.kernels {
+            return self.recomputed_by_kernels();
+        }
         let (tokens, width) = (self.tokens(), self.decoder.hidden_size);
         let (queries, keys) = self.heads();
         let inputs = self.bytes * width * tokens * (self.decoder.num_hidden_layers + 2) + self.shared();

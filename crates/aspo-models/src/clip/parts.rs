@@ -1,12 +1,13 @@
 //! The towers and their transformer layers.
 
+use aspo_kernels::{Before, Heads, linear};
 use burn::module::{Module, Param};
-use burn::tensor::{Bool, Int, Tensor, backend::Backend};
+use burn::tensor::{Int, Tensor, backend::Backend};
 
 use super::config::{ClipTextConfig, ClipVisionConfig};
 use crate::nn::{
-    Activation, Embedding, LayerNorm, Linear, PatchEmbedding, attend, each_linear, merge_heads, normal,
-    padding_mask, split_heads,
+    Activation, Context, Embedding, LayerNorm, Linear, PatchEmbedding, attention, causal, each_linear,
+    normal, unmasked,
 };
 
 /// Multi-head self-attention with biases.
@@ -24,17 +25,6 @@ impl<B: Backend> ClipAttention<B> {
     fn new(width: usize, heads: usize, device: &B::Device) -> Self {
         let linear = || Linear::new(width, width, true, device);
         Self { q_proj: linear(), k_proj: linear(), v_proj: linear(), out_proj: linear(), heads }
-    }
-
-    fn forward(&self, x: Tensor<B, 3>, mask: Option<Tensor<B, 4, Bool>>) -> Tensor<B, 3> {
-        let heads = |x| split_heads(x, self.heads).swap_dims(1, 2);
-        let out = attend(
-            heads(self.q_proj.forward(x.clone())),
-            heads(self.k_proj.forward(x.clone())),
-            heads(self.v_proj.forward(x)),
-            mask,
-        );
-        self.out_proj.forward(merge_heads(out))
     }
 }
 
@@ -57,8 +47,10 @@ impl<B: Backend> ClipMlp<B> {
         }
     }
 
-    pub(crate) fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.fc2.forward(self.act.forward(self.fc1.forward(x)))
+    /// `x + fc2(act(fc1(norm(x))))`.
+    pub(crate) fn add_to(&self, x: Tensor<B, 3>, norm: &LayerNorm<B>) -> Tensor<B, 3> {
+        let wide = linear(x.clone(), norm.before(), &[self.fc1.layer()], None);
+        linear(wide, Before::Activation(self.act.into()), &[self.fc2.layer()], Some(x))
     }
 }
 
@@ -73,9 +65,13 @@ pub struct ClipEncoderLayer<B: Backend> {
 each_linear!(ClipEncoderLayer: self_attn, mlp);
 
 impl<B: Backend> ClipEncoderLayer<B> {
-    fn forward(&self, x: Tensor<B, 3>, mask: Option<Tensor<B, 4, Bool>>) -> Tensor<B, 3> {
-        let x = x.clone() + self.self_attn.forward(self.layer_norm1.forward(x), mask);
-        x.clone() + self.mlp.forward(self.layer_norm2.forward(x))
+    fn forward(&self, x: Tensor<B, 3>, context: &Context<B>) -> Tensor<B, 3> {
+        let a = &self.self_attn;
+        let heads = Heads { heads: a.heads, groups: a.heads, dim: x.dims()[2] / a.heads };
+        let layers = [a.q_proj.layer(), a.k_proj.layer(), a.v_proj.layer()];
+        let mixed = attention(linear(x.clone(), self.layer_norm1.before(), &layers, None), heads, context);
+        let x = linear(mixed, Before::Nothing, &[a.out_proj.layer()], Some(x));
+        self.mlp.add_to(x, &self.layer_norm2)
     }
 }
 
@@ -137,10 +133,10 @@ impl<B: Backend> ClipTextModel<B> {
     pub fn forward(&self, ids: Tensor<B, 2, Int>, attention_mask: Tensor<B, 2, Int>) -> Tensor<B, 3> {
         let tokens = ids.dims()[1];
         let positions = self.embeddings.position_embedding.weight.val().slice(0..tokens);
-        let mask = padding_mask(attention_mask, tokens, true, None);
+        let context = causal(&attention_mask, None, None);
         let mut x = self.embeddings.token_embedding.forward(ids) + positions.unsqueeze();
         for layer in &self.encoder.layers {
-            x = layer.forward(x, Some(mask.clone()));
+            x = layer.forward(x, &context);
         }
         self.final_layer_norm.forward(x)
     }
@@ -226,8 +222,9 @@ impl<B: Backend> ClipVisionModel<B> {
         let x = Tensor::cat(vec![class, patches], 1) + positions.unsqueeze();
         let mut x = self.pre_layrnorm.forward(x);
         see(&x);
+        let context = unmasked(images, x.dims()[1], &x.device());
         for layer in &self.encoder.layers[..layers] {
-            x = layer.forward(x, None);
+            x = layer.forward(x, &context);
             see(&x);
         }
         x

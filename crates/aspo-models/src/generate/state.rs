@@ -1,13 +1,14 @@
 //! What a generation carries from token to token.
 
+use aspo_kernels::{BlockMask, Context, Tables, has_kernels};
 use burn::tensor::{Bool, Int, Tensor, TensorData, backend::Backend};
 
 use super::refuse;
 use crate::error::Result;
 use crate::input::{self, ModelInput};
-use crate::llama::Context;
+use crate::llama::CachedContext;
 use crate::model::LanguageModel;
-use crate::nn::{KvCache, cast, f32};
+use crate::nn::{KvCache, f32, project};
 
 /// Caches and lengths of the rows that still run. Rows are aligned at their ends, so all write to the same column.
 pub(super) struct State<B: Backend> {
@@ -64,8 +65,7 @@ impl<B: Backend> State<B> {
             columns: 0,
             device: device.clone(),
         };
-        let positions = int(positions, [rows, columns]);
-        let logits = state.run(model, embeds, positions);
+        let logits = state.run(model, embeds, &positions);
         Ok((state, logits))
     }
 
@@ -75,9 +75,9 @@ impl<B: Backend> State<B> {
         let column =
             |v: Vec<i64>| Tensor::<B, 2, Int>::from_data(TensorData::new(v, [rows, 1]), &self.device);
         let ids = column(tokens.iter().map(|&t| i64::from(t)).collect());
-        let positions = column(self.before.iter().map(|before| (self.columns - before) as i64).collect());
+        let positions: Vec<i64> = self.before.iter().map(|before| (self.columns - before) as i64).collect();
         let embeds = model.decoder().embed_tokens.forward(ids);
-        self.run(model, embeds, positions)
+        self.run(model, embeds, &positions)
     }
 
     /// Keep these rows only, in this order; a row may be taken more than once (beams).
@@ -94,16 +94,23 @@ impl<B: Backend> State<B> {
         &mut self,
         model: &M,
         embeds: Tensor<B, 3>,
-        positions: Tensor<B, 2, Int>,
+        positions: &[i64],
     ) -> Tensor<B, 2> {
         let [rows, new, width] = embeds.dims();
         let decoder = model.decoder();
-        let context = Context { rope: decoder.rope(positions), mask: self.mask(rows, new) };
+        let rotary = decoder.rotary(positions);
+        let tables = Tables::new(&rotary, &self.device);
+        let first = (has_kernels::<B>() && self.columns == 0).then(|| {
+            let row = |before: &usize| (0..new).map(|token| if token < *before { -1 } else { 0 }).collect();
+            let segments: Vec<Vec<i64>> = self.before.iter().map(row).collect();
+            Context::new(BlockMask::causal(rows, new, &segments.concat()), Some(rotary), &self.device)
+        });
+        let context = CachedContext { tables, mask: self.mask(rows, new), first };
         let hidden = decoder.forward_cached(embeds, &context, &mut self.caches);
         self.columns += new;
         // The head is applied to the last column alone.
         let last = hidden.slice([0..rows, new - 1..new, 0..width]).reshape([rows, width]);
-        f32(cast(last, self.head.dtype()).matmul(self.head.clone().transpose()))
+        f32(project(last, self.head.clone()))
     }
 
     /// `[rows, 1, new, capacity]`: hidden are the columns before a row, after the query, and not yet written.

@@ -2,12 +2,14 @@
 
 #![allow(non_snake_case)] // `LayerNorm` is a parameter's name in checkpoints.
 
+use aspo_kernels::{Before, Heads, linear};
 use burn::module::Module;
-use burn::tensor::{Bool, Int, Tensor, backend::Backend, s};
+use burn::tensor::{Int, Tensor, backend::Backend, s};
 
 use super::QFormerConfig;
 use crate::nn::{
-    Activation, Embedding, LayerNorm, Linear, attend, each_linear, merge_heads, padding_mask, split_heads,
+    Activation, Context, Embedding, LayerNorm, Linear, attend, attention, bidirectional, each_linear,
+    merge_heads,
 };
 
 /// Queries from one sequence, keys and values from the same or another.
@@ -36,8 +38,8 @@ impl<B: Backend> QFormerOutput<B> {
         }
     }
 
-    fn forward(&self, x: Tensor<B, 3>, residual: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.LayerNorm.forward(self.dense.forward(x) + residual)
+    fn forward(&self, x: Tensor<B, 3>, before: Before<B>, residual: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.LayerNorm.forward(linear(x, before, &[self.dense.layer()], Some(residual)))
     }
 }
 
@@ -63,12 +65,25 @@ impl<B: Backend> QFormerAttention<B> {
         }
     }
 
-    fn forward(&self, x: Tensor<B, 3>, keys: Tensor<B, 3>, mask: Option<Tensor<B, 4, Bool>>) -> Tensor<B, 3> {
+    /// Every token looks at its row, as the context says.
+    fn to_itself(&self, x: Tensor<B, 3>, context: &Context<B>) -> Tensor<B, 3> {
         let a = &self.attention;
-        let heads = |x| split_heads(x, a.heads).swap_dims(1, 2);
+        let heads = Heads { heads: a.heads, groups: a.heads, dim: x.dims()[2] / a.heads };
+        let layers = [a.query.layer(), a.key.layer(), a.value.layer()];
+        let qkv = linear(x.clone(), Before::Nothing, &layers, None);
+        self.output.forward(attention(qkv, heads, context), Before::Nothing, x)
+    }
+
+    /// Every token looks at all of another sequence.
+    fn to_other(&self, x: Tensor<B, 3>, keys: Tensor<B, 3>) -> Tensor<B, 3> {
+        let a = &self.attention;
+        let heads = |x: Tensor<B, 3>| {
+            let [rows, tokens, width] = x.dims();
+            x.reshape([rows, tokens, a.heads, width / a.heads]).swap_dims(1, 2)
+        };
         let (q, k) = (heads(a.query.forward(x.clone())), heads(a.key.forward(keys.clone())));
-        let mixed = attend(q, k, heads(a.value.forward(keys)), mask);
-        self.output.forward(merge_heads(mixed), x)
+        let mixed = attend(q, k, heads(a.value.forward(keys)), None);
+        self.output.forward(merge_heads(mixed), Before::Nothing, x)
     }
 }
 
@@ -99,15 +114,15 @@ impl<B: Backend> QFormerLayer<B> {
         x: Tensor<B, 3>,
         queries: usize,
         picture: &Tensor<B, 3>,
-        mask: &Tensor<B, 4, Bool>,
+        context: &Context<B>,
     ) -> Tensor<B, 3> {
-        let x = self.attention.forward(x.clone(), x, Some(mask.clone()));
+        let x = self.attention.to_itself(x, context);
         let mut seen = x.clone().slice(s![.., 0..queries, ..]);
         if let Some(cross) = &self.crossattention {
-            seen = cross.forward(seen, picture.clone(), None);
+            seen = cross.to_other(seen, picture.clone());
         }
         let feed = |wide: &QFormerIntermediate<B>, narrow: &QFormerOutput<B>, x: Tensor<B, 3>| {
-            narrow.forward(wide.act.forward(wide.dense.forward(x.clone())), x)
+            narrow.forward(wide.dense.forward(x.clone()), Before::Activation(wide.act.into()), x)
         };
         let seen = feed(&self.intermediate_query, &self.output_query, seen);
         if x.dims()[1] == queries {
@@ -184,10 +199,10 @@ impl<B: Backend> QFormer<B> {
             x = Tensor::cat(vec![x, words], 1);
             seen = Tensor::cat(vec![seen, mask], 1);
         }
-        let mask = padding_mask(seen, x.dims()[1], false, None);
+        let context = bidirectional(&seen);
         let mut x = self.embeddings.layernorm.forward(x);
         for layer in &self.encoder.layer {
-            x = layer.forward(x, count, &picture, &mask);
+            x = layer.forward(x, count, &picture, &context);
         }
         x.slice(s![.., 0..count, ..])
     }

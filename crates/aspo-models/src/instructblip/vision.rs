@@ -1,11 +1,12 @@
 //! The image tower: a ViT whose query, key and value projections are one layer.
 
+use aspo_kernels::{Before, Heads, linear};
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::BlipVisionConfig;
 use crate::clip::ClipMlp;
-use crate::nn::{LayerNorm, Linear, PatchEmbedding, attend, each_linear, merge_heads, normal};
+use crate::nn::{Context, LayerNorm, Linear, PatchEmbedding, attention, each_linear, normal, unmasked};
 
 /// Self-attention with a fused projection.
 #[derive(Module, Debug)]
@@ -16,16 +17,6 @@ pub struct BlipAttention<B: Backend> {
 }
 each_linear!(BlipAttention: qkv, projection);
 
-impl<B: Backend> BlipAttention<B> {
-    fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let [images, tokens, width] = x.dims();
-        let fused = self.qkv.forward(x).reshape([images, tokens, 3, self.heads, width / self.heads]);
-        let fused = fused.permute([2, 0, 3, 1, 4]);
-        let part = |i: usize| fused.clone().slice(i..i + 1).squeeze_dim::<4>(0);
-        self.projection.forward(merge_heads(attend(part(0), part(1), part(2), None)))
-    }
-}
-
 /// A pre-norm transformer layer.
 #[derive(Module, Debug)]
 pub struct BlipEncoderLayer<B: Backend> {
@@ -35,6 +26,16 @@ pub struct BlipEncoderLayer<B: Backend> {
     layer_norm2: LayerNorm<B>,
 }
 each_linear!(BlipEncoderLayer: self_attn, mlp);
+
+impl<B: Backend> BlipEncoderLayer<B> {
+    fn forward(&self, x: Tensor<B, 3>, context: &Context<B>) -> Tensor<B, 3> {
+        let a = &self.self_attn;
+        let heads = Heads { heads: a.heads, groups: a.heads, dim: x.dims()[2] / a.heads };
+        let qkv = linear(x.clone(), self.layer_norm1.before(), &[a.qkv.layer()], None);
+        let x = linear(attention(qkv, heads, context), Before::Nothing, &[a.projection.layer()], Some(x));
+        self.mlp.add_to(x, &self.layer_norm2)
+    }
+}
 
 /// The stack of layers.
 #[derive(Module, Debug)]
@@ -91,9 +92,9 @@ impl<B: Backend> BlipVisionModel<B> {
         let [images, _, width] = patches.dims();
         let class = self.embeddings.class_embedding.val().expand([images, 1, width]);
         let mut x = Tensor::cat(vec![class, patches], 1) + self.embeddings.position_embedding.val();
+        let context = unmasked(images, x.dims()[1], &x.device());
         for layer in &self.encoder.layers {
-            x = x.clone() + layer.self_attn.forward(layer.layer_norm1.forward(x));
-            x = x.clone() + layer.mlp.forward(layer.layer_norm2.forward(x));
+            x = layer.forward(x, &context);
         }
         self.post_layernorm.forward(x)
     }

@@ -8,11 +8,11 @@ use burn::tensor::{Int, Tensor, backend::Backend};
 
 use crate::error::Result;
 use crate::input::{self, ModelInput};
-use crate::nn::{Linear, cast, each_linear};
+use crate::nn::{Linear, each_linear, project};
 
 pub(crate) use config::llama_init;
 pub use config::{LlamaConfig, RopeParameters};
-pub use parts::{Context, LlamaLayer, LlamaModel};
+pub use parts::{CachedContext, LlamaLayer, LlamaModel};
 
 /// The decoder with its output head, as Hugging Face's `LlamaForCausalLM`.
 #[derive(Module, Debug)]
@@ -66,12 +66,4 @@ impl<B: Backend> Llama<B> {
     pub fn forward(&self, ids: Tensor<B, 2, Int>, attention_mask: Tensor<B, 2, Int>) -> Result<Tensor<B, 3>> {
         self.logits(&ModelInput::new(ids, attention_mask))
     }
-}
-
-/// `[batch, tokens, hidden]` times `[vocabulary, hidden]` transposed, in the type of the head.
-pub(crate) fn project<B: Backend>(hidden: Tensor<B, 3>, head: Tensor<B, 2>) -> Tensor<B, 3> {
-    let [batch, tokens, width] = hidden.dims();
-    let vocabulary = head.dims()[0];
-    let hidden = cast(hidden, head.dtype());
-    hidden.reshape([batch * tokens, width]).matmul(head.transpose()).reshape([batch, tokens, vocabulary])
 }

@@ -1,22 +1,25 @@
 //! The decoder's layers.
 
+use aspo_kernels::{Before, Heads, Rotary, Tables, linear, split_heads};
 use burn::module::Module;
-use burn::tensor::{Bool, Tensor, backend::Backend};
+use burn::tensor::{Bool, Int, Tensor, backend::Backend};
 
 use super::LlamaConfig;
 use crate::input::{self, ModelInput};
 use crate::nn::{
-    Activation, CHUNK_SCORES, Embedding, KvCache, Linear, RmsNorm, Rope, attend, each_linear, merge_heads,
-    padding_mask, split_heads,
+    Activation, Context, Embedding, KvCache, Linear, RmsNorm, attend, attention, causal, each_linear,
+    merge_heads, wide,
 };
 
-/// What all layers of one pass share: rotary tables and the mask.
+/// What the layers share in one step with a cache.
 #[derive(Debug, Clone)]
-pub struct Context<B: Backend> {
-    /// Rotary tables of the query positions.
-    pub rope: Rope<B>,
-    /// `[batch, 1 or groups, queries, keys]`, true = hidden.
-    pub mask: Tensor<B, 4, Bool>,
+pub struct CachedContext<B: Backend> {
+    /// Rotary tables of the new tokens.
+    pub(crate) tables: Tables<B>,
+    /// `[batch, 1, new, capacity]`, true = hidden.
+    pub(crate) mask: Tensor<B, 4, Bool>,
+    /// The same where nothing stands before the new tokens, for kernels.
+    pub(crate) first: Option<Context<B>>,
 }
 
 /// Causal self-attention with rotary positions.
@@ -28,25 +31,13 @@ pub struct LlamaAttention<B: Backend> {
     o_proj: Linear<B>,
     heads: usize,
     groups: usize,
+    dim: usize,
 }
 each_linear!(LlamaAttention: q_proj, k_proj, v_proj, o_proj);
 
 impl<B: Backend> LlamaAttention<B> {
-    /// Rotated queries and keys, and values, each `[batch, heads or groups, tokens, head_dim]`.
-    pub(crate) fn project(&self, x: Tensor<B, 3>, rope: &Rope<B>) -> [Tensor<B, 4>; 3] {
-        let q = rope.apply(split_heads(self.q_proj.forward(x.clone()), self.heads));
-        let k = rope.apply(split_heads(self.k_proj.forward(x.clone()), self.groups));
-        let v = split_heads(self.v_proj.forward(x), self.groups).swap_dims(1, 2);
-        [q, k, v]
-    }
-
-    fn forward(&self, x: Tensor<B, 3>, context: &Context<B>, cache: Option<&mut KvCache<B>>) -> Tensor<B, 3> {
-        let [q, k, v] = self.project(x, &context.rope);
-        let (k, v) = match cache {
-            Some(cache) => cache.append(k, v),
-            None => (k, v),
-        };
-        self.o_proj.forward(merge_heads(attend(q, k, v, Some(context.mask.clone()))))
+    fn heads(&self) -> Heads {
+        Heads { heads: self.heads, groups: self.groups, dim: self.dim }
     }
 }
 
@@ -60,13 +51,6 @@ pub struct LlamaMlp<B: Backend> {
     act: Activation,
 }
 each_linear!(LlamaMlp: gate_proj, up_proj, down_proj);
-
-impl<B: Backend> LlamaMlp<B> {
-    fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let gate = self.act.forward(self.gate_proj.forward(x.clone()));
-        self.down_proj.forward(gate * self.up_proj.forward(x))
-    }
-}
 
 /// One layer: attention, then MLP, each behind an RMS norm.
 #[derive(Module, Debug)]
@@ -93,6 +77,7 @@ impl<B: Backend> LlamaLayer<B> {
                 o_proj: attn(heads * dim, width),
                 heads,
                 groups,
+                dim,
             },
             post_attention_layernorm: RmsNorm::new(width, c.rms_norm_eps, device),
             mlp: LlamaMlp {
@@ -104,29 +89,63 @@ impl<B: Backend> LlamaLayer<B> {
         }
     }
 
-    /// `[batch, tokens, hidden]` to the same shape; with a cache, its tokens come before these.
-    pub fn forward(
+    /// `[batch, tokens, hidden]` to the same shape.
+    pub fn forward(&self, x: Tensor<B, 3>, context: &Context<B>) -> Tensor<B, 3> {
+        let mixed = attention(self.project(x.clone()), self.self_attn.heads(), context);
+        self.finish(x, mixed)
+    }
+
+    /// [`forward`](Self::forward) at these places only, `[1, places, hidden]`; place `row · tokens + column`. The context
+    /// is that of these places too.
+    fn forward_at(&self, x: Tensor<B, 3>, context: &Context<B>, places: Tensor<B, 1, Int>) -> Tensor<B, 3> {
+        let at = |x: Tensor<B, 3>| {
+            let [batch, tokens, width] = x.dims();
+            x.reshape([1, batch * tokens, width]).select(1, places.clone())
+        };
+        let mixed = attention(self.project(x.clone()), self.self_attn.heads(), context);
+        self.finish(at(x), at(mixed))
+    }
+
+    /// As [`forward`](Self::forward), the tokens of the cache before these.
+    fn forward_cached(
         &self,
         x: Tensor<B, 3>,
-        context: &Context<B>,
-        cache: Option<&mut KvCache<B>>,
+        context: &CachedContext<B>,
+        cache: &mut KvCache<B>,
     ) -> Tensor<B, 3> {
-        let x = x.clone() + self.self_attn.forward(self.input_layernorm.forward(x), context, cache);
-        self.feed(x)
+        let (qkv, heads) = (self.project(x.clone()), self.self_attn.heads());
+        let [q, k, v] = split_heads(qkv.clone(), heads, Some(&context.tables));
+        let (k, v) = cache.append(k, v);
+        let mixed = match &context.first {
+            Some(context) => attention(qkv, heads, context),
+            None => merge_heads(attend(q, k, v, Some(context.mask.clone()))),
+        };
+        self.finish(x, mixed)
     }
 
-    /// Queries, keys and values of the layer's input.
-    pub(crate) fn project(&self, x: Tensor<B, 3>, context: &Context<B>) -> [Tensor<B, 4>; 3] {
-        self.self_attn.project(self.input_layernorm.forward(x), &context.rope)
+    /// Queries, keys and values of the layer's input, side by side.
+    pub(crate) fn project(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let attn = &self.self_attn;
+        let layers = [attn.q_proj.layer(), attn.k_proj.layer(), attn.v_proj.layer()];
+        linear(x, self.input_layernorm.before(), &layers, None)
     }
 
-    /// The rest of the layer, from its input and the attended values `[batch, heads, tokens, head_dim]`.
-    pub(crate) fn finish(&self, x: Tensor<B, 3>, attended: Tensor<B, 4>) -> Tensor<B, 3> {
-        self.feed(x + self.self_attn.o_proj.forward(merge_heads(attended)))
+    /// [`project`](Self::project) apart and rotated, each `[batch, heads or groups, tokens, head_dim]`.
+    pub(crate) fn project_heads(&self, x: Tensor<B, 3>, context: &Context<B>) -> [Tensor<B, 4>; 3] {
+        context.split(self.project(x), self.self_attn.heads())
     }
 
-    fn feed(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        x.clone() + self.mlp.forward(self.post_attention_layernorm.forward(x))
+    /// The rest of the layer, from its input and the mixed values `[batch, tokens, heads · head_dim]`.
+    pub(crate) fn finish(&self, x: Tensor<B, 3>, mixed: Tensor<B, 3>) -> Tensor<B, 3> {
+        let x = linear(mixed, Before::Nothing, &[self.self_attn.o_proj.layer()], Some(x));
+        let gate_up = [self.mlp.gate_proj.layer(), self.mlp.up_proj.layer()];
+        let wide = linear(x.clone(), self.post_attention_layernorm.before(), &gate_up, None);
+        linear(wide, Before::Gated(self.mlp.act.into()), &[self.mlp.down_proj.layer()], Some(x))
+    }
+
+    /// Key-value heads.
+    pub(crate) fn groups(&self) -> usize {
+        self.self_attn.groups
     }
 }
 
@@ -164,41 +183,54 @@ impl<B: Backend> LlamaModel<B> {
         &self.config
     }
 
-    /// Rotary tables and causal mask of an input without cache.
+    /// Rotary angles and who sees whom of an input without cache.
     pub fn context(&self, input: &ModelInput<B>) -> Context<B> {
-        let positions = input.position_ids.clone().unwrap_or_else(|| input::positions(&input.attention_mask));
-        let [batch, tokens] = input.input_ids.dims();
-        let mask = padding_mask(input.attention_mask.clone(), tokens, true, input.segment_ids.clone());
-        let groups = self.config.key_value_heads();
-        // Written out for all groups while it is small: every layer would copy a view of it, forward and backward.
-        let small = batch * groups * tokens * tokens <= CHUNK_SCORES;
-        Context { rope: self.rope(positions), mask: if small { mask.repeat_dim(1, groups) } else { mask } }
+        let positions = match &input.position_ids {
+            Some(positions) => input::host(positions),
+            None => input::positions(&input.attention_mask),
+        };
+        causal(&input.attention_mask, input.segment_ids.as_ref(), Some(self.rotary(&positions)))
     }
 
-    pub(crate) fn rope(&self, positions: Tensor<B, 2, burn::tensor::Int>) -> Rope<B> {
-        Rope::new(positions, self.config.head_width(), self.theta, self.factor)
+    pub(crate) fn rotary(&self, positions: &[i64]) -> Rotary {
+        Rotary::new(positions, self.config.head_width(), self.theta, self.factor)
     }
 
     /// Embeddings `[batch, tokens, hidden]` to hidden states after the final norm.
     pub fn forward(&self, embeds: Tensor<B, 3>, context: &Context<B>) -> Tensor<B, 3> {
-        let mut x = embeds;
-        for layer in &self.layers {
-            x = layer.forward(x, context, None);
-        }
+        let x = self.layers.iter().fold(wide(embeds), |x, layer| layer.forward(x, context));
         self.norm.forward(x)
+    }
+
+    /// [`forward`](Self::forward) at these places only, `[places, hidden]`; place `row · tokens + column`. The last layer
+    /// and the norm are computed for them alone.
+    pub fn forward_at(
+        &self,
+        embeds: Tensor<B, 3>,
+        context: &Context<B>,
+        places: Tensor<B, 1, Int>,
+    ) -> Tensor<B, 2> {
+        let [batch, tokens, width] = embeds.dims();
+        let x = match self.layers.split_last() {
+            Some((last, layers)) => {
+                let x = layers.iter().fold(wide(embeds), |x, layer| layer.forward(x, context));
+                let wanted: Vec<usize> = input::host(&places).iter().map(|&place| place as usize).collect();
+                last.forward_at(x, &context.only(&wanted), places)
+            }
+            None => embeds.reshape([1, batch * tokens, width]).select(1, places),
+        };
+        self.norm.forward(x).squeeze_dim(0)
     }
 
     /// As [`forward`](Self::forward), reading and extending one cache for each layer.
     pub fn forward_cached(
         &self,
         embeds: Tensor<B, 3>,
-        context: &Context<B>,
+        context: &CachedContext<B>,
         caches: &mut [KvCache<B>],
     ) -> Tensor<B, 3> {
-        let mut x = embeds;
-        for (layer, cache) in self.layers.iter().zip(caches) {
-            x = layer.forward(x, context, Some(cache));
-        }
+        let layers = self.layers.iter().zip(caches);
+        let x = layers.fold(wide(embeds), |x, (layer, cache)| layer.forward_cached(x, context, cache));
         self.norm.forward(x)
     }
 }

@@ -3,6 +3,7 @@
 
 mod config;
 
+use aspo_kernels::{Before, linear};
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 
@@ -28,7 +29,8 @@ each_linear!(Projector: linear_1, linear_2);
 impl<B: Backend> Projector<B> {
     /// `[.., vision width]` to `[.., hidden]`.
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.linear_2.forward(self.act.forward(self.linear_1.forward(x)))
+        let wide = self.linear_1.forward(x);
+        linear(wide, Before::Activation(self.act.into()), &[self.linear_2.layer()], None)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Activation functions by their Hugging Face names.
 
-use burn::tensor::{Tensor, activation, backend::Backend};
+use aspo_kernels as kernels;
+use burn::tensor::{Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
 
 /// An activation as `hidden_act` names it.
@@ -26,12 +27,18 @@ pub enum Activation {
 impl Activation {
     /// Apply to every element.
     pub fn forward<B: Backend, const D: usize>(self, x: Tensor<B, D>) -> Tensor<B, D> {
-        match self {
-            Self::QuickGelu => x.clone() * activation::sigmoid(x.mul_scalar(1.702)),
-            Self::Gelu => activation::gelu(x),
-            Self::GeluTanh => activation::gelu_approximate(x),
-            Self::Silu => activation::silu(x),
-            Self::Relu => activation::relu(x),
+        kernels::Activation::from(self).forward(x)
+    }
+}
+
+impl From<Activation> for kernels::Activation {
+    fn from(act: Activation) -> Self {
+        match act {
+            Activation::QuickGelu => Self::QuickGelu,
+            Activation::Gelu => Self::Gelu,
+            Activation::GeluTanh => Self::GeluTanh,
+            Activation::Silu => Self::Silu,
+            Activation::Relu => Self::Relu,
         }
     }
 }

@@ -1,135 +1,41 @@
-//! Scaled dot-product attention with masks, grouped queries and a key-value cache.
+//! Who sees whom in a batch of rows, and the key-value cache.
 
-use burn::tensor::{
-    Bool, DType, Int, Tensor, TensorData, backend::Backend, module::attention, ops::AttentionModuleOptions, s,
-};
+use aspo_kernels::{BlockMask, Context, Rotary};
+use burn::tensor::{Int, Tensor, backend::Backend};
 
-use super::norm::{cast, f32};
+use crate::input;
 
-/// Far below any score, yet finite: a row without a single visible key stays a number.
-const HIDDEN: f32 = -1e30;
-
-/// Scores that one chunk of attention may hold at once without a graph, or in its recomputation (64 MB in `f32`).
-pub const CHUNK_SCORES: usize = 1 << 24;
-
-/// `[batch, tokens, heads · head_dim]` to `[batch, tokens, heads, head_dim]`.
-pub fn split_heads<B: Backend>(x: Tensor<B, 3>, heads: usize) -> Tensor<B, 4> {
-    let [batch, tokens, width] = x.dims();
-    x.reshape([batch, tokens, heads, width / heads])
-}
-
-/// `[batch, heads, tokens, head_dim]` to `[batch, tokens, heads · head_dim]`.
-pub fn merge_heads<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 3> {
-    let [batch, heads, tokens, dim] = x.dims();
-    x.swap_dims(1, 2).reshape([batch, tokens, heads * dim])
-}
-
-/// `softmax(q kᵀ / sqrt(head_dim)) v`, the softmax in `f32` whatever the type of `q`.
+/// Causal attention of padded rows: a token sees the earlier real tokens of its own segment and of segment 0.
 ///
-/// `q` is `[batch, heads, queries, head_dim]`, `k` and `v` `[batch, groups, keys, head_dim]`; query head `h` reads
-/// group `h · groups / heads` (grouped queries). `mask` is `[batch, 1 or groups, queries, keys]`, true where a key is
-/// hidden.
-///
-/// Only the exponentials are kept for a backward pass: the normaliser divides the result instead of the weights, but
-/// in `f16`, where a sum of values not yet divided could overflow. Masked rows are computed by the same operations with
-/// and without a graph, so that a policy whose adapter is still zero equals its reference exactly; without a graph, rows
-/// of more than [`CHUNK_SCORES`] scores are computed by chunks, whose products may round otherwise in the last bit.
-pub fn attend<B: Backend>(
-    q: Tensor<B, 4>,
-    k: Tensor<B, 4>,
-    v: Tensor<B, 4>,
-    mask: Option<Tensor<B, 4, Bool>>,
-) -> Tensor<B, 4> {
-    let [batch, heads, queries, dim] = q.dims();
-    let [_, groups, keys, _] = k.dims();
-    let repeat = heads / groups;
-    // The heads of a group become more query rows of it: nothing is repeated but the mask.
-    let q = q.reshape([batch, groups, repeat * queries, dim]);
-    let mask = mask.map(|mask| match repeat {
-        1 => mask.expand([batch, groups, queries, keys]),
-        _ => mask.unsqueeze_dim::<5>(2).expand([batch, groups, repeat, queries, keys]).reshape([
-            batch,
-            groups,
-            repeat * queries,
-            keys,
-        ]),
-    });
-    let tracked = B::ad_enabled(&q.device());
-    // Burn's own attention computes the softmax in the tensors' type on some backends.
-    let burns = !tracked && q.dtype() == DType::F32;
-    let out = match mask {
-        mask if burns && (mask.is_none() || queries == 1) => {
-            attention(q, k, v, mask, None, AttentionModuleOptions::default())
+/// `attention_mask` is `[batch, tokens]`, 1 = real; so are `segments`, all 0 where none are given.
+pub(crate) fn causal<B: Backend>(
+    attention_mask: &Tensor<B, 2, Int>,
+    segments: Option<&Tensor<B, 2, Int>>,
+    rotary: Option<Rotary>,
+) -> Context<B> {
+    let [batch, tokens] = attention_mask.dims();
+    let mut rows = segments.map_or_else(|| vec![0; batch * tokens], input::host);
+    for (segment, real) in rows.iter_mut().zip(input::host(attention_mask)) {
+        // Below zero is padding: a real token's segment is turned into one of its own above.
+        match real {
+            0 => *segment = -1,
+            _ if *segment < 0 => *segment = (*segment & i64::MAX) | 1 << 62,
+            _ => {}
         }
-        mask => {
-            let rows = repeat * queries;
-            let chunk =
-                if tracked { rows } else { (CHUNK_SCORES / (batch * groups * keys).max(1)).clamp(1, rows) };
-            if chunk == rows {
-                softmax_mix(q, k, v, mask)
-            } else {
-                let parts = (0..rows).step_by(chunk).map(|from| {
-                    let range = s![.., .., from..(from + chunk).min(rows), ..];
-                    let mask = mask.clone().map(|mask| mask.slice(range));
-                    softmax_mix(q.clone().slice(range), k.clone(), v.clone(), mask)
-                });
-                Tensor::cat(parts.collect(), 2)
-            }
-        }
-    };
-    out.reshape([batch, heads, queries, dim])
+    }
+    Context::new(BlockMask::causal(batch, tokens, &rows), rotary, &attention_mask.device())
 }
 
-fn softmax_mix<B: Backend>(
-    q: Tensor<B, 4>,
-    k: Tensor<B, 4>,
-    v: Tensor<B, 4>,
-    mask: Option<Tensor<B, 4, Bool>>,
-) -> Tensor<B, 4> {
-    let dtype = q.dtype();
-    let scale = 1.0 / (q.dims()[3] as f64).sqrt();
-    let scores = f32(q.mul_scalar(scale).matmul(k.swap_dims(2, 3)));
-    let scores = match mask {
-        Some(mask) => scores.mask_fill(mask, HIDDEN),
-        None => scores,
-    };
-    let max = scores.clone().detach().max_dim(3);
-    let weights = (scores - max).exp();
-    let total = weights.clone().sum_dim(3);
-    match dtype {
-        DType::F32 => weights.matmul(v) / total,
-        DType::F16 => cast(weights / total, dtype).matmul(v),
-        _ => cast(f32(cast(weights, dtype).matmul(v)) / total, dtype),
-    }
+/// Attention of padded rows where every token sees every real token. `attention_mask` is `[batch, tokens]`, 1 = real.
+pub(crate) fn bidirectional<B: Backend>(attention_mask: &Tensor<B, 2, Int>) -> Context<B> {
+    let [batch, tokens] = attention_mask.dims();
+    let real: Vec<bool> = input::host(attention_mask).iter().map(|real| *real != 0).collect();
+    Context::new(BlockMask::full(batch, tokens, &real), None, &attention_mask.device())
 }
 
-/// The mask of padded keys, `[batch, 1, queries, keys]`, from `attention_mask` `[batch, keys]` (1 = real).
-///
-/// With `causal`, keys after the query are hidden too; the last query sees the last key. With `segments`
-/// (`[batch, keys]`, self-attention only) a token sees its own segment and segment 0.
-pub fn padding_mask<B: Backend>(
-    attention_mask: Tensor<B, 2, Int>,
-    queries: usize,
-    causal: bool,
-    segments: Option<Tensor<B, 2, Int>>,
-) -> Tensor<B, 4, Bool> {
-    let [batch, keys] = attention_mask.dims();
-    let device = attention_mask.device();
-    let shape = [batch, 1, queries, keys];
-    let mut mask = attention_mask.equal_elem(0).reshape([batch, 1, 1, keys]).expand(shape);
-    if causal && queries > 1 {
-        let offset = keys - queries.min(keys);
-        let future: Vec<bool> = (0..queries).flat_map(|q| (0..keys).map(move |k| k > q + offset)).collect();
-        let future = Tensor::<B, 4, Bool>::from_data(TensorData::new(future, [1, 1, queries, keys]), &device);
-        mask = mask.bool_or(future.expand(shape));
-    }
-    if let Some(segments) = segments {
-        let of_key = segments.clone().reshape([batch, 1, 1, keys]).expand(shape);
-        let of_query = segments.reshape([batch, 1, keys, 1]).expand(shape);
-        let foreign = of_key.clone().not_equal(of_query).bool_and(of_key.not_equal_elem(0));
-        mask = mask.bool_or(foreign);
-    }
-    mask
+/// Attention of rows without padding where every token sees every other.
+pub(crate) fn unmasked<B: Backend>(batch: usize, tokens: usize, device: &B::Device) -> Context<B> {
+    Context::new(BlockMask::full(batch, tokens, &vec![true; batch * tokens]), None, device)
 }
 
 /// Keys and values of the tokens a layer has seen, in a buffer that grows by blocks.

@@ -1,7 +1,8 @@
 //! A linear layer in Hugging Face's layout, with a place for a LoRA adapter.
 
+use aspo_kernels::{self as kernels, Before, Factors, Layer, has_kernels};
 use burn::module::{Module, Param};
-use burn::tensor::{Distribution, Tensor, backend::Backend, module::linear};
+use burn::tensor::{Tensor, backend::Backend};
 
 use super::norm::{cast, f32};
 use super::{Embedding, normal, zeros};
@@ -83,45 +84,35 @@ impl<B: Backend> Linear<B> {
         }
     }
 
-    /// `[.., in]` to `[.., out]`, in the dtype of the weight.
+    /// `[.., in]` to `[.., out]`, in the dtype of the weight; where kernels take it, in that of `x`.
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
-        let mut shape = x.shape();
-        let inputs = shape[D - 1];
-        let rows = shape.num_elements() / inputs.max(1);
-        // Two axes make the weight's gradient one product instead of a batch of them and a sum.
-        let x = x.reshape([rows, inputs]);
-        let weight = self.weight.val();
-        let dtype = weight.dtype();
-        let base = linear(
-            cast(x.clone(), dtype),
-            weight.transpose(),
-            self.bias.as_ref().map(|bias| cast(bias.val(), dtype)),
-        );
-        let out = match &self.lora {
-            Some(lora) if !lora.merged => base + cast(lora.delta(x), dtype),
-            _ => base,
-        };
-        shape[D - 1] = out.dims()[1];
-        out.reshape(shape)
+        apply(self.layer(), x)
+    }
+
+    /// The layer, to be one of a group.
+    pub(crate) fn layer(&self) -> Layer<B> {
+        let lora = self.lora.as_ref().filter(|lora| !lora.merged);
+        Layer {
+            weight: self.weight.val(),
+            bias: self.bias.as_ref().map(|bias| bias.val()),
+            lora: lora.map(|lora| Factors {
+                a: lora.lora_a.val(),
+                b: lora.lora_b.val(),
+                scale: lora.scale,
+                dropout: lora.dropout,
+            }),
+        }
     }
 }
 
-impl<B: Backend> Lora<B> {
-    /// `scale · (x Aᵀ) Bᵀ` in `f32`; the scale goes onto the narrow middle.
-    fn delta(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let x = self.drop(f32(x));
-        let down = linear(x, self.lora_a.val().transpose(), None).mul_scalar(self.scale);
-        linear(down, self.lora_b.val().transpose(), None)
-    }
+/// `x Wᵀ`, `weight` `[out, in]`, in the dtype of the weight; where kernels take it, in that of `x`.
+pub(crate) fn project<B: Backend, const D: usize>(x: Tensor<B, D>, weight: Tensor<B, 2>) -> Tensor<B, D> {
+    apply(Layer { weight, bias: None, lora: None }, x)
+}
 
-    fn drop(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        if self.dropout <= 0.0 || !B::ad_enabled(&x.device()) {
-            return x;
-        }
-        let keep = 1.0 - self.dropout;
-        let mask = x.random_like(Distribution::Bernoulli(keep));
-        x * mask.div_scalar(keep)
-    }
+fn apply<B: Backend, const D: usize>(layer: Layer<B>, x: Tensor<B, D>) -> Tensor<B, D> {
+    let x = if has_kernels::<B>() { x } else { cast(x, layer.weight.dtype()) };
+    kernels::linear(x, Before::Nothing, &[layer], None)
 }
 
 /// Modules that can hand out every [`Linear`] they hold, with its path.

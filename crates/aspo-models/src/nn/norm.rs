@@ -1,5 +1,6 @@
 //! Layer normalisation and RMS normalisation, computed in `f32`.
 
+use aspo_kernels::{self as kernels, Before};
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, backend::Backend};
 
@@ -23,11 +24,12 @@ impl<B: Backend> LayerNorm<B> {
 
     /// Normalise the last axis; the result has the dtype of `x`.
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
-        let dtype = x.dtype();
-        let x = f32(x);
-        let x = x.clone() - x.mean_dim(D - 1);
-        let inverse = (x.clone().square().mean_dim(D - 1) + self.eps).sqrt().recip();
-        cast(x * inverse * f32(self.weight.val()).unsqueeze() + f32(self.bias.val()).unsqueeze(), dtype)
+        kernels::layer_norm(x, self.weight.val(), self.bias.val(), self.eps)
+    }
+
+    /// The norm as the first thing that a group of layers does.
+    pub(crate) fn before(&self) -> Before<B> {
+        Before::LayerNorm { weight: self.weight.val(), bias: self.bias.val(), eps: self.eps }
     }
 }
 
@@ -47,16 +49,23 @@ impl<B: Backend> RmsNorm<B> {
 
     /// Normalise in `f32`, cast back, then scale, in this order, as Hugging Face does.
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
-        let dtype = x.dtype();
-        let x = f32(x);
-        let inverse = (x.clone().square().mean_dim(D - 1) + self.eps).sqrt().recip();
-        cast(x * inverse, dtype) * cast(self.weight.val(), dtype).unsqueeze()
+        kernels::rms_norm(x, self.weight.val(), self.eps)
+    }
+
+    /// The norm as the first thing that a group of layers does.
+    pub(crate) fn before(&self) -> Before<B> {
+        Before::RmsNorm { weight: self.weight.val(), eps: self.eps }
     }
 }
 
 /// To `f32`, free where it is already.
 pub(crate) fn f32<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
     cast(x, DType::F32)
+}
+
+/// Values as they run through a decoder: `f32` where kernels take them, over weights of any type.
+pub(crate) fn wide<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
+    if kernels::has_kernels::<B>() { f32(x) } else { x }
 }
 
 pub(crate) fn cast<B: Backend, const D: usize>(x: Tensor<B, D>, dtype: DType) -> Tensor<B, D> {

@@ -1,0 +1,191 @@
+//! Linear layers that read the same input, with low-rank adapters.
+
+use burn::tensor::{DType, Distribution, Tensor, backend::Backend, module};
+
+use crate::activation::Activation;
+use crate::norm::{layer_norm, rms_norm};
+use crate::{cast, wider};
+
+/// A layer, `x Wᵀ + b + scale · (drop(x) Aᵀ) Bᵀ`.
+#[derive(Debug, Clone)]
+pub struct Layer<B: Backend> {
+    /// `W`, `[out, in]`, as Hugging Face stores it.
+    pub weight: Tensor<B, 2>,
+    /// `b`, `[out]`.
+    pub bias: Option<Tensor<B, 1>>,
+    /// The low-rank adapter (Hu et al. 2021, arXiv 2106.09685).
+    pub lora: Option<Factors<B>>,
+}
+
+/// A low-rank adapter of a [`Layer`].
+#[derive(Debug, Clone)]
+pub struct Factors<B: Backend> {
+    /// `A`, `[rank, in]`.
+    pub a: Tensor<B, 2>,
+    /// `B`, `[out, rank]`.
+    pub b: Tensor<B, 2>,
+    /// What the product is multiplied by.
+    pub scale: f64,
+    /// Probability that an input of `A` is zeroed, drawn anew for each layer, on an autodiff backend; 0 is off.
+    pub dropout: f64,
+}
+
+/// What happens to the input of a group of layers. Its result is made again in the backward instead of being kept.
+#[derive(Debug, Clone)]
+pub enum Before<B: Backend> {
+    /// It is read as it is.
+    Nothing,
+    /// [`rms_norm`].
+    RmsNorm {
+        /// `[in]`.
+        weight: Tensor<B, 1>,
+        /// Added to the mean square.
+        eps: f64,
+    },
+    /// [`layer_norm`].
+    LayerNorm {
+        /// `[in]`.
+        weight: Tensor<B, 1>,
+        /// `[in]`.
+        bias: Tensor<B, 1>,
+        /// Added to the variance.
+        eps: f64,
+    },
+    /// An activation function.
+    Activation(Activation),
+    /// `act(gate) · up` of gate and up side by side: the input is `[.., 2 in]` (SwiGLU with [`Activation::Silu`]; Shazeer
+    /// 2020, arXiv 2002.05202).
+    Gated(Activation),
+}
+
+/// Layers that one call takes at most.
+pub const GROUP: usize = 3;
+
+/// The results of 1 to [`GROUP`] layers of `before(x)`, side by side, plus a residual: `[.., in]` to `[.., Σ out]`.
+///
+/// The result has the type of `x`; products are done in the wider of the types of `x` and the weight, the adapter's in
+/// f32. On the CPU a frozen bf16 weight is widened 128 rows at a time, so that f32 values over a bf16 base take half the
+/// memory of f32 weights.
+///
+/// Kept for the backward, of a token: `x` as it came and `Σ rank` values between the factors (and a bit for each input of
+/// an adapter with dropout); `before(x)` is made again. Gradients of `x`, the residual, the norm, and of every layer's W, b,
+/// A and B that asks for one:
+///
+/// ```text
+/// dx = Σ dy W + (scale dy B) A        dW = dyᵀ x     db = Σ dy
+/// dA = scale (dy B)ᵀ drop(x)          dB = dyᵀ (scale drop(x) Aᵀ)
+/// ```
+///
+/// Operations of N tokens: `2 N (in · out + rank (in + out))` a layer forward; backward as many for `dx`, as many again for
+/// the adapter's gradients without the first term, and `2 N in · out` for a trained W. Bytes: W once a pass, `in + out`
+/// values a token.
+///
+/// # Panics
+/// If shapes do not fit, or there are no layers or more than [`GROUP`].
+pub fn linear<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    before: Before<B>,
+    layers: &[Layer<B>],
+    residual: Option<Tensor<B, D>>,
+) -> Tensor<B, D> {
+    let read = read_shape(&x, &before);
+    let out: usize = layers.iter().map(|layer| layer.weight.dims()[0]).sum();
+    assert!((1..=GROUP).contains(&layers.len()), "{} layers in a group of 1 to {GROUP}", layers.len());
+    for layer in layers {
+        let [outputs, inputs] = layer.weight.dims();
+        assert_eq!(inputs, read[1], "inputs of a weight [{outputs}, {inputs}]");
+        if let Some(bias) = &layer.bias {
+            assert_eq!(bias.dims(), [outputs], "bias of a weight [{outputs}, {inputs}]");
+        }
+        if let Some(lora) = &layer.lora {
+            let ([rank, a], [b, other]) = (lora.a.dims(), lora.b.dims());
+            assert!(
+                a == inputs && b == outputs && rank == other,
+                "factors of a weight [{outputs}, {inputs}]"
+            );
+        }
+    }
+    if let Some(residual) = &residual {
+        let mut shape = x.dims();
+        shape[D - 1] = out;
+        assert_eq!(residual.dims(), shape, "the residual has the shape of the result");
+    }
+    let kept: Vec<Option<Tensor<B, 2>>> = layers.iter().map(|layer| draw(layer, read, &x.device())).collect();
+    #[cfg(feature = "flex")]
+    if crate::cpu::ops::takes(&x) && residual.as_ref().is_none_or(crate::cpu::ops::takes) {
+        return crate::cpu::ops::linear(x, before, layers, kept, residual);
+    }
+    generic(x, before, layers, kept, residual)
+}
+
+/// Rows and values that the layers read.
+fn read_shape<B: Backend, const D: usize>(x: &Tensor<B, D>, before: &Before<B>) -> [usize; 2] {
+    let shape = x.dims();
+    let width = match before {
+        Before::Gated(_) => {
+            assert!(shape[D - 1].is_multiple_of(2), "gate and up side by side are an even number");
+            shape[D - 1] / 2
+        }
+        _ => shape[D - 1],
+    };
+    [shape[..D - 1].iter().product(), width]
+}
+
+/// 1 where an input of the adapter is kept; none without dropout.
+fn draw<B: Backend>(layer: &Layer<B>, shape: [usize; 2], device: &B::Device) -> Option<Tensor<B, 2>> {
+    let lora = layer.lora.as_ref().filter(|lora| lora.dropout > 0.0 && B::ad_enabled(device))?;
+    Some(Tensor::random(shape, Distribution::Bernoulli(1.0 - lora.dropout), (device, DType::F32)))
+}
+
+/// [`linear`] by Burn's operations.
+fn generic<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    before: Before<B>,
+    layers: &[Layer<B>],
+    kept: Vec<Option<Tensor<B, 2>>>,
+    residual: Option<Tensor<B, D>>,
+) -> Tensor<B, D> {
+    let dtype = x.dtype();
+    let mut shape = x.dims();
+    let [rows, inputs] = read_shape(&x, &before);
+    let x = match before {
+        Before::Nothing => x,
+        Before::RmsNorm { weight, eps } => rms_norm(x, weight, eps),
+        Before::LayerNorm { weight, bias, eps } => layer_norm(x, weight, bias, eps),
+        Before::Activation(kind) => kind.generic(x),
+        Before::Gated(kind) => {
+            let gate = x.clone().narrow(D - 1, 0, inputs);
+            kind.generic(gate) * x.narrow(D - 1, inputs, inputs)
+        }
+    };
+    // Two axes make the weight's gradient one product instead of a batch of them and a sum.
+    let x = x.reshape([rows, inputs]);
+    let results = layers.iter().zip(kept).map(|(layer, kept)| {
+        let wide = wider(dtype, layer.weight.dtype());
+        let bias = layer.bias.clone().map(|bias| cast(bias, wide));
+        let y = module::linear(cast(x.clone(), wide), cast(layer.weight.clone(), wide).transpose(), bias);
+        let y = match &layer.lora {
+            Some(lora) => y + cast(delta(lora, cast(x.clone(), DType::F32), kept), wide),
+            None => y,
+        };
+        cast(y, dtype)
+    });
+    let mut results: Vec<_> = results.collect();
+    let y = if results.len() == 1 { results.remove(0) } else { Tensor::cat(results, 1) };
+    shape[D - 1] = y.dims()[1];
+    let y = y.reshape(shape);
+    match residual {
+        Some(residual) => residual + y,
+        None => y,
+    }
+}
+
+/// `scale · (drop(x) Aᵀ) Bᵀ` in f32; the scale goes onto the narrow middle.
+fn delta<B: Backend>(lora: &Factors<B>, x: Tensor<B, 2>, kept: Option<Tensor<B, 2>>) -> Tensor<B, 2> {
+    let x = match kept {
+        Some(kept) => x * kept.div_scalar(1.0 - lora.dropout),
+        None => x,
+    };
+    let middle = module::linear(x, cast(lora.a.clone(), DType::F32).transpose(), None).mul_scalar(lora.scale);
+    module::linear(middle, cast(lora.b.clone(), DType::F32).transpose(), None)
+}

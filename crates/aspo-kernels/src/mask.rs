@@ -1,0 +1,230 @@
+//! Who sees whom in attention, as bounds of loops.
+
+use core::ops::Range;
+
+/// Values of a block's scores: what fits the second-level cache beside the keys.
+const BLOCK_SCORES: usize = 48 << 10;
+
+/// Rows of a block at most; a multiple of the six rows that are multiplied at once.
+const BLOCK_ROWS: usize = 48;
+
+/// Which tokens of a row each token sees.
+///
+/// Queries are cut into blocks, and every block lists the ranges of keys that any of its queries sees. A kernel walks the
+/// ranges, so that hidden scores cost nothing and no mask exists; [`hidden`](Self::hidden) writes one out for operations
+/// that need it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockMask {
+    batch: usize,
+    tokens: usize,
+    blocks: Vec<Vec<Block>>,
+}
+
+/// Queries next to each other, and the keys that any of them sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Block {
+    pub queries: Range<usize>,
+    /// In order, apart from each other.
+    pub keys: Vec<Keys>,
+}
+
+/// A range of keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Keys {
+    pub range: Range<usize>,
+    /// A query sees those up to itself only, not all.
+    pub causal: bool,
+}
+
+impl BlockMask {
+    /// Tokens see earlier tokens, and themselves, of their own segment and of segment 0.
+    ///
+    /// `segments` is `[batch, tokens]`, row by row; a token of a negative segment is padding, which nobody sees. What
+    /// padding itself sees means nothing.
+    ///
+    /// # Panics
+    /// If `segments` has another length.
+    pub fn causal(batch: usize, tokens: usize, segments: &[i64]) -> Self {
+        assert_eq!(segments.len(), batch * tokens, "one segment a token");
+        let row = |row: usize| {
+            let row = &segments[row * tokens..][..tokens];
+            let (mut blocks, mut from) = (Vec::new(), 0);
+            while from < tokens {
+                // A block stays within a segment: then all of it sees the same earlier keys.
+                let own = row[from];
+                let run = row[from..].iter().take(block_rows(tokens)).take_while(|s| **s == own).count();
+                let to = from + run;
+                let seen = |at: &usize| row[*at] >= 0 && (row[*at] == 0 || row[*at] == own);
+                let mut keys = ranges((0..from).filter(seen), false);
+                keys.extend(ranges((from..to).filter(seen), true));
+                blocks.push(Block { queries: from..to, keys });
+                from = to;
+            }
+            blocks
+        };
+        Self { batch, tokens, blocks: (0..batch).map(row).collect() }
+    }
+
+    /// Every token sees every real token of its row. `real` is `[batch, tokens]`, row by row.
+    ///
+    /// # Panics
+    /// If `real` has another length.
+    pub fn full(batch: usize, tokens: usize, real: &[bool]) -> Self {
+        assert_eq!(real.len(), batch * tokens, "one flag a token");
+        let row = |row: usize| {
+            let keys = ranges((0..tokens).filter(|at| real[row * tokens + at]), false);
+            let rows = block_rows(tokens);
+            let block = |from| Block { queries: from..(from + rows).min(tokens), keys: keys.clone() };
+            (0..tokens).step_by(rows).map(block).collect()
+        };
+        Self { batch, tokens, blocks: (0..batch).map(row).collect() }
+    }
+
+    /// The same for some queries: a block without a `wanted` place (`row · tokens + column`) sees nothing and costs nothing.
+    /// What queries that are not wanted see means nothing.
+    #[must_use]
+    pub fn only(&self, wanted: &[usize]) -> Self {
+        let mut asked = vec![false; self.batch * self.tokens];
+        for &place in wanted {
+            asked[place] = true;
+        }
+        let mut out = self.clone();
+        for (row, blocks) in out.blocks.iter_mut().enumerate() {
+            for block in blocks {
+                if !asked[row * self.tokens..][block.queries.clone()].contains(&true) {
+                    block.keys.clear();
+                }
+            }
+        }
+        out
+    }
+
+    /// Rows of the batch.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Tokens of a row, padding included.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Whether every token sees all tokens of its row.
+    pub fn hides_nothing(&self) -> bool {
+        let all = [Keys { range: 0..self.tokens, causal: false }];
+        self.blocks.iter().flatten().all(|block| block.keys == all)
+    }
+
+    /// The mask written out, `[batch, queries, keys]`, true where a key is hidden.
+    pub fn hidden(&self) -> Vec<bool> {
+        let mut out = vec![true; self.batch * self.tokens * self.tokens];
+        for (row, blocks) in self.blocks.iter().enumerate() {
+            for block in blocks {
+                for query in block.queries.clone() {
+                    let line = &mut out[(row * self.tokens + query) * self.tokens..][..self.tokens];
+                    for keys in &block.keys {
+                        let end = if keys.causal { keys.range.end.min(query + 1) } else { keys.range.end };
+                        line[keys.range.start..end.max(keys.range.start)].fill(false);
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    /// Pairs of query and key whose score is computed, those hidden in a block's own triangle included: what the cost of
+    /// attention is counted in.
+    pub fn pairs(&self) -> usize {
+        self.blocks.iter().flatten().map(|block| block.queries.len() * block.width()).sum()
+    }
+
+    #[cfg(feature = "flex")]
+    pub(crate) fn blocks(&self, row: usize) -> &[Block] {
+        &self.blocks[row]
+    }
+
+    #[cfg(feature = "flex")]
+    pub(crate) fn all_blocks(&self) -> impl Iterator<Item = &Block> {
+        self.blocks.iter().flatten()
+    }
+}
+
+impl Block {
+    /// Keys seen.
+    pub fn width(&self) -> usize {
+        self.keys.iter().map(|keys| keys.range.len()).sum()
+    }
+}
+
+fn block_rows(tokens: usize) -> usize {
+    (BLOCK_SCORES / tokens.max(1)).clamp(6, BLOCK_ROWS) / 6 * 6
+}
+
+/// Places in rising order, as ranges.
+fn ranges(places: impl Iterator<Item = usize>, causal: bool) -> Vec<Keys> {
+    let mut out: Vec<Keys> = Vec::new();
+    for at in places {
+        match out.last_mut() {
+            Some(keys) if keys.range.end == at => keys.range.end += 1,
+            _ => out.push(Keys { range: at..at + 1, causal }),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The rule itself.
+    fn sees(segments: &[i64], query: usize, key: usize) -> bool {
+        key <= query && segments[key] >= 0 && (segments[key] == 0 || segments[key] == segments[query])
+    }
+
+    proptest! {
+        #[test]
+        fn ranges_say_what_the_rule_says(segments in prop::collection::vec(-1i64..4, 1..90)) {
+            let tokens = segments.len();
+            let both = [segments.clone(), segments.iter().rev().copied().collect()].concat();
+            let hidden = BlockMask::causal(2, tokens, &both).hidden();
+            for (row, segments) in both.chunks(tokens).enumerate() {
+                for query in 0..tokens {
+                    for key in 0..tokens {
+                        let found = !hidden[(row * tokens + query) * tokens + key];
+                        prop_assert_eq!(found, sees(segments, query, key), "row {} query {} key {}", row, query, key);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_token_sees_every_real_one() {
+        let real = [true, false, true, true, true, true];
+        let hidden = BlockMask::full(2, 3, &real).hidden();
+        let row = |row: usize| [!real[3 * row], !real[3 * row + 1], !real[3 * row + 2]];
+        assert_eq!(hidden, [row(0), row(0), row(0), row(1), row(1), row(1)].concat());
+        assert!(
+            !BlockMask::full(2, 3, &real).hides_nothing()
+                && BlockMask::full(2, 3, &[true; 6]).hides_nothing()
+        );
+    }
+
+    #[test]
+    fn blocks_without_a_wanted_query_cost_nothing() {
+        let mask = BlockMask::causal(2, 200, &[0; 400]);
+        let some = mask.only(&[3, 399]);
+        assert_eq!(some.blocks(0).iter().filter(|b| b.width() > 0).count(), 1);
+        assert_eq!(some.blocks(1).last(), mask.blocks(1).last());
+        assert!(some.pairs() * 5 < mask.pairs());
+        assert_eq!(mask.only(&[]).pairs(), 0);
+    }
+
+    #[test]
+    fn a_packed_pair_costs_less_than_its_triangle() {
+        let segments = [vec![0i64; 96], vec![1; 96], vec![2; 96]].concat();
+        let pairs = BlockMask::causal(1, 288, &segments).pairs();
+        assert!(pairs < 288 * 288 / 2, "{pairs}");
+    }
+}

@@ -1,0 +1,9 @@
+//! Every operation against plain loops in f64, values and gradients, on every backend: flex by its kernels, others by
+//! Burn's own operations.
+
+mod attention;
+mod block;
+mod head;
+mod linear;
+mod norm;
+mod support;
