@@ -1,6 +1,7 @@
 //! Layers in half precision, and on backends whose floats are of half precision by default.
 
-use aspo_models::nn::{Rope, attend};
+use aspo_kernels::{BlockMask, Context, Rotary, Tables};
+use aspo_models::nn::attend;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Bool, DType, Int, Tensor};
 use burn_flex::Flex;
@@ -16,8 +17,8 @@ fn wave<B: Backend>(tokens: usize, phase: f64, size: f64) -> Tensor<B, 4> {
 }
 
 fn causal<B: Backend>(tokens: usize) -> Tensor<B, 4, Bool> {
-    let ones = Tensor::<B, 2, Int>::ones([1, tokens], &Default::default());
-    aspo_models::nn::padding_mask(ones, tokens, true, None)
+    let mask = BlockMask::causal(1, tokens, &vec![0; tokens]);
+    Context::new(mask, None, &Default::default()).hidden(1).expect("later tokens are hidden")
 }
 
 fn half_attention_is_that_of_single_precision<B: Backend>() {
@@ -46,8 +47,8 @@ fn half_attention_is_that_of_single_precision<B: Backend>() {
         // Equal weights over 4,096 values of 30: their sum is beyond f16, their mean is not.
         let keys = Tensor::<B, 4>::zeros([1, 1, 4096, 8], (&device, DType::F16));
         let queries = keys.clone().slice([0..1, 0..1, 0..2]);
-        let seen = Tensor::<B, 2, Int>::ones([1, 4096], &device);
-        for mask in [None, Some(aspo_models::nn::padding_mask(seen, 2, false, None))] {
+        let seen = Tensor::<B, 4, Int>::zeros([1, 1, 2, 4096], &device).bool();
+        for mask in [None, Some(seen)] {
             let mean = values(attend(queries.clone(), keys.clone(), keys.clone().add_scalar(30.0), mask));
             // Weights of 2^-12 and the value are f16 numbers; sums of them round at most once a term's size.
             assert!(mean.iter().all(|mean| (mean - 30.0).abs() < 0.05), "{:?}", &mean[..4]);
@@ -59,9 +60,8 @@ fn rotary_tables_are_single_whatever_floats_are<B: Backend>() {
     // A position and frequencies that half precision would round: 2,049 is no f16, 257 no bf16.
     let positions = [0i64, 257, 2049, 4095];
     let rotated = |dtype| {
-        let place = Tensor::<B, 2, Int>::from_data([positions], &Default::default());
-        let x = Tensor::<B, 4>::ones([1, 4, 1, 8], (&Default::default(), dtype));
-        values(Rope::new(place, 8, 10_000.0, 1.0).apply(x))
+        let tables = Tables::<B>::new(&Rotary::new(&positions, 8, 10_000.0, 1.0), &Default::default());
+        values(tables.apply(Tensor::<B, 4>::ones([1, 4, 1, 8], (&Default::default(), dtype))))
     };
     let mut want = Vec::new();
     for position in positions {
