@@ -94,8 +94,11 @@ pub trait ChunkedBackend: AutodiffBackend {
         targets: Tensor<Self, 1, Int>,
         options: &ChunkOptions,
         want_stats: bool,
-    ) -> Result<(Tensor<Self, 1>, Vec<Tensor<Self::InnerBackend, 2>>)>;
+    ) -> Result<Scored<Self>>;
 }
+
+/// Log-probabilities, and the statistics of their tokens where they are asked for.
+type Scored<B> = (Tensor<B, 1>, Vec<Tensor<<B as AutodiffBackend>::InnerBackend, 2>>);
 
 impl<B: Backend, C: CheckpointStrategy> ChunkedBackend for Autodiff<B, C> {
     fn chunked(

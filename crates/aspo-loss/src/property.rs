@@ -212,7 +212,7 @@ pub fn check_objective<B: AutodiffBackend>(
         let objective = Objective { beta: applies.beta, ..Objective::new(known) };
         let reference = |batch: &PreferenceBatch<B>| objective.loss(batch).map(|output| output.losses);
         run(&format!("equals {objective}"), batches().boxed(), &|batch| {
-            let known = Evaluation::of(batch, &reference)?;
+            let known = Evaluation::of(batch, reference)?;
             evaluate(batch)?.agrees(name, &known, &objective.to_string(), 1e-5)
         })?;
     }

@@ -158,14 +158,10 @@ pub(crate) fn check_id(field: &str, id: u32) -> Result<()> {
 }
 
 /// A field that is kept but not read, and the values it may have.
-pub(crate) type Only = (&'static str, &'static dyn Fn(&Value) -> bool);
+pub(crate) type Only<'a> = (&'a str, &'a dyn Fn(&Value) -> bool);
 
 /// Refuse fields whose value asks for what is not implemented.
-pub(crate) fn refuse_others(
-    at: &str,
-    extra: &Map<String, Value>,
-    fields: &[(&str, &dyn Fn(&Value) -> bool)],
-) -> Result<()> {
+pub(crate) fn refuse_others(at: &str, extra: &Map<String, Value>, fields: &[Only]) -> Result<()> {
     for (name, may) in fields {
         if let Some(value) = extra.get(*name).filter(|value| !value.is_null() && !may(value)) {
             let field = if at.is_empty() { (*name).to_owned() } else { format!("{at}.{name}") };

@@ -26,7 +26,7 @@ pub fn is_flex<B: Backend>() -> bool {
 }
 
 /// A float tensor in flex's memory, with or without a graph.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Fast {
     Plain(FlexTensor),
     Tracked(Tracked),
@@ -53,6 +53,14 @@ impl Fast {
         };
         let primitive = primitive.expect("made of tensors of this backend");
         Tensor::from_primitive(TensorPrimitive::Float(primitive))
+    }
+
+    /// A tensor without a graph, of the same backend as this one.
+    pub fn beside(&self, tensor: FlexTensor) -> Self {
+        match self {
+            Self::Plain(_) => Self::Plain(tensor),
+            Self::Tracked(_) => Self::Tracked(Tracked::new(tensor)),
+        }
     }
 
     /// Is a gradient asked of it?

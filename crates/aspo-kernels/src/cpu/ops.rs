@@ -357,18 +357,18 @@ pub fn head_pass<B: Backend>(
         return None;
     }
     let (hidden, head) = (Fast::of(hidden.clone()), Fast::of(head.clone()));
-    if !matches!((&hidden, &head), (Fast::Plain(_), Fast::Plain(_))) {
+    if hidden.is_tracked() || head.is_tracked() {
         return None;
     }
-    let (hidden, head) = (hidden.solid(), head.solid());
+    let (beside, hidden, head) = (hidden.clone(), hidden.solid(), head.solid());
     let [rows, width] = [targets.len(), hidden.layout().shape()[1]];
     let weight = Kept { weight: head, bias: None, lora: None };
     let layer = weight.layer();
     let pass = head::pass(values(&hidden), layer.weight, width, layer.out, targets, tile, want_slope);
-    let plain = |values: Vec<f32>| Fast::Plain(tensor(values, [rows])).back();
+    let plain = |values: Vec<f32>| beside.beside(tensor(values, [rows])).back();
     Some(HeadPass {
         log_probs: plain(pass.log_probs),
         log_sum_exp: plain(pass.log_sum_exp),
-        slope: want_slope.then(|| Fast::Plain(tensor(pass.slope, [rows, width])).back()),
+        slope: want_slope.then(|| beside.beside(tensor(pass.slope, [rows, width])).back()),
     })
 }

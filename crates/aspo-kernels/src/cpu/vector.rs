@@ -124,7 +124,7 @@ pub fn exp<M: Fma>(m: M, x: f32) -> f32 {
     let shifted = m.madd(clamped, core::f32::consts::LOG2_E, MAGIC);
     let n = shifted - MAGIC;
     // ln 2 in two parts.
-    let r = m.madd(n, -0.693_359_375, clamped);
+    let r = m.madd(n, -0.693_359_4, clamped);
     let r = m.madd(n, 2.121_944_4e-4, r);
     let p = 1.987_569_1e-4;
     let p = m.madd(p, r, 1.398_199_9e-3);
@@ -148,11 +148,11 @@ pub fn erf<M: Fma>(m: M, x: f32) -> f32 {
     let p = m.madd(p, s, -2.101_024e-6);
     let p = m.madd(p, s, -5.692_506_4e-5);
     let p = m.madd(p, s, -7.349_906_4e-4);
-    let p = m.madd(p, s, -2.954_599_8e-3);
+    let p = m.madd(p, s, -2.954_6e-3);
     let p = m.madd(p, s, -1.609_603_3e-2);
     let q = -1.456_607_2e-5;
     let q = m.madd(q, s, -2.133_740_6e-4);
-    let q = m.madd(q, s, -1.682_827_e-3);
+    let q = m.madd(q, s, -1.682_827e-3);
     let q = m.madd(q, s, -7.373_329_3e-3);
     let q = m.madd(q, s, -1.426_473_9e-2);
     x * p / q

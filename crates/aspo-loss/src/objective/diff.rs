@@ -96,9 +96,9 @@ fn longest<T: Eq + Hash>(
     let mut best = Block { a: a_low, b: b_low, size: 0 };
     // Length of the match that ends before this token of `a` and with each token of `b`.
     let mut lengths: HashMap<usize, usize> = HashMap::new();
-    for i in a_low..a_high {
+    for (i, token) in a.iter().enumerate().take(a_high).skip(a_low) {
         let mut next = HashMap::new();
-        let at = places.get(&a[i]).map_or(&[][..], Vec::as_slice);
+        let at = places.get(token).map_or(&[][..], Vec::as_slice);
         for &j in at.iter().skip_while(|&&j| j < b_low).take_while(|&&j| j < b_high) {
             let length = 1 + j.checked_sub(1).and_then(|before| lengths.get(&before)).copied().unwrap_or(0);
             next.insert(j, length);

@@ -105,7 +105,7 @@ fn options_that_cannot_be_honoured_are_refused_before_anything_is_read() {
             TrainConfig { alpha: 0.25, ..other_loss("sigmoid") },
         ),
         (
-            &["`weigh`", "both, but sigmoid + sft weighs", "leave it out"],
+            &["`weigh`", "both, but sigmoid + sft does not honour it", "leave it out"],
             TrainConfig {
                 weigh: "both".into(),
                 loss_type: vec!["sigmoid".into(), "sft".into()],
