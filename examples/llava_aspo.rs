@@ -44,7 +44,7 @@ struct Args {
     /// Checkpoint folder of the CLIP that scores sentences
     #[arg(long)]
     clip: Option<PathBuf>,
-    /// File of preference pairs
+    /// File of preference pairs [default: the committed pairs of drawn scenes]
     #[arg(long)]
     data: Option<PathBuf>,
     /// Folder that image paths are relative to
@@ -168,7 +168,14 @@ fn base(args: &Args) -> Result<TrainConfig, Failure> {
             let default = TrainConfig::default();
             let max_length = args.max_length.unwrap_or(default.max_length.min(kind.positions(model)?));
             say!("template {template} ({known}), max_length {max_length}");
-            Ok(TrainConfig { template, max_length, ..default })
+            let mut config = TrainConfig { template, max_length, ..default };
+            if args.data.is_none() && args.images.is_none() {
+                // Enough to try a model out.
+                let scenes = TrainConfig::from_toml(&scenes)?;
+                say!("no --data: the committed pairs of drawn scenes are taken, {}", scenes.data.display());
+                (config.data, config.images) = (scenes.data, scenes.images);
+            }
+            Ok(config)
         }
         (None, _) => Ok(TrainConfig::from_toml(&scenes)?),
     }

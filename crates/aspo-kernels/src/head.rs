@@ -15,7 +15,7 @@ pub struct HeadPass<B: Backend> {
 
 /// Log-probabilities of `targets` from `hidden` `[N, D]` and the head's weight `head` `[V, D]`, by tiles of logits of `tile`
 /// rows and columns with running sums (Milakov and Gimelshein 2018, arXiv 1805.02867), where this backend has kernels and
-/// the tensors are f32 in memory without a graph; the head may be bf16, widened tile by tile. `None` elsewhere.
+/// the tensors are f32 in memory and no gradient is asked of them; the head may be bf16, widened tile by tile. `None` elsewhere.
 ///
 /// Keeps nothing by itself; holds one tile of logits and the head's rows of a bf16 tile. Operations: `2 N V D`, with the
 /// slope `4 N V D`. Bytes: the head once for each tile's rows.

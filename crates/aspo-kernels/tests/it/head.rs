@@ -72,5 +72,10 @@ fn other_backends_and_graphs_have_no_pass() {
     let of = |x: &[f64]| tensor::<burn_ndarray::NdArray, 2>(x, [1, 2]);
     assert!(head_pass(&of(&[1.0, 2.0]), &of(&[1.0, 2.0]), &[0], [1, 1], false).is_none());
     let of = |x: &[f64]| tensor::<Autodiff<Flex>, 2>(x, [1, 2]);
-    assert!(head_pass(&of(&[1.0, 2.0]), &of(&[1.0, 2.0]), &[0], [1, 1], false).is_none());
+    let (h, w) = (of(&[1.0, 2.0]), of(&[1.0, 2.0]));
+    for (h, w) in [(h.clone().require_grad(), w.clone()), (h.clone(), w.clone().require_grad())] {
+        assert!(head_pass(&h, &w, &[0], [1, 1], false).is_none(), "it has no backward of its own");
+    }
+    let found = head_pass(&h, &w, &[0], [1, 1], true).expect("no gradient is asked of these");
+    assert_eq!(values(found.log_probs), [0.0], "of one token, that one is certain");
 }
