@@ -1,9 +1,6 @@
 //! Option letters, by the rules that benchmarks publish.
 
-use crate::option::option_letter;
-
-/// The letters of options, in their order.
-pub const LETTERS: [char; 5] = ['A', 'B', 'C', 'D', 'E'];
+use crate::option::{LETTERS, option_letter};
 
 /// By which rule MMBench's answers are read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -12,9 +12,10 @@ use base64::Engine;
 use serde::Serialize;
 
 use crate::answer::Answers;
-use crate::choice::{LETTERS, Letters};
+use crate::choice::Letters;
 use crate::error::{Error, Result, quote};
 use crate::file;
+use crate::option::LETTERS;
 use crate::question::{Id, Image, LETTER_SUFFIX, LETTER_SUFFIX_CN, Question};
 use crate::share::Share;
 

@@ -12,8 +12,10 @@
 //! published expression reads "the answer is blue" as B); an answer that is one option's text is that option; a longer
 //! text hides the shorter one in it ("woman", "man"); a long answer may name one option in whole words.
 
-use crate::choice::LETTERS;
 use crate::reply::after_thinking;
+
+/// The letters of options, in their order.
+pub const LETTERS: [char; 5] = ['A', 'B', 'C', 'D', 'E'];
 
 /// Words before "is B" or ": B" that make it the answer.
 const ANSWER: [&str; 8] = ["answer", "answers", "ans", "option", "choice", "selection", "response", "one"];

@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::answer::Answers;
-use crate::choice::{LETTERS, science_qa_letter};
+use crate::choice::science_qa_letter;
 use crate::error::{Error, Result, quote};
 use crate::file::{self, Record};
+use crate::option::LETTERS;
 use crate::option::option_letter;
 use crate::question::{self, Id, LETTER_SUFFIX, Question};
 use crate::share::Share;

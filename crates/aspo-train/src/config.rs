@@ -9,8 +9,8 @@ use aspo_models::{LoadOptions, Precision};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::{Error, Result};
-use crate::output::tidy;
 use crate::schedule::Schedule;
+use crate::tidy::tidy;
 
 /// One run. Every key may be left out of the file; a key that does not exist is an error.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

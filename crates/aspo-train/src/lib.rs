@@ -101,6 +101,7 @@ mod start;
 mod step;
 mod team;
 mod tensorboard;
+mod tidy;
 mod weigh;
 
 pub use checkpoint::TrainerState;
