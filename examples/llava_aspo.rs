@@ -6,7 +6,6 @@
 
 use std::path::{Path, PathBuf};
 
-use aspo_data::scenes::{Split, write};
 use aspo_data::{EncodedPair, OnFault, Template};
 use aspo_examples::account::{own_pictures, pictures, print_table, report, table};
 use aspo_examples::backend::{Device, OnBackend, exit_on_error};
@@ -17,6 +16,7 @@ use aspo_examples::{Failure, note, out, say};
 use aspo_models::{
     InstructBlip, InstructBlipConfig, LlamaConfig, Llava, LlavaConfig, ModelConfig, Pretrained,
 };
+use aspo_scenes::{Split, write};
 use aspo_train::{
     Data, Finished, Output, Plan, Policy, TrainConfig, check_paths, human, peak_memory, read, score,
     stored_config, train_on,

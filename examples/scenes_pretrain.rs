@@ -7,11 +7,11 @@ use std::time::Instant;
 
 use aspo_data::image::{CLIP_MEAN, CLIP_STD, RgbImage};
 use aspo_data::noise::add_noise;
-use aspo_data::scenes::{SIDE, render};
 use aspo_data::{Encoder, ImageProcessor, SpecialTokens, Template, Tokenizer};
 use aspo_examples::pretrain::{clip, corpus, llava, llava::Failure, llava::Stage, tokenizer};
 use aspo_examples::say;
 use aspo_models::{Clip, Llava, Pretrained, SaveOptions, VisionLanguageModel};
+use aspo_scenes::{SIDE, render};
 use burn_flex::Flex;
 use clap::Parser;
 use rand::{Rng, SeedableRng};

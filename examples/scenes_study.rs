@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use aspo_data::files::write_atomic;
-use aspo_data::scenes::{Split, write};
 use aspo_examples::backend::{Device, OnBackend, exit_on_error};
 use aspo_examples::measure::{HeldOut, Measured, measure};
 use aspo_examples::spread::{Spread, paired};
 use aspo_examples::{Failure, say};
 use aspo_models::{Llava, LlavaConfig, ModelConfig, Pretrained};
+use aspo_scenes::{Split, write};
 use aspo_train::{Data, MetricFile, MetricLine, Output, REFERENCE_FILE, TrainConfig, read, score, train};
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;

@@ -9,7 +9,6 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use aspo_data::read::read_conversations;
-use aspo_data::scenes::{Split, questions, write};
 use aspo_data::seva::{
     GenerateOptions, Newlines, OnCut, Progress, Provenance, Request, check_output, generate,
 };
@@ -23,6 +22,7 @@ use aspo_models::{
     InstructBlip, InstructBlipConfig, Llava, LoadOptions, ModelConfig, Precision, Pretrained,
     VisionLanguageModel,
 };
+use aspo_scenes::{Split, questions, write};
 use aspo_train::{folder_hash, processor, qformer_tokenizer};
 use burn::tensor::backend::Backend;
 use clap::{Parser, ValueEnum};

@@ -5,10 +5,10 @@ use std::io::Cursor;
 use std::path::Path;
 
 use aspo_data::image::decode;
-use aspo_data::scenes::{Split, Verdict, judge, load};
 use aspo_data::{EncodedPair, Encoder, ImageLoader, Pair};
 use aspo_models::VisionLanguageModel;
 use aspo_models::lora::without_adapters;
+use aspo_scenes::{Split, Verdict, judge, load};
 use aspo_train::{
     Account, Data, MarkedSentence, MetricFile, Picture, Plan, Report, TrainConfig, VisionFeatures,
     WeighedSentence, human, peak_memory, processor, score, weigh,

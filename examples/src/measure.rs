@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use aspo_data::scenes::{PopeKind, Split, Verdict, judge, load, pope};
 use aspo_data::{Encoder, ImageLoader, ImageProcessor, ImageSource};
 use aspo_models::VisionLanguageModel;
+use aspo_scenes::{PopeKind, Split, Verdict, judge, load, pope};
 use burn::tensor::backend::Backend;
 use serde::{Deserialize, Serialize};
 

@@ -38,7 +38,6 @@
 //! | [`order`], [`batch`] | batches of like length with a cursor; the arrays of a step, stacked or packed |
 //! | [`noise`], [`seva`] | SeVa's noise and the making of pairs with it |
 //! | [`similarity`] | sentence-image cosines |
-//! | [`scenes`] | a small world of drawn scenes, for studies without downloads |
 //! | [`store`], [`files`] | values by content hash that survive a crash; safe paths and whole writes |
 //!
 //! The feature `parquet` (on by default) reads and writes tables.
@@ -58,7 +57,6 @@ pub mod order;
 mod pair;
 pub mod prompt;
 pub mod read;
-pub mod scenes;
 pub mod seva;
 pub mod similarity;
 pub mod store;

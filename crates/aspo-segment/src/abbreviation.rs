@@ -1,31 +1,7 @@
 //! Words that end in a full stop without ending the sentence, and words that start one all the same.
 
-use crate::{Language, words};
-
-/// What a full stop behind an abbreviation means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// Stands in front of a name: `Mr. Smith`. Never ends a sentence.
-    Title,
-    /// Stands in front of a number: `approx. 3`, `Jan. 5`. Ends a sentence in front of a capital.
-    Number,
-    /// Stands in front of a number or what counts like one: `Fig. 3`, `vol. IX`, `Apt. B`, `No. A12`. Ends a sentence in
-    /// front of any other capital.
-    Label,
-    /// The same, but also a word of its own: `the answer is no. B is right`, `she likes art. A dog`.
-    LabelOrWord,
-    /// Always goes on: `e.g.`, `vs.`.
-    Always,
-    /// Ends a sentence where a word follows that starts sentences: `Apple Inc. The …`, but `Apple Inc. Chairman …`.
-    Inner,
-    /// Ends a sentence where any capital follows: `etc.`.
-    Last,
-    /// A time of day, which ends a sentence where a capital follows, unless it opens it: `At 5 a.m. Mr. Smith …`.
-    Time,
-}
-
-/// Abbreviations of one kind, without the last full stop.
-pub(crate) type List = (Kind, &'static [&'static str]);
+use crate::options::Language;
+use crate::words::{self, Kind, List};
 
 /// The kind of `word`, which is given without its last full stop.
 pub(crate) fn kind(word: &str, language: Language) -> Option<Kind> {

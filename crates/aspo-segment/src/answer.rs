@@ -1,12 +1,11 @@
 //! The rules made for model answers: one pass over the bytes that stops where a sentence may end.
 
-use crate::Language;
 use crate::abbreviation;
-use crate::chars::{is_bullet, is_newline, is_tick, is_wide_stop};
+use crate::chars::{is_bullet, is_newline, is_tick, is_wide_stop, leading_space};
 use crate::judge::Sentence;
 use crate::look::{self, First, Mark, Run, word_before};
 use crate::marker::{self, Marker, Number};
-use crate::splitter::leading_space;
+use crate::options::Language;
 
 /// What the scan does at a place it stopped at.
 enum Step {

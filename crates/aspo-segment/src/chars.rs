@@ -90,3 +90,8 @@ pub(crate) fn is_emoji(c: char) -> bool {
             | '\u{20e3}' | '\u{e0020}'..='\u{e007f}'
     )
 }
+
+/// Bytes of white space at the start.
+pub(crate) fn leading_space(text: &str) -> usize {
+    text.len() - text.trim_start().len()
+}

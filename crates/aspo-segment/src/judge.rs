@@ -1,9 +1,10 @@
 //! Whether a sentence ends: decided from the sentence so far and the next word, never from the sentences before, so that
 //! a sentence split again is one sentence.
 
-use crate::Language;
-use crate::abbreviation::{self, Kind};
+use crate::abbreviation;
 use crate::look::{Closer, First, Mark, Next, Run, Space, word_before};
+use crate::options::Language;
+use crate::words::Kind;
 
 /// The sentence from its first byte to the place that is judged, and what the judgement may look at besides.
 #[derive(Debug, Clone, Copy)]

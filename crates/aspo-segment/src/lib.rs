@@ -68,7 +68,7 @@
 //! - The ids of tokens never decrease.
 //!
 //! # Where things are
-//! `splitter` walks and minds the lengths, `rules` chooses, `answer` scans for places where a sentence may end, `judge`
+//! `options` says what can be asked. `splitter` walks and minds the lengths, `rules` chooses, `answer` scans for places where a sentence may end, `judge`
 //! decides there, from what `look`, `marker`, `abbreviation` (with the lists in `words`) and `chars` see. `align` gives
 //! tokens to sentences.
 
@@ -80,13 +80,15 @@ mod error;
 mod judge;
 mod look;
 mod marker;
+mod options;
 mod rules;
 mod splitter;
 mod words;
 
 pub use align::{align, byte_offsets, within};
 pub use error::Error;
-pub use splitter::{Language, Rules, Sentences, SplitOptions, split};
+pub use options::{Language, Rules, SplitOptions};
+pub use splitter::{Sentences, split};
 
 /// The examples of the README compile and run too.
 #[cfg(doctest)]

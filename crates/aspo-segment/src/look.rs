@@ -2,8 +2,8 @@
 
 use crate::chars::{
     is_bullet, is_closer, is_closing_quote, is_emoji, is_newline, is_opener, is_tick, is_wide_stop,
+    leading_space,
 };
-use crate::splitter::leading_space;
 
 /// What ended the sentence, if it did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,7 +1,6 @@
 //! What stands at the head of a line or of an item: bullets, list numbers, headings, fences of code.
 
-use crate::chars::is_bullet;
-use crate::splitter::leading_space;
+use crate::chars::{is_bullet, leading_space};
 
 /// The number of a list item, as far as the next item's can be told from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

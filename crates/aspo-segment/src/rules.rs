@@ -1,8 +1,8 @@
 //! Where a sentence ends, by each of the [`Rules`](crate::Rules).
 
-use crate::chars::is_newline;
-use crate::splitter::leading_space;
-use crate::{Rules, SplitOptions, answer};
+use crate::answer;
+use crate::chars::{is_newline, leading_space};
+use crate::options::{Rules, SplitOptions};
 
 /// The end of the sentence that starts at `start`, its trailing white space included. What ends it is looked for before
 /// `limit`; an end past `limit` only says that there is none before.

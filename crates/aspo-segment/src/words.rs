@@ -3,8 +3,32 @@
 //! An entry in small letters stands for the word in any case, one with a capital only for the word with a capital, one
 //! of a single letter only for itself.
 
-use crate::abbreviation::Kind::{Always, Inner, Label, LabelOrWord, Last, Number, Time, Title};
-use crate::abbreviation::List;
+use Kind::{Always, Inner, Label, LabelOrWord, Last, Number, Time, Title};
+
+/// What a full stop behind an abbreviation means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Stands in front of a name: `Mr. Smith`. Never ends a sentence.
+    Title,
+    /// Stands in front of a number: `approx. 3`, `Jan. 5`. Ends a sentence in front of a capital.
+    Number,
+    /// Stands in front of a number or what counts like one: `Fig. 3`, `vol. IX`, `Apt. B`, `No. A12`. Ends a sentence in
+    /// front of any other capital.
+    Label,
+    /// The same, but also a word of its own: `the answer is no. B is right`, `she likes art. A dog`.
+    LabelOrWord,
+    /// Always goes on: `e.g.`, `vs.`.
+    Always,
+    /// Ends a sentence where a word follows that starts sentences: `Apple Inc. The …`, but `Apple Inc. Chairman …`.
+    Inner,
+    /// Ends a sentence where any capital follows: `etc.`.
+    Last,
+    /// A time of day, which ends a sentence where a capital follows, unless it opens it: `At 5 a.m. Mr. Smith …`.
+    Time,
+}
+
+/// Abbreviations of one kind, without the last full stop.
+pub(crate) type List = (Kind, &'static [&'static str]);
 
 /// English.
 #[rustfmt::skip]

@@ -2,9 +2,9 @@
 
 use std::error::Error;
 
-use aspo_data::scenes::{Background, Colour, Place, SIDE, Shape, Size, Verdict, judge};
 use aspo_models::ModelInput;
 use aspo_models::clip::{Clip, ClipConfig, ClipTextConfig, ClipVisionConfig};
+use aspo_scenes::{Background, Colour, Place, SIDE, Shape, Size, Verdict, judge};
 use aspo_train::{Schedule, clip_grad_norm};
 use burn::backend::Autodiff;
 use burn::optim::{AdamWConfig, GradientsParams, Optimizer};

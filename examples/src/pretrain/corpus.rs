@@ -1,6 +1,6 @@
 //! What the base models are taught: scenes with what is said about them.
 
-use aspo_data::scenes::{Question, Scene, Split, describe, questions, scene};
+use aspo_scenes::{Question, Scene, Split, describe, questions, scene};
 
 /// LLaVA's suffix for short answers.
 pub const SHORT: &str = "\nAnswer the question using a single word or phrase.";

@@ -13,7 +13,6 @@ mod order;
 mod parquet;
 mod prompt;
 mod read;
-mod scenes;
 mod seva;
 mod similarity;
 mod store;

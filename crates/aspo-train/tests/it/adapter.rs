@@ -37,6 +37,9 @@ fn an_adapted_head_trains_alike_packed_apart_and_recomputed<B: Backend>() {
         loss_type: vec!["sigmoid".into()],
         alpha: TrainConfig::default().alpha,
         max_steps: 6,
+        // Adam's quotient makes a step of a gradient that is rounding alone; beside this epsilon it stays rounding.
+        adam_epsilon: 1e-3,
+        learning_rate: 1e-2,
         lora: head(&world.config.lora),
         ..world.config.clone()
     };
@@ -52,7 +55,8 @@ fn an_adapted_head_trains_alike_packed_apart_and_recomputed<B: Backend>() {
     assert!((packed[0] - std::f64::consts::LN_2).abs() < 1e-6, "{packed:?}");
     for (out, pack, recompute) in [("apart", false, false), ("recomputed", true, true)] {
         // The same products in another order, carried through six steps.
-        assert!(apart(&losses::<B>(&run(out, pack, recompute)), &packed) < 1e-4, "{out}");
+        let found = apart(&losses::<B>(&run(out, pack, recompute)), &packed);
+        assert!(found < 1e-4, "{out}: {found:.1e} apart");
     }
     // Without the head the training is another, and what was trained on it is in the file.
     let lora = LoraConfig { target_modules: names(&["v_proj"]), ..base.lora.clone() };

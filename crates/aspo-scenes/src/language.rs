@@ -4,7 +4,7 @@ use rand::{Rng, SeedableRng, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::{
+use crate::{
     pope,
     scene::{Background, Colour, Kind, Object, Place, Scene, Shape, Size},
 };

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use aspo_data::scenes::{
+use aspo_scenes::{
     Background, Kind, PopeKind, Scene, Split, Verdict, describe, judge, load, plant_mistakes, pope,
     questions, render, scene, write,
 };

@@ -1,6 +1,6 @@
 //! Reads a text about a scene back and tells what is true in it.
 
-use super::{
+use crate::{
     language::{colour, number, shape},
     scene::{Background, Kind, Object, Place, Scene, Size},
 };

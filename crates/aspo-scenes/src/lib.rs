@@ -12,7 +12,7 @@
 //! share a scene, however many are drawn.
 //!
 //! ```
-//! use aspo_data::scenes::{Split, describe, judge, render, scene};
+//! use aspo_scenes::{Split, describe, judge, render, scene};
 //!
 //! let scene = scene(7, Split::Test, 0);
 //! let picture = render(&scene);
@@ -21,6 +21,7 @@
 //! assert_eq!(judge(&scene, &text).hallucinated(), 0);
 //! ```
 
+mod error;
 mod judge;
 mod language;
 mod pope;
@@ -28,9 +29,15 @@ mod render;
 mod scene;
 mod write;
 
+pub use error::{Error, Result};
 pub use judge::{Judgement, Verdict, judge};
 pub use language::{Planted, Question, describe, plant_mistakes, questions};
 pub use pope::{PopeKind, PopeQuestion, pope};
 pub use render::{SIDE, render};
 pub use scene::{Background, Colour, Kind, Object, Place, Scene, Shape, Size, Split, scene};
 pub use write::{WrittenScene, load, write};
+
+/// The example of the README compiles and runs too.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -2,7 +2,7 @@
 
 use image::{Rgb, RgbImage};
 
-use super::scene::{Background, Colour, Object, Scene, Shape};
+use crate::scene::{Background, Colour, Object, Scene, Shape};
 
 /// Width and height of every picture, in pixels.
 pub const SIDE: u32 = 72;
