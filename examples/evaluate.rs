@@ -26,8 +26,8 @@ use aspo_examples::backend::{Device, OnBackend};
 use aspo_examples::checkpoint::{Kind, check_processor};
 use aspo_examples::{Failure, note, out, say};
 use aspo_models::{
-    InstructBlip, InstructBlipConfig, Llava, LlavaConfig, LoadOptions, ModelConfig, Precision, Pretrained,
-    VisionLanguageModel, lora,
+    InstructBlip, InstructBlipConfig, Llava, LlavaConfig, LoadOptions, ModelConfig, PictureShape, Precision,
+    Pretrained, VisionLanguageModel, lora,
 };
 use aspo_train::{folder_hash, processor, qformer_tokenizer, stored_config};
 use burn::tensor::backend::Backend;
@@ -419,7 +419,11 @@ impl<'a> Asking<'a> {
             model = adapted;
         }
         let tokenizer = Tokenizer::from_file(&folder.join("tokenizer.json"))?;
-        let mut encoder = Encoder::new(tokenizer, self.template, model.tokens_per_image());
+        let mut encoder = Encoder::new(
+            tokenizer,
+            self.template,
+            model.tokens(&PictureShape::whole([model.image_size(); 2])),
+        );
         if self.template == Template::InstructBlip {
             encoder.instruction = Some(qformer_tokenizer(folder)?);
         }

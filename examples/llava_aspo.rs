@@ -13,9 +13,7 @@ use aspo_examples::checkpoint::{Kind, check_processor};
 use aspo_examples::measure::{HeldOut, measure};
 use aspo_examples::progress::{Progress, decoding, show_example};
 use aspo_examples::{Failure, note, out, say};
-use aspo_models::{
-    InstructBlip, InstructBlipConfig, LlamaConfig, Llava, LlavaConfig, ModelConfig, Pretrained,
-};
+use aspo_models::{InstructBlip, InstructBlipConfig, Llava, LlavaConfig, ModelConfig, Pretrained};
 use aspo_scenes::{Split, write};
 use aspo_train::{
     Data, Finished, Output, Plan, Policy, TrainConfig, check_paths, human, peak_memory, read, score,
@@ -295,15 +293,18 @@ impl OnBackend for Job {
             }
             Kind::InstructBlip => {
                 let shape = InstructBlipConfig::load(folder)?;
-                let (image, decoder) =
-                    ([shape.num_query_tokens, shape.image_token_index as usize], shape.text_config.clone());
-                self.train::<B, InstructBlip<Autodiff<B>>>(&shape, &decoder, image, device)
+                let image = [shape.num_query_tokens, shape.image_token_index as usize];
+                self.train::<B, InstructBlip<Autodiff<B>>>(
+                    &shape,
+                    shape.text_config.vocab_size,
+                    image,
+                    device,
+                )
             }
             Kind::Llava => {
                 let shape = LlavaConfig::load(folder)?;
-                let (image, decoder) =
-                    ([shape.tokens_per_image(), shape.image_token_index as usize], shape.text_config.clone());
-                self.train::<B, Llava<Autodiff<B>>>(&shape, &decoder, image, device)
+                let image = [shape.tokens_per_image(), shape.image_token_index as usize];
+                self.train::<B, Llava<Autodiff<B>>>(&shape, shape.text_config.vocab_size, image, device)
             }
         }
     }
@@ -314,18 +315,18 @@ impl Job {
     fn train<B: Backend, M: Policy<B>>(
         self,
         shape: &<M as Pretrained<Autodiff<B>>>::Config,
-        decoder: &LlamaConfig,
+        vocabulary: usize,
         [tokens, image]: [usize; 2],
         device: B::Device,
     ) -> Result<(), Failure> {
         let Job { args, config, output } = self;
         let scenes = args.eval_scenes.unwrap_or(if of_scenes(&config.model) { 800 } else { 0 });
         let mut data = read(&config, tokens)?;
-        check_vocabulary(&data, &config, decoder.vocab_size, image)?;
+        check_vocabulary(&data, &config, vocabulary, image)?;
         say!("{} from {}", config.loss_type.join(" + "), config.model.display());
         let Some(output) = output else {
             tell(&data, &config);
-            let plan = Plan::new::<Autodiff<B>, M>(&config, shape, decoder, &data.pairs, &device)?;
+            let plan = Plan::new::<Autodiff<B>, M>(&config, shape, &data.pairs, &device)?;
             say!("plan\n{plan}\n");
             return Ok(());
         };
@@ -362,7 +363,7 @@ impl Job {
                 }
             }
         }
-        let plan = Plan::new::<Autodiff<B>, M>(&config, shape, decoder, &data.pairs, &device)?;
+        let plan = Plan::new::<Autodiff<B>, M>(&config, shape, &data.pairs, &device)?;
         say!("plan\n{plan}\n");
         let objective = config.objective()?;
         if config.clip.is_some() {

@@ -10,7 +10,7 @@ use aspo_data::noise::add_noise;
 use aspo_data::{Encoder, ImageProcessor, SpecialTokens, Template, Tokenizer};
 use aspo_examples::pretrain::{clip, corpus, llava, llava::Failure, llava::Stage, tokenizer};
 use aspo_examples::say;
-use aspo_models::{Clip, Llava, Pretrained, SaveOptions, VisionLanguageModel};
+use aspo_models::{Clip, Llava, Pretrained, SaveOptions};
 use aspo_scenes::{SIDE, render};
 use burn_flex::Flex;
 use clap::Parser;
@@ -80,7 +80,7 @@ fn main() -> Result<(), Failure> {
     } else {
         llava::start::<Flex>(&config, &clip, args.seed, &device)
     };
-    let encoder = Encoder::new(tokenizer, Template::LlavaHf, model.tokens_per_image());
+    let encoder = Encoder::new(tokenizer, Template::LlavaHf, model.config().tokens_per_image());
     let mut looks = vec![llava::features(&model, &pixels, &device)?];
     let plain = Stage {
         name: "text",

@@ -19,7 +19,7 @@ use aspo_examples::checkpoint::{Kind, check_processor};
 use aspo_examples::pretrain::corpus::{INSTRUCTIONS, SHORT};
 use aspo_examples::{Failure, note, out, say};
 use aspo_models::{
-    InstructBlip, InstructBlipConfig, Llava, LoadOptions, ModelConfig, Precision, Pretrained,
+    InstructBlip, InstructBlipConfig, Llava, LoadOptions, ModelConfig, PictureShape, Precision, Pretrained,
     VisionLanguageModel,
 };
 use aspo_scenes::{Split, questions, write};
@@ -170,7 +170,8 @@ fn make<B: Backend, M: Pretrained<B> + VisionLanguageModel<B>>(
     };
     let (model, _) = M::from_pretrained(folder, &LoadOptions { precision, ..Default::default() }, &device)?;
     let tokenizer = Tokenizer::from_file(&folder.join("tokenizer.json"))?;
-    let mut encoder = Encoder::new(tokenizer, template, model.tokens_per_image());
+    let mut encoder =
+        Encoder::new(tokenizer, template, model.tokens(&PictureShape::whole([model.image_size(); 2])));
     let mut longest = usize::MAX;
     if template == Template::InstructBlip {
         encoder.instruction = Some(qformer_tokenizer(folder)?);

@@ -26,7 +26,8 @@ use aspo_loss::{
 };
 use aspo_models::lora::{LoraConfig, attach, without_adapters};
 use aspo_models::{
-    Llava, LlavaConfig, LoadOptions, ModelConfig, ModelInput, Pretrained, VisionLanguageModel,
+    ImageFeatures, Llava, LlavaConfig, LoadOptions, ModelConfig, ModelInput, PictureShape, Pretrained,
+    VisionLanguageModel,
 };
 use aspo_train::{
     MicroBatch, Plan, ReferenceRow, TrainConfig, VisionFeatures, accumulate, adamw, clip_grad_norm,
@@ -192,8 +193,9 @@ impl Run {
         for index in 0..pairs.len() {
             let of = |n: usize| ((n * 37 + index * 11) % 101) as f32 / 50.0 - 1.0;
             let shape = [model.tokens_per_image(), model.vision_config.hidden_size];
+            let picture = PictureShape::whole([model.vision_config.image_size; 2]);
             features
-                .keep(&index.to_string(), shape, (0..shape[0] * shape[1]).map(of).collect())
+                .keep(&index.to_string(), picture, shape, (0..shape[0] * shape[1]).map(of).collect())
                 .expect("of this shape");
         }
         let optimizer = adamw(&size.config(Way::default())).init();
@@ -294,14 +296,13 @@ fn map(host: &HostBatch) -> PairMap {
 fn dense_scores<B: Backend, M: VisionLanguageModel<B>>(
     model: &M,
     host: &HostBatch,
-    features: Option<Tensor<B, 3>>,
+    features: Vec<ImageFeatures<B>>,
     device: &B::Device,
 ) -> Tensor<B, 1> {
     let ints = |values: &[i32]| Tensor::<B, 1, Int>::from_data(TensorData::from(values), device);
     let grid = |values: &[i32]| ints(values).reshape([host.rows, host.length]);
     let mask: Vec<i32> = host.attention_mask.iter().map(|&is_token| i32::from(is_token)).collect();
     let mut input = ModelInput::new(grid(&host.input_ids), grid(&mask));
-    input.position_ids = Some(grid(&host.position_ids));
     input.segment_ids = Some(grid(&host.segments).clamp_min(0));
     input.image_features = features;
     let hidden = model.hidden_at(&input, ints(&host.responses.positions)).expect("valid input");
@@ -357,7 +358,7 @@ fn plan(size: Size, way: Way) -> Plan {
     let model = size.model();
     let pairs = size.pairs(&model);
     let device = Default::default();
-    Plan::new::<A, Llava<A>>(&size.config(way), &model, &model.text_config, &pairs, &device).expect("a plan")
+    Plan::new::<A, Llava<A>>(&size.config(way), &model, &pairs, &device).expect("a plan")
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

@@ -2,7 +2,7 @@
 
 use aspo_data::seva::Reply;
 use aspo_data::{Encoder, Pair};
-use aspo_models::{GenerateConfig, ModelInput, VisionLanguageModel, generate};
+use aspo_models::{GenerateConfig, Instruction, ModelInput, Picture, VisionLanguageModel, generate};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 
@@ -48,7 +48,7 @@ pub fn replies<B: Backend, M: VisionLanguageModel<B>>(
 ) -> Result<Vec<Reply>, Failure> {
     let size = model.image_size();
     let config = GenerateConfig { max_new_tokens, ..Default::default() };
-    let ends = model.decoder().config().eos();
+    let ends = model.end_tokens();
     let mut answers = Vec::with_capacity(asked.len());
     for part in asked.chunks(batch) {
         let (mut rows, mut instructions, mut pixels) = (Vec::new(), Vec::new(), Vec::new());
@@ -68,12 +68,10 @@ pub fn replies<B: Backend, M: VisionLanguageModel<B>>(
         if !pixels.is_empty() {
             let shape = [pixels.len() / (3 * size * size), 3, size, size];
             let pixels = Tensor::<B, 4>::from_data(TensorData::new(pixels, shape), device);
-            input = input.with_images(model.vision_features(pixels)?);
+            input = input.with_images(model.vision_features(&Picture::each(pixels))?);
         }
         if let (Some(tokenizer), false) = (&encoder.instruction, instructions.is_empty()) {
-            let read = ModelInput::<B>::from_rows(&instructions, tokenizer.pad(), device);
-            input.qformer_input_ids = Some(read.input_ids);
-            input.qformer_attention_mask = Some(read.attention_mask);
+            input = input.with_instruction(Instruction::from_rows(&instructions, tokenizer.pad(), device));
         }
         for ids in generate(model, &input, &config, |_, _| {})? {
             let cut = ids.len() == max_new_tokens && !ids.last().is_some_and(|last| ends.contains(last));

@@ -79,8 +79,8 @@ pub enum Error {
     Adapter(String),
     /// The number of image tokens in the ids and of image features differ.
     #[error(
-        "the ids hold {tokens} image tokens ({token}) but {images} images of {per_image} features were given; \
-         expand each image placeholder to {per_image} tokens and give one picture for each"
+        "the ids hold {tokens} image tokens ({token}) but {images} pictures with {features} features altogether were given; \
+         expand each image placeholder to as many tokens as its picture takes, and give the pictures in their order"
     )]
     ImageTokens {
         /// Image tokens found in the ids.
@@ -89,8 +89,8 @@ pub enum Error {
         token: u32,
         /// Images given.
         images: usize,
-        /// Features of an image.
-        per_image: usize,
+        /// Features of all of them.
+        features: usize,
     },
     /// Scores from which no token can be taken.
     #[error(

@@ -1,65 +1,69 @@
-//! What a vision-language model is given, and checks on ids.
+//! What a model is given, and checks on ids.
 
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 
 use crate::error::{Error, Result};
+use crate::picture::ImageFeatures;
 
 /// One batch of token rows with their pictures.
 ///
-/// Rows may be padded on either side. Image placeholders are already expanded: each picture takes as many image
-/// tokens as the model has features for it.
+/// Rows may be padded on either side. Image placeholders are already expanded: each picture stands as many image tokens
+/// as the model says for its shape. Positions are no part of it: the model [computes](crate::LanguageModel::positions) them.
 #[derive(Debug, Clone)]
 pub struct ModelInput<B: Backend> {
     /// `[batch, tokens]`.
     pub input_ids: Tensor<B, 2, Int>,
     /// `[batch, tokens]`, 1 = real, 0 = padding.
     pub attention_mask: Tensor<B, 2, Int>,
-    /// Features of all pictures of the batch in reading order, `[images, features, vision width]`: what
-    /// [`vision_features`](crate::VisionLanguageModel::vision_features) gives, before the projector, so that they
-    /// can be computed once and kept. `None` for text alone.
-    pub image_features: Option<Tensor<B, 3>>,
-    /// `[batch, tokens]`; `None` counts the real tokens of each row from 0.
-    pub position_ids: Option<Tensor<B, 2, Int>>,
-    /// `[batch, tokens]`: a token sees the earlier tokens of its own segment and of segment 0. `None` is plain
-    /// causal attention. Used to pack a prompt (0) with two responses (1 and 2) in a row; give `position_ids` that
-    /// restart after the prompt with it.
+    /// Features of all pictures of the batch in reading order: what
+    /// [`vision_features`](crate::VisionLanguageModel::vision_features) gives, before the projector, so that they can be
+    /// computed once and kept. Empty for text alone.
+    pub image_features: Vec<ImageFeatures<B>>,
+    /// `[batch, tokens]`, from 0 on: a token sees the earlier tokens of its own segment and of segment 0. `None` is plain
+    /// causal attention. Used to pack a prompt (0) with two responses (1 and 2) in a row.
     pub segment_ids: Option<Tensor<B, 2, Int>>,
-    /// InstructBLIP only: the instruction in the Q-Former's own vocabulary, one row for each picture.
-    pub qformer_input_ids: Option<Tensor<B, 2, Int>>,
-    /// InstructBLIP only: 1 = real, for `qformer_input_ids`.
-    pub qformer_attention_mask: Option<Tensor<B, 2, Int>>,
+    /// What is asked of each picture, for models whose vision side reads it too (InstructBLIP's Q-Former).
+    pub instruction: Option<Instruction<B>>,
+}
+
+/// A question that the vision side reads beside the picture, in a vocabulary of its own: one row for each picture.
+#[derive(Debug, Clone)]
+pub struct Instruction<B: Backend> {
+    /// `[pictures, tokens]`.
+    pub ids: Tensor<B, 2, Int>,
+    /// `[pictures, tokens]`, 1 = real, 0 = padding.
+    pub attention_mask: Tensor<B, 2, Int>,
+}
+
+impl<B: Backend> Instruction<B> {
+    /// From rows of unequal length, padded on the right with `pad`.
+    pub fn from_rows(rows: &[Vec<u32>], pad: u32, device: &B::Device) -> Self {
+        let [ids, attention_mask] = padded(rows, pad, device);
+        Self { ids, attention_mask }
+    }
 }
 
 impl<B: Backend> ModelInput<B> {
     /// Text alone, or add pictures with [`with_images`](Self::with_images).
     pub fn new(input_ids: Tensor<B, 2, Int>, attention_mask: Tensor<B, 2, Int>) -> Self {
-        Self {
-            input_ids,
-            attention_mask,
-            image_features: None,
-            position_ids: None,
-            segment_ids: None,
-            qformer_input_ids: None,
-            qformer_attention_mask: None,
-        }
+        Self { input_ids, attention_mask, image_features: Vec::new(), segment_ids: None, instruction: None }
     }
 
     /// From rows of unequal length, padded on the right with `pad`.
     pub fn from_rows(rows: &[Vec<u32>], pad: u32, device: &B::Device) -> Self {
-        let tokens = rows.iter().map(Vec::len).max().unwrap_or(0);
-        let (mut ids, mut mask) = (Vec::new(), Vec::new());
-        for row in rows {
-            ids.extend(row.iter().map(|&id| i64::from(id)));
-            ids.resize(ids.len() + tokens - row.len(), i64::from(pad));
-            mask.extend((0..tokens).map(|i| i64::from(i < row.len())));
-        }
-        let tensor = |v: Vec<i64>| Tensor::from_data(TensorData::new(v, [rows.len(), tokens]), device);
-        Self::new(tensor(ids), tensor(mask))
+        let [ids, mask] = padded(rows, pad, device);
+        Self::new(ids, mask)
     }
 
     /// With the vision features of the pictures.
-    pub fn with_images(mut self, features: Tensor<B, 3>) -> Self {
-        self.image_features = Some(features);
+    pub fn with_images(mut self, features: Vec<ImageFeatures<B>>) -> Self {
+        self.image_features = features;
+        self
+    }
+
+    /// With what is asked of each picture.
+    pub fn with_instruction(mut self, instruction: Instruction<B>) -> Self {
+        self.instruction = Some(instruction);
         self
     }
 
@@ -72,11 +76,8 @@ impl<B: Backend> ModelInput<B> {
         if expected.contains(&0) {
             return Err(Error::input("input_ids", format!("shape {expected:?}: there is no token")));
         }
-        let parts = [
-            ("attention_mask", Some(&self.attention_mask)),
-            ("position_ids", self.position_ids.as_ref()),
-            ("segment_ids", self.segment_ids.as_ref()),
-        ];
+        let parts =
+            [("attention_mask", Some(&self.attention_mask)), ("segment_ids", self.segment_ids.as_ref())];
         for (name, part) in parts {
             if let Some(found) = part.map(|t| t.dims()).filter(|&found| found != expected) {
                 return Err(Error::input(name, format!("shape {found:?}, but input_ids have {expected:?}")));
@@ -84,6 +85,40 @@ impl<B: Backend> ModelInput<B> {
         }
         Ok(())
     }
+
+    /// The segment of every token on the host, row by row; -1 at padding.
+    ///
+    /// # Errors
+    /// What [`check`](Self::check) refuses, and a real token in a segment below 0.
+    pub fn segments(&self) -> Result<Vec<i64>> {
+        self.check()?;
+        let real = host(&self.attention_mask);
+        let mut segments = self.segment_ids.as_ref().map_or_else(|| vec![0; real.len()], host);
+        for (at, (segment, real)) in segments.iter_mut().zip(real).enumerate() {
+            match real {
+                0 => *segment = -1,
+                _ if *segment < 0 => {
+                    let reason =
+                        format!("{segment} at place {at}; segments count from 0, and padding is masked");
+                    return Err(Error::input("segment_ids", reason));
+                }
+                _ => {}
+            }
+        }
+        Ok(segments)
+    }
+}
+
+/// Ids and mask of rows, padded on the right.
+fn padded<B: Backend>(rows: &[Vec<u32>], pad: u32, device: &B::Device) -> [Tensor<B, 2, Int>; 2] {
+    let tokens = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let (mut ids, mut mask) = (Vec::new(), Vec::new());
+    for row in rows {
+        ids.extend(row.iter().map(|&id| i64::from(id)));
+        ids.resize(ids.len() + tokens - row.len(), i64::from(pad));
+        mask.extend((0..tokens).map(|i| i64::from(i < row.len())));
+    }
+    [ids, mask].map(|v| Tensor::from_data(TensorData::new(v, [rows.len(), tokens]), device))
 }
 
 /// Ids on the host, each checked to be within the vocabulary.
@@ -100,18 +135,4 @@ pub(crate) fn ids<B: Backend, const D: usize>(ids: &Tensor<B, D, Int>, vocab: us
 /// Integers on the host, whatever their width on the device.
 pub(crate) fn host<B: Backend, const D: usize>(ints: &Tensor<B, D, Int>) -> Vec<i64> {
     ints.to_data().iter::<i64>().collect()
-}
-
-/// Positions that count the real tokens of each row from 0, on the host.
-pub(crate) fn positions<B: Backend>(attention_mask: &Tensor<B, 2, Int>) -> Vec<i64> {
-    let tokens = attention_mask.dims()[1];
-    let row = |row: &[i64]| {
-        let mut next = 0;
-        let count = |real: &i64| {
-            next += i64::from(*real != 0);
-            (next - 1).max(0)
-        };
-        row.iter().map(count).collect::<Vec<i64>>()
-    };
-    host(attention_mask).chunks(tokens.max(1)).flat_map(row).collect()
 }

@@ -4,19 +4,22 @@
 //!
 //! A model is read from a Hugging Face folder by [`Pretrained::from_pretrained`] and used through [`LanguageModel`] and
 //! [`VisionLanguageModel`], whichever it is. Rows go in as [`ModelInput`]; image placeholders are already expanded to
-//! as many image tokens as a picture has features.
+//! as many image tokens as a picture [takes](VisionLanguageModel::tokens).
 //!
 //! ```no_run
-//! use aspo_models::{GenerateConfig, Llava, LoadOptions, ModelInput, Pretrained, VisionLanguageModel, generate};
+//! use aspo_models::{
+//!     GenerateConfig, Llava, LoadOptions, ModelInput, Picture, Pretrained, VisionLanguageModel, generate,
+//! };
 //! use burn::tensor::Tensor;
 //! use burn_flex::Flex;
 //!
 //! # fn main() -> aspo_models::Result<()> {
 //! let device = Default::default();
 //! let (model, _) = Llava::<Flex>::from_pretrained("llava-1.5-7b-hf", &LoadOptions::default(), &device)?;
-//! let pixels = Tensor::zeros([1, 3, 336, 336], &device); // one picture, normalised
-//! let features = model.vision_features(pixels)?;
-//! let ids = [vec![1], vec![model.image_token(); model.tokens_per_image()], vec![1724, 338, 445, 29973]].concat();
+//! let pictures = Picture::each(Tensor::zeros([1, 3, 336, 336], &device)); // one picture, normalised
+//! let image = vec![model.image_token(); model.tokens(&pictures[0].shape)];
+//! let features = model.vision_features(&pictures)?;
+//! let ids = [vec![1], image, vec![1724, 338, 445, 29973]].concat();
 //! let input = ModelInput::from_rows(&[ids], 0, &device).with_images(features);
 //! let answer = generate(&model, &input, &GenerateConfig::default(), |_row, token| print!("{token} "))?;
 //! # Ok(())
@@ -56,7 +59,8 @@
 //!
 //! - Softmax, norms and rotary angles are computed in `f32` whatever the weights are; factors of adapters are `f32`.
 //! - A linear layer keeps its weight as Hugging Face lays it, `[out, in]`, and parameters have Hugging Face's names.
-//! - Positions count the real tokens of each row from 0 unless they are given, so padding may stand on either side.
+//! - Positions are the model's own: LLaMA's count the real tokens of each row from 0, so padding may stand on either side,
+//!   and restart after the prompt of a packed row.
 //! - Attention runs the same operations with and without a graph, so a policy whose adapter is still zero equals its
 //!   reference exactly.
 //! - On a plain autodiff pass a layer keeps one set of attention weights; [`recompute_backward`] keeps none.
@@ -64,6 +68,7 @@
 pub mod checkpoint;
 pub mod clip;
 pub mod config;
+mod decoder;
 mod error;
 pub mod generate;
 #[cfg(feature = "hub")]
@@ -75,20 +80,25 @@ pub mod llava;
 pub mod lora;
 mod model;
 pub mod nn;
+mod picture;
+mod positions;
 mod recompute;
 
 pub use checkpoint::{Checkpoint, LoadOptions, LoadReport, Precision, Pretrained, SaveOptions, stable_ids};
 pub use clip::{Clip, ClipConfig};
 pub use config::ModelConfig;
+pub use decoder::{Decoder, DecoderShape, SplitBlock, at_places};
 pub use error::{Error, Result};
 pub use generate::{GenerateConfig, generate};
-pub use input::ModelInput;
+pub use input::{Instruction, ModelInput};
 pub use instructblip::{InstructBlip, InstructBlipConfig};
 pub use llama::{Llama, LlamaConfig};
 pub use llava::{Llava, LlavaConfig};
 pub use lora::{Adapter, LoraConfig};
-pub use model::{LanguageModel, VisionLanguageModel};
+pub use model::{LanguageModel, VisionLanguageModel, embed_with_images};
 pub use nn::EachLinear;
+pub use picture::{ImageFeatures, Picture, PictureShape};
+pub use positions::Positions;
 pub use recompute::{Recomputed, recompute_backward};
 
 /// The examples of the README compile and run too.

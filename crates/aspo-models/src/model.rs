@@ -3,18 +3,23 @@
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 
+use crate::decoder::Decoder;
 use crate::error::{Error, Result};
 use crate::input::{self, ModelInput};
-use crate::llama::{Llama, LlamaModel};
-use crate::nn::{EachLinear, project};
+use crate::nn::{EachLinear, cast, project};
+use crate::picture::{ImageFeatures, Picture, PictureShape};
+use crate::positions::Positions;
 
-/// A decoder that scores the next token of a row.
+/// A decoder with its output head: scores the next token of a row.
 pub trait LanguageModel<B: Backend>: Module<B> + EachLinear<B> {
-    /// The layers.
-    fn decoder(&self) -> &LlamaModel<B>;
+    /// Its blocks.
+    type Decoder: Decoder<B>;
+
+    /// The blocks.
+    fn decoder(&self) -> &Self::Decoder;
 
     /// The output head's weight, `[vocabulary, hidden]`; with an adapter on the head, `W + scale · B A` in `f32`, with
-    /// gradients to its factors.
+    /// gradients to its factors ([`Linear::adapted_weight`](crate::nn::Linear::adapted_weight)).
     fn head(&self) -> Tensor<B, 2>;
 
     /// The decoder's inputs, `[batch, tokens, hidden]`: token vectors, pictures in their places.
@@ -23,22 +28,45 @@ pub trait LanguageModel<B: Backend>: Module<B> + EachLinear<B> {
     /// Ids outside the vocabulary, parts of other shapes than the ids, or pictures that do not fit the image tokens.
     fn embed(&self, input: &ModelInput<B>) -> Result<Tensor<B, 3>>;
 
+    /// Ids that end an answer.
+    fn end_tokens(&self) -> Vec<u32>;
+
+    /// Where each token stands and whom it sees: one axis that counts, by default. Models whose positions follow the shapes
+    /// of pictures (M-RoPE) compute them here, so that training, packed rows and generation have them alike.
+    ///
+    /// # Errors
+    /// As [`ModelInput::segments`].
+    fn positions(&self, input: &ModelInput<B>) -> Result<Positions> {
+        Positions::of(input)
+    }
+
     /// Hidden states after the final norm, `[batch, tokens, hidden]`.
     ///
     /// # Errors
     /// As [`embed`](Self::embed).
     fn hidden(&self, input: &ModelInput<B>) -> Result<Tensor<B, 3>> {
         let embeds = self.embed(input)?;
-        Ok(self.decoder().forward(embeds, &self.decoder().context(input)))
+        let context = self.decoder().context(&self.positions(input)?, &embeds.device());
+        Ok(self.decoder().forward(embeds, &context))
     }
 
     /// Hidden states at chosen places only, `[places, hidden]`; place `row · tokens + column` of the batch.
     ///
     /// # Errors
-    /// As [`embed`](Self::embed).
+    /// As [`embed`](Self::embed), and places outside the batch.
     fn hidden_at(&self, input: &ModelInput<B>, places: Tensor<B, 1, Int>) -> Result<Tensor<B, 2>> {
         let embeds = self.embed(input)?;
-        Ok(self.decoder().forward_at(embeds, &self.decoder().context(input), places))
+        let [batch, tokens, _] = embeds.dims();
+        let inside = |place: i64| match usize::try_from(place) {
+            Ok(place) if place < batch * tokens => Ok(place),
+            _ => {
+                let reason = format!("{place}, but the batch has {batch} rows of {tokens} tokens");
+                Err(Error::input("places", reason))
+            }
+        };
+        let places = input::host(&places).into_iter().map(inside).collect::<Result<Vec<_>>>()?;
+        let context = self.decoder().context(&self.positions(input)?, &embeds.device());
+        Ok(self.decoder().forward_at(embeds, &context, &places))
     }
 
     /// Scores of the next token everywhere, `[batch, tokens, vocabulary]`; for small models and tests.
@@ -52,59 +80,46 @@ pub trait LanguageModel<B: Backend>: Module<B> + EachLinear<B> {
 
 /// A language model that sees pictures.
 pub trait VisionLanguageModel<B: Backend>: LanguageModel<B> {
-    /// Image tokens that a picture takes in a row.
-    fn tokens_per_image(&self) -> usize;
-
     /// The id that holds the place of a picture's features.
     fn image_token(&self) -> u32;
 
-    /// Height and width of a picture in pixels.
+    /// How many of them a picture of this shape takes.
+    fn tokens(&self, shape: &PictureShape) -> usize;
+
+    /// Height and width of a tile in pixels, which an image processor's settings are held to.
     fn image_size(&self) -> usize;
 
-    /// The path of the vision tower, which is not trained: what lies below it sees no gradient.
-    fn tower(&self) -> &'static str;
+    /// Paths of the modules that are not trained: what lies below them sees no gradient, because
+    /// [`vision_features`](Self::vision_features) runs through them once a picture.
+    fn frozen(&self) -> &'static [&'static str];
 
-    /// What the vision tower sees in `[images, 3, size, size]` normalised pixels: `[images, features, width]`.
+    /// What the vision tower sees in each picture.
     ///
-    /// The tower is frozen in training: run it once a picture on the plain backend (`model.valid()`), keep the
-    /// result, and give it as [`ModelInput::image_features`]. The projector comes later, in
-    /// [`embed`](LanguageModel::embed), and so can be trained.
+    /// Run it on the plain backend (`model.valid()`), keep the result, and give it as [`ModelInput::image_features`]. The
+    /// projector comes later, in [`embed`](LanguageModel::embed), and so can be trained.
     ///
     /// # Errors
     /// Pixels of another shape than the model's.
-    fn vision_features(&self, pixels: Tensor<B, 4>) -> Result<Tensor<B, 3>>;
+    fn vision_features(&self, pictures: &[Picture<B>]) -> Result<Vec<ImageFeatures<B>>>;
 }
 
-impl<B: Backend> LanguageModel<B> for Llama<B> {
-    fn decoder(&self) -> &LlamaModel<B> {
-        &self.model
-    }
-
-    fn head(&self) -> Tensor<B, 2> {
-        Llama::head(self)
-    }
-
-    fn embed(&self, input: &ModelInput<B>) -> Result<Tensor<B, 3>> {
-        input.check()?;
-        input::ids(&input.input_ids, self.config().vocab_size)?;
-        if input.image_features.is_some() {
-            return Err(Error::input("image_features", "a language model without vision was given pictures"));
-        }
-        Ok(self.model.embed_tokens.forward(input.input_ids.clone()))
-    }
-}
-
-/// Token vectors with `features` `[images, per image, hidden]` in the places of the image token, in reading order.
-pub(crate) fn embed_with_images<B: Backend>(
-    decoder: &LlamaModel<B>,
+/// Token vectors with `features` in the places of the image token `token`, in reading order: the usual
+/// [`LanguageModel::embed`] of a vision-language model.
+///
+/// `features` are those of all pictures of `input`, projected, `[image tokens, hidden]`; `None` for text alone. The image
+/// token may lie outside the table.
+///
+/// # Errors
+/// What [`ModelInput::check`] refuses, ids outside the vocabulary, and more or fewer image tokens than features.
+pub fn embed_with_images<B: Backend>(
+    decoder: &impl Decoder<B>,
     input: &ModelInput<B>,
     token: u32,
-    features: Option<Tensor<B, 3>>,
+    features: Option<Tensor<B, 2>>,
 ) -> Result<Tensor<B, 3>> {
     input.check()?;
     let [batch, tokens] = input.input_ids.dims();
-    let vocabulary = decoder.config().vocab_size;
-    // The image token may lie outside the table: its row is never looked at.
+    let vocabulary = decoder.shape().vocab_size;
     let host = input::host(&input.input_ids);
     let is_image = |id: &i64| *id == i64::from(token);
     if let Some(at) = host.iter().position(|id| !is_image(id) && !(0..vocabulary as i64).contains(id)) {
@@ -112,21 +127,23 @@ pub(crate) fn embed_with_images<B: Backend>(
         return Err(Error::input("input_ids", reason));
     }
     let count = host.iter().filter(|id| is_image(id)).count();
-    let [images, per_image, width] = features.as_ref().map_or([0, 0, 0], |f| f.dims());
-    if count != images * per_image {
-        return Err(Error::ImageTokens { tokens: count, token, images, per_image });
+    let [given, width] = features.as_ref().map_or([0, 0], |features| features.dims());
+    if count != given {
+        let images = input.image_features.len();
+        return Err(Error::ImageTokens { tokens: count, token, images, features: given });
     }
     let device = input.input_ids.device();
     let Some(features) = features.filter(|_| count > 0) else {
-        return Ok(decoder.embed_tokens.forward(input.input_ids.clone()));
+        return Ok(decoder.embed_tokens(input.input_ids.clone()));
     };
+    // The image token's row of the table is never looked at.
     let ids = if (token as usize) < vocabulary {
         input.input_ids.clone()
     } else {
         input.input_ids.clone().mask_fill(input.input_ids.clone().equal_elem(token), 0)
     };
-    let text = decoder.embed_tokens.forward(ids).reshape([batch * tokens, width]);
-    let features = crate::nn::cast(features.reshape([count, width]), text.dtype());
+    let text = decoder.embed_tokens(ids).reshape([batch * tokens, width]);
+    let features = cast(features, text.dtype());
     // One gather from "tokens, then features" keeps the way open for gradients of either.
     let mut next = (batch * tokens) as i64;
     let source: Vec<i64> = (0i64..)

@@ -1,21 +1,20 @@
 //! The backward pass with recomputation of whole blocks (Chen et al. 2016, "Training deep nets with sublinear memory
-//! cost"), and of attention by chunks of query rows within a block.
+//! cost").
 //!
 //! The forward pass runs without a graph and keeps each block's input only. Backward, each block is run again with
-//! a graph of its own: first what follows attention, then attention a few rows at a time, then what comes before it.
-//! So no more than one block's activations and one chunk of attention scores exist at any time. Gradients are those
-//! of the plain pass up to rounding.
+//! a graph of its own, so no more than one block's activations exist at any time. Where attention keeps its scores and the
+//! block can be [split](Decoder::split), it is run again in parts: what follows attention, attention a few rows at a time,
+//! what comes before it. Gradients are those of the plain pass up to rounding.
 
-use aspo_kernels::has_kernels;
 use burn::module::AutodiffModule;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Bool, Tensor, backend::AutodiffBackend, s};
 
+use crate::decoder::{Decoder, SplitBlock};
 use crate::error::{Error, Result};
 use crate::input::ModelInput;
-use crate::llama::LlamaLayer;
 use crate::model::LanguageModel;
-use crate::nn::{CHUNK_SCORES, Context, attend, merge_heads, wide};
+use crate::nn::{CHUNK_SCORES, attend, has_kernels, merge_heads, wide};
 
 /// Loss and gradients of [`recompute_backward`].
 pub struct Recomputed<B: AutodiffBackend, L> {
@@ -46,25 +45,28 @@ where
 {
     refuse_dropout(model)?;
     let decoder = model.decoder();
-    let embeds = wide(model.embed(input)?);
-    let context = decoder.context(input);
-    let inner_context = context.on(&embeds.device());
+    let embeds = model.embed(input)?;
+    let positions = model.positions(input)?;
+    let device = embeds.device();
+    let context = decoder.context(&positions, &device);
+    let start = decoder.start(wide(embeds), &context);
 
     // Forward without a graph, on the same storage.
     let inner = model.valid();
-    let layers = &inner.decoder().layers;
-    let mut inputs = Vec::with_capacity(layers.len());
-    let mut x = embeds.clone().inner();
-    for layer in layers {
+    let plain = inner.decoder();
+    let plain_context = plain.context(&positions, &device);
+    let mut inputs = Vec::new();
+    let mut x = start.clone().inner();
+    for index in 0..plain.shape().num_hidden_layers {
         inputs.push(x.clone());
-        x = layer.forward(x, &inner_context);
+        x = plain.block(index, x, &plain_context, None);
     }
-    drop(inner);
+    drop((plain_context, inner));
 
     // The final norm, the head and the loss.
     let mut sum = GradientsAccumulator::<M>::new();
     let last = Tensor::<B, 3>::from_inner(x).require_grad();
-    let (value, extra) = loss(decoder.norm.forward(last.clone()))?;
+    let (value, extra) = loss(decoder.finish(last.clone()))?;
     let inner_value = value.clone().inner();
     let mut grads = value.backward();
     let Some(mut flow) = last.grad_remove(&mut grads) else {
@@ -72,48 +74,50 @@ where
     };
     sum.accumulate(model, GradientsParams::from_grads(grads, model));
 
-    for (layer, x) in decoder.layers.iter().zip(inputs).rev() {
-        flow = block_backward(model, layer, x, flow, &context, &inner_context, &mut sum);
+    for (index, x) in inputs.into_iter().enumerate().rev() {
+        flow = match decoder.split(index).filter(|_| !has_kernels::<B>()) {
+            Some(block) => split_backward(model, block, &context, x, flow, &mut sum),
+            None => {
+                let x = Tensor::<B, 3>::from_inner(x).require_grad();
+                let result = decoder.block(index, x.clone(), &context, None);
+                let mut grads = (result * Tensor::from_inner(flow)).sum().backward();
+                let before = x.grad_remove(&mut grads).expect("a block depends on its input");
+                sum.accumulate(model, GradientsParams::from_grads(grads, model));
+                before
+            }
+        };
     }
 
-    // What made the embeddings: the token table and a projector, where they are trained.
-    let grads = (embeds * Tensor::from_inner(flow)).sum().backward();
+    // What made the inputs: the token table and a projector, where they are trained.
+    let grads = (start * Tensor::from_inner(flow)).sum().backward();
     sum.accumulate(model, GradientsParams::from_grads(grads, model));
     Ok(Recomputed { loss: inner_value, grads: sum.grads(), extra })
 }
 
-/// Backward through one block from the gradient of its result; gives the gradient of its input.
-fn block_backward<B, M>(
+/// Backward through one block from the gradient of its result, with the attention scores of a few queries at a time; gives
+/// the gradient of its input.
+fn split_backward<B, M, C>(
     model: &M,
-    layer: &LlamaLayer<B>,
+    block: &dyn SplitBlock<B, C>,
+    context: &C,
     input: Tensor<B::InnerBackend, 3>,
     flow: Tensor<B::InnerBackend, 3>,
-    context: &Context<B>,
-    inner_context: &Context<B::InnerBackend>,
     sum: &mut GradientsAccumulator<M>,
 ) -> Tensor<B::InnerBackend, 3>
 where
     B: AutodiffBackend,
     M: AutodiffModule<B>,
 {
-    let leaf = |t| Tensor::<B, 4>::from_inner(t).require_grad();
     let start = Tensor::<B, 3>::from_inner(input.clone()).require_grad();
-    if has_kernels::<B>() {
-        // Attention keeps no scores: the block is run again as it is.
-        let result = layer.forward(start.clone(), context);
-        let mut grads = (result * Tensor::from_inner(flow)).sum().backward();
-        let before = start.grad_remove(&mut grads);
-        sum.accumulate(model, GradientsParams::from_grads(grads, model));
-        return before.expect("a block depends on its input");
-    }
-    let projected = layer.project_heads(start.clone(), context);
+    let projected = block.before(start.clone(), context);
     let [q, k, v] = projected.clone().map(Tensor::inner);
+    let mask = block.hidden(context).map(Tensor::inner);
 
     // After attention.
-    let groups = layer.groups();
-    let attended = leaf(attend(q.clone(), k.clone(), v.clone(), inner_context.hidden(groups)));
+    let attended = attend(q.clone(), k.clone(), v.clone(), mask.clone());
+    let attended = Tensor::<B, 4>::from_inner(attended).require_grad();
     let around = Tensor::<B, 3>::from_inner(input).require_grad();
-    let result = layer.finish(around.clone(), merge_heads(attended.clone()));
+    let result = block.after(around.clone(), merge_heads(attended.clone()));
     let mut grads = (result * Tensor::from_inner(flow)).sum().backward();
     let around = around.grad_remove(&mut grads);
     let attended = attended.grad_remove(&mut grads);
@@ -121,7 +125,7 @@ where
 
     // Attention and what comes before it.
     let before = attended.and_then(|flow| {
-        let [gq, gk, gv] = attention_backward::<B>([q, k, v], context.hidden(groups), flow);
+        let [gq, gk, gv] = attention_backward::<B>([q, k, v], mask, flow);
         let [q, k, v] = projected;
         let pull = |t: Tensor<B, 4>, g| (t * Tensor::from_inner(g)).sum();
         let mut grads = (pull(q, gq) + pull(k, gk) + pull(v, gv)).backward();
@@ -139,7 +143,7 @@ where
 /// Gradients of queries, keys and values, a chunk of query rows at a time.
 fn attention_backward<B: AutodiffBackend>(
     [q, k, v]: [Tensor<B::InnerBackend, 4>; 3],
-    mask: Option<Tensor<B, 4, Bool>>,
+    mask: Option<Tensor<B::InnerBackend, 4, Bool>>,
     flow: Tensor<B::InnerBackend, 4>,
 ) -> [Tensor<B::InnerBackend, 4>; 3] {
     let [batch, heads, queries, _] = q.dims();
@@ -151,7 +155,7 @@ fn attention_backward<B: AutodiffBackend>(
     for from in (0..queries).step_by(rows) {
         let to = (from + rows).min(queries);
         let (q, k, v) = (leaf(q.clone().slice(s![.., .., from..to, ..])), leaf(k.clone()), leaf(v.clone()));
-        let mask = mask.clone().map(|mask| mask.slice(s![.., .., from..to, ..]));
+        let mask = mask.clone().map(|mask| Tensor::from_inner(mask.slice(s![.., .., from..to, ..])));
         let out = attend(q.clone(), k.clone(), v.clone(), mask);
         let flow = Tensor::from_inner(flow.clone().slice(s![.., .., from..to, ..]));
         let mut grads = (out * flow).sum().backward();

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use aspo_data::batch::pixel_tensor;
 use aspo_data::{HostBatch, ImageLoader};
-use aspo_models::VisionLanguageModel;
+use aspo_models::{ImageFeatures, Picture, PictureShape, VisionLanguageModel};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 
@@ -25,6 +25,7 @@ pub struct VisionFeatures {
 /// A picture's features, `[rows, width]`. InstructBLIP's tower gives more rows than image tokens.
 #[derive(Debug)]
 struct Seen {
+    picture: PictureShape,
     shape: [usize; 2],
     values: Vec<f32>,
 }
@@ -35,23 +36,30 @@ impl VisionFeatures {
         Self { loader, kept: HashMap::new(), bytes: 0 }
     }
 
-    /// Keeps the features, `[rows, width]`, of the picture with this [key](aspo_data::ImageSource::key), while there is room.
+    /// Keeps the features, `[rows, width]`, of the picture with this [key](aspo_data::ImageSource::key) and shape, while there
+    /// is room.
     ///
     /// # Errors
     /// Values of another number than the shape says.
-    pub fn keep(&mut self, key: &str, shape: [usize; 2], values: Vec<f32>) -> Result<()> {
+    pub fn keep(
+        &mut self,
+        key: &str,
+        picture: PictureShape,
+        shape: [usize; 2],
+        values: Vec<f32>,
+    ) -> Result<()> {
         if values.len() != shape[0] * shape[1] {
             return Err(unlike(key, format!("{} values for {shape:?}", values.len())));
         }
         let size = 4 * values.len();
         if self.bytes + size <= BUDGET {
             self.bytes += size;
-            self.kept.insert(key.to_owned(), Seen { shape, values });
+            self.kept.insert(key.to_owned(), Seen { picture, shape, values });
         }
         Ok(())
     }
 
-    /// The features of a batch's pictures, one entry for each run of image tokens: `[images, features, width]`.
+    /// The features of a batch's pictures, one entry for each run of image tokens.
     ///
     /// # Errors
     /// A picture that is not there or cannot be decoded, by name.
@@ -60,7 +68,7 @@ impl VisionFeatures {
         model: &M,
         batch: &HostBatch,
         device: &B::Device,
-    ) -> Result<Option<Tensor<B, 3>>> {
+    ) -> Result<Vec<ImageFeatures<B>>> {
         self.of_pieces(model, batch, &[], device)
     }
 
@@ -74,10 +82,7 @@ impl VisionFeatures {
         batch: &HostBatch,
         pieces: &[Option<Piece>],
         device: &B::Device,
-    ) -> Result<Option<Tensor<B, 3>>> {
-        if batch.image_index.is_empty() {
-            return Ok(None);
-        }
+    ) -> Result<Vec<ImageFeatures<B>>> {
         // What is seen in each run of image tokens, and its name.
         let piece = |run: usize| pieces.get(run).copied().flatten();
         let key = |(run, &image): (usize, &usize)| {
@@ -103,27 +108,24 @@ impl VisionFeatures {
                     Some(piece) => piece.of(&pixels, model.image_size()),
                     None => pixels,
                 };
-                let features = model.vision_features(pixel_tensor(&[pixels], model.image_size(), device)?)?;
-                let [_, rows, width] = features.dims();
-                let values = features.into_data().iter::<f32>().collect();
-                fresh.insert(&keys[run], Seen { shape: [rows, width], values });
+                let pictures = Picture::each(pixel_tensor(&[pixels], model.image_size(), device)?);
+                let features = model.vision_features(&pictures)?.swap_remove(0);
+                let shape = features.values.dims();
+                let values = features.values.into_data().iter::<f32>().collect();
+                fresh.insert(&keys[run], Seen { picture: features.shape, shape, values });
             }
         }
-        let (mut values, mut shape) = (Vec::new(), None);
+        let mut all = Vec::with_capacity(keys.len());
         for key in keys.iter().map(String::as_str) {
             let seen = fresh.get(key).or_else(|| self.kept.get(key));
             let seen = seen.ok_or_else(|| unlike(key, "no features were made".into()))?;
-            if *shape.get_or_insert(seen.shape) != seen.shape {
-                return Err(unlike(key, format!("{:?} beside {shape:?}", seen.shape)));
-            }
-            values.extend_from_slice(&seen.values);
+            let values = TensorData::new(seen.values.clone(), seen.shape);
+            all.push(ImageFeatures { values: Tensor::from_data(values, device), shape: seen.picture });
         }
         for (key, seen) in fresh {
-            self.keep(key, seen.shape, seen.values)?;
+            self.keep(key, seen.picture, seen.shape, seen.values)?;
         }
-        let [rows, width] = shape.unwrap_or_default();
-        let shape = [batch.image_index.len(), rows, width];
-        Ok(Some(Tensor::from_data(TensorData::new(values, shape), device)))
+        Ok(all)
     }
 }
 

@@ -41,7 +41,7 @@
 //! data.decode_pictures(&config, |_, _| ())?;
 //! data.account.lines(config.max_length).iter().for_each(|line| println!("{line}"));
 //! let plan = Plan::new::<Autodiff<Flex>, Llava<Autodiff<Flex>>>(
-//!     &config, &shape, &shape.text_config, &data.pairs, &device,
+//!     &config, &shape, &data.pairs, &device,
 //! )?;
 //! println!("{plan}");
 //! if config.objective()?.needs_similarity() {

@@ -5,11 +5,12 @@ use std::fmt;
 
 use aspo_data::EncodedPair;
 use aspo_loss::ChunkOptions;
-use aspo_models::llama::LlamaConfig;
 use aspo_models::lora::Adapted;
 use aspo_models::nn::{CHUNK_SCORES, has_kernels};
-use aspo_models::{EachLinear, ModelConfig, Pretrained, VisionLanguageModel};
-use burn::module::{Module, ModuleVisitor, Param};
+use aspo_models::{
+    Decoder, DecoderShape, EachLinear, LanguageModel, ModelConfig, Pretrained, VisionLanguageModel,
+};
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use serde::Serialize;
@@ -67,7 +68,6 @@ impl Plan {
     pub fn new<B: Backend, M: VisionLanguageModel<B> + Pretrained<B>>(
         config: &TrainConfig,
         model: &M::Config,
-        decoder: &LlamaConfig,
         pairs: &[EncodedPair],
         device: &B::Device,
     ) -> Result<Self> {
@@ -76,6 +76,7 @@ impl Plan {
         let parameters = count(&base);
         let adapted = targets(&mut base, &config.lora)?;
         let layers = sized(&mut base, adapted);
+        let decoder = base.decoder().shape();
         let trainable = layers.iter().map(|layer| layer.rank * (layer.inputs + layer.outputs)).sum::<usize>();
         let reference = match &config.ref_model {
             Some(folder) => count(&M::from_config(&M::Config::load(folder)?, device)),
@@ -100,13 +101,13 @@ impl Plan {
             answers: times * config.per_device_train_batch_size * answers,
             bytes,
             kernels: has_kernels::<B>(),
-            adapters: Adapters::of(&layers, base.tower(), !config.bf16),
+            adapters: Adapters::of(&layers, !config.bf16),
         };
         let (width, inner, layers) =
             (decoder.hidden_size, decoder.intermediate_size, decoder.num_hidden_layers);
         let per_row_pass = if config.pair_packing { 1.0 } else { 2.0 };
         let step_tokens = (times * config.global_batch()) as f64 * per_row_pass * mean_row;
-        let block_parameters = (layers * (4 * width * width + 3 * width * inner)) as f64;
+        let block_parameters = (layers * (4 * width * width + (1 + micro.sides()) * width * inner)) as f64;
         // Forward 2, gradient of inputs 2, reference 2, adapters 6; recomputation another 2.
         let passes = 6.0 + if config.gradient_checkpointing { 2.0 } else { 0.0 };
         let attention = 4.0 * mean_row * width as f64 * layers as f64;
@@ -188,17 +189,24 @@ struct Layer {
     inputs: usize,
     outputs: usize,
     rank: usize,
+    /// It is in a block of the decoder, so it reads every token.
+    decoders: bool,
 }
 
 /// The layers with their widths.
-fn sized<B: Backend>(model: &mut impl EachLinear<B>, adapted: Vec<Adapted>) -> Vec<Layer> {
+fn sized<B: Backend>(model: &mut impl LanguageModel<B>, adapted: Vec<Adapted>) -> Vec<Layer> {
+    let mut own = HashSet::<ParamId>::new();
+    model.decoder().clone().each_linear("", &mut |_, linear| {
+        own.insert(linear.weight.id);
+    });
     let mut layers = Vec::with_capacity(adapted.len());
     // Both are in the model's order.
     let mut adapted = adapted.into_iter().peekable();
     model.each_linear("", &mut |path, linear| {
         if let Some(Adapted { path, rank, .. }) = adapted.next_if(|layer| layer.path == path) {
             let [outputs, inputs] = linear.weight.lazy_shape().dims();
-            layers.push(Layer { path, inputs, outputs, rank });
+            let decoders = own.contains(&linear.weight.id);
+            layers.push(Layer { path, inputs, outputs, rank, decoders });
         }
     });
     layers
@@ -216,14 +224,13 @@ struct Adapters {
 
 impl Adapters {
     /// With `shared`, layers that read the same values keep them once; else each keeps an f32 copy of its own.
-    fn of(layers: &[Layer], tower: &str, shared: bool) -> Self {
+    fn of(layers: &[Layer], shared: bool) -> Self {
         let (mut seen, mut inputs, mut middle, mut head) = (HashSet::new(), 0, 0, false);
-        for Layer { path, inputs: width, rank, .. } in layers {
-            if path.starts_with(tower) || path.contains("qformer") {
-                continue;
-            }
+        for Layer { path, inputs: width, rank, decoders, .. } in layers {
             if path.ends_with("lm_head") {
                 head = true;
+            }
+            if !decoders {
                 continue;
             }
             middle += rank;
@@ -243,8 +250,8 @@ impl Adapters {
 
 /// Shapes of a micro-batch in the decoder, and the bytes that follow. Read off Burn's autodiff: of each operation, what
 /// its backward pass asks for.
-struct MicroShape<'a> {
-    decoder: &'a LlamaConfig,
+struct MicroShape {
+    decoder: DecoderShape,
     rows: usize,
     length: usize,
     /// Tokens of the answers.
@@ -256,15 +263,20 @@ struct MicroShape<'a> {
     adapters: Adapters,
 }
 
-impl MicroShape<'_> {
+impl MicroShape {
     fn tokens(&self) -> usize {
         self.rows * self.length
     }
 
     /// Widths of queries, and of keys or values.
     fn heads(&self) -> (usize, usize) {
-        let (decoder, width) = (self.decoder, self.decoder.head_width());
-        (decoder.num_attention_heads * width, decoder.key_value_heads() * width)
+        let (decoder, width) = (self.decoder, self.decoder.head_dim);
+        (decoder.num_attention_heads * width, decoder.num_key_value_heads * width)
+    }
+
+    /// Layers that widen the values in an MLP: two where one gates the other.
+    fn sides(&self) -> usize {
+        1 + usize::from(self.decoder.gated)
     }
 
     fn scores(&self) -> usize {
@@ -278,9 +290,10 @@ impl MicroShape<'_> {
         4 * self.decoder.hidden_size + self.bytes * (queries + 2 * keys) + 4 * queries
     }
 
-    /// The other half: input of a norm in f32, and gate, its sigmoid, their product, and the value it gates.
+    /// The other half: input of a norm in f32, and gate, its sigmoid, their product, and the value it gates; without a gate,
+    /// the activation's input and result.
     fn gated(&self) -> usize {
-        4 * self.decoder.hidden_size + 4 * self.bytes * self.decoder.intermediate_size
+        4 * self.decoder.hidden_size + 2 * self.sides() * self.bytes * self.decoder.intermediate_size
     }
 
     /// Of a token, the inputs and middles of a layer's adapters.
@@ -290,7 +303,7 @@ impl MicroShape<'_> {
 
     /// What all layers share: rotary tables, and the mask.
     fn shared(&self) -> usize {
-        8 * self.tokens() * self.decoder.head_width() + self.scores()
+        8 * self.tokens() * self.decoder.head_dim + self.scores()
     }
 
     fn logits(&self) -> usize {
@@ -310,12 +323,12 @@ impl MicroShape<'_> {
         let (queries, keys) = self.heads();
         let middle = self.adapters.middle / self.decoder.num_hidden_layers.max(1);
         let attention = self.decoder.hidden_size + 2 * queries + 2 * keys + self.decoder.num_attention_heads;
-        attention + self.decoder.hidden_size + 2 * self.decoder.intermediate_size + middle
+        attention + self.decoder.hidden_size + self.sides() * self.decoder.intermediate_size + middle
     }
 
     /// Gradients under way in a layer: of its result, and of gate and up from that of their product.
     fn flow(&self) -> usize {
-        self.decoder.hidden_size + 3 * self.decoder.intermediate_size
+        self.decoder.hidden_size + (1 + self.sides()) * self.decoder.intermediate_size
     }
 
     /// All layers' values. The last layer's MLP runs for the answers alone; the peak is at the loss, or where the backward
@@ -347,7 +360,7 @@ impl MicroShape<'_> {
         let layer = tokens * (self.attention() + self.gated() + self.adapted()) + (4 + self.bytes) * scores;
         let kept =
             self.decoder.num_hidden_layers * layer + 4 * width * (tokens + self.answers) + self.shared();
-        let gated = tokens * self.bytes * (3 * self.decoder.intermediate_size + width);
+        let gated = tokens * self.bytes * ((1 + self.sides()) * self.decoder.intermediate_size + width);
         let mixed = (8 * scores).saturating_sub(tokens * self.gated());
         kept + self.logits().max(gated).max(mixed)
     }
@@ -362,7 +375,9 @@ impl MicroShape<'_> {
         let inputs = self.bytes * width * tokens * (self.decoder.num_hidden_layers + 2) + self.shared();
         let projected = tokens * (4 * width + self.bytes * (2 * queries + 3 * keys));
         let gated = tokens
-            * (self.gated() + self.adapted() + self.bytes * (3 * self.decoder.intermediate_size + 2 * width));
+            * (self.gated()
+                + self.adapted()
+                + self.bytes * ((1 + self.sides()) * self.decoder.intermediate_size + 2 * width));
         // Of the scores of a chunk, five at once: the exponentials, their gradients from the product and from the
         // normaliser, the sum of these, and what goes on to the scores.
         let mixed =

@@ -27,16 +27,19 @@ where
     type Plain = M::InnerModule;
 }
 
-/// The layers that `lora` adapts. Refuses those of the vision tower: what it sees in a picture is computed once, without
-/// gradients.
+/// The layers that `lora` adapts. Refuses those of the model's frozen modules: what they see in a picture is computed once,
+/// without gradients.
 pub(crate) fn targets<B, M>(model: &mut M, lora: &LoraConfig) -> Result<Vec<Adapted>>
 where
     B: Backend,
     M: VisionLanguageModel<B> + Pretrained<B>,
 {
     let layers = adapted_layers(model, lora)?;
-    let tower = format!("{}.", model.tower());
-    match layers.iter().find(|layer| layer.path.starts_with(&tower)) {
+    let frozen = |path: &str| {
+        let below = |module: &&str| path.strip_prefix(module).is_some_and(|rest| rest.starts_with('.'));
+        model.frozen().iter().any(|module| below(&module))
+    };
+    match layers.iter().find(|layer| frozen(&layer.path)) {
         None => Ok(layers),
         Some(Adapted { path, .. }) => Err(Error::option(
             "lora.target_modules",

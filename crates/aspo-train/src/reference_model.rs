@@ -4,7 +4,7 @@ use std::path::Path;
 
 use aspo_data::{EncodedPair, ImageLoader};
 use aspo_loss::ChunkOptions;
-use aspo_models::{Pretrained, VisionLanguageModel};
+use aspo_models::{PictureShape, Pretrained, VisionLanguageModel};
 use burn::tensor::backend::Backend;
 
 use crate::config::TrainConfig;
@@ -38,8 +38,9 @@ impl<B: Backend, P: Pretrained<B> + VisionLanguageModel<B>> ReferenceModel<B, P>
             let found = format!("{} has {what} {its}, the model {ours}", folder.display());
             Err(Error::option("ref_model", found, "give a reference that reads the same rows of tokens"))
         };
-        if model.tokens_per_image() != policy.tokens_per_image() {
-            return told("tokens a picture:", model.tokens_per_image(), policy.tokens_per_image());
+        let square = PictureShape::whole([policy.image_size(); 2]);
+        if model.tokens(&square) != policy.tokens(&square) {
+            return told("tokens a picture:", model.tokens(&square), policy.tokens(&square));
         }
         if model.image_token() != policy.image_token() {
             return told("the image token", model.image_token() as usize, policy.image_token() as usize);

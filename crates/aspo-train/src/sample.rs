@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use aspo_data::{EncodedPair, Encoder, HostBatch, Padding};
-use aspo_models::{GenerateConfig, ModelInput, VisionLanguageModel, generate};
+use aspo_models::{GenerateConfig, Instruction, ModelInput, VisionLanguageModel, generate};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
@@ -46,7 +46,8 @@ impl Sample {
             input.image_features = features.of_batch(model, &host, device)?;
             if host.instruction_length > 0 {
                 let ids = TensorData::new(host.instruction_ids.clone(), [1, host.instruction_length]);
-                input.qformer_input_ids = Some(Tensor::from_data(ids, device));
+                let ids = Tensor::from_data(ids, device);
+                input.instruction = Some(Instruction { attention_mask: ids.ones_like(), ids });
             }
             let room =
                 encoder.max_length.map_or(NEW_TOKENS, |length| length.saturating_sub(pair.prompt_ids.len()));

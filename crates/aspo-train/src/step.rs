@@ -8,7 +8,7 @@ use aspo_loss::{
     ReferenceScores, SentenceMap, Similarity, TokenStats, Totals, changed_tokens, chunked_log_probs,
     chunked_log_probs_forward, chunked_log_probs_with_stats,
 };
-use aspo_models::{LanguageModel, ModelInput, recompute_backward};
+use aspo_models::{ImageFeatures, Instruction, LanguageModel, ModelInput, recompute_backward};
 use burn::backend::Autodiff;
 use burn::optim::GradientsParams;
 use burn::tensor::backend::Backend;
@@ -35,7 +35,7 @@ pub struct ReferenceRow {
 pub struct MicroBatch<B: Backend> {
     /// The arrays in plain memory.
     pub host: HostBatch,
-    features: Option<Tensor<B, 3>>,
+    features: Vec<ImageFeatures<B>>,
     /// Prompts with one token for each picture: what DDPO compares answers in.
     prompts: Vec<Vec<u32>>,
     /// Every pair stands a second time after all of them, beside a piece of its picture and with one token as its rejected
@@ -126,13 +126,12 @@ impl<B: Backend> MicroBatch<B> {
     }
 
     /// The model's input, on the plain backend or with gradients.
-    fn input<T: Backend<Device = B::Device>>(&self, features: Option<Tensor<T, 3>>) -> ModelInput<T> {
+    fn input<T: Backend<Device = B::Device>>(&self, features: Vec<ImageFeatures<T>>) -> ModelInput<T> {
         let shape = [self.host.rows, self.host.length];
         let grid =
             |values: Vec<i32>| Tensor::<T, 2, Int>::from_data(TensorData::new(values, shape), &self.device);
         let mask = self.host.attention_mask.iter().map(|&real| i32::from(real)).collect();
         let mut input = ModelInput::new(grid(self.host.input_ids.clone()), grid(mask));
-        input.position_ids = Some(grid(self.host.position_ids.clone()));
         input.segment_ids = Some(grid(self.host.segments.iter().map(|&segment| segment.max(0)).collect()));
         input.image_features = features;
         let [pairs, length] = [self.host.pairs(), self.host.instruction_length];
@@ -144,8 +143,8 @@ impl<B: Backend> MicroBatch<B> {
                 Tensor::<T, 2, Int>::from_data(data, &self.device)
             };
             let mask = self.host.instruction_mask.iter().map(|&real| i32::from(real)).collect();
-            input.qformer_input_ids = Some(grid(self.host.instruction_ids.clone()));
-            input.qformer_attention_mask = Some(grid(mask));
+            let ids = grid(self.host.instruction_ids.clone());
+            input.instruction = Some(Instruction { ids, attention_mask: grid(mask) });
         }
         input
     }
@@ -248,7 +247,8 @@ impl<B: Backend> MicroBatch<B> {
         chunk: &ChunkOptions,
     ) -> Result<StepOutput> {
         type Ad<B> = Autodiff<B>;
-        let input = self.input::<Ad<B>>(self.features.clone().map(Tensor::from_inner));
+        let features = self.features.iter().cloned().map(ImageFeatures::from_inner);
+        let input = self.input::<Ad<B>>(features.collect());
         let loss = |hidden: Tensor<Ad<B>, 3>| -> Result<(Tensor<Ad<B>, 1>, StepValues)> {
             let [rows, length, width] = hidden.dims();
             let positions = self.ints(&self.host.responses.positions);

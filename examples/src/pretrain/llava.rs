@@ -7,7 +7,7 @@ use aspo_loss::{ChunkOptions, LmHead, chunked_log_probs};
 use aspo_models::clip::{Clip, ClipConfig};
 use aspo_models::llama::LlamaConfig;
 use aspo_models::llava::{Llava, LlavaConfig};
-use aspo_models::{LanguageModel, ModelInput, VisionLanguageModel};
+use aspo_models::{ImageFeatures, LanguageModel, ModelInput, Picture, PictureShape, VisionLanguageModel};
 use aspo_train::{Schedule, clip_grad_norm};
 use burn::backend::Autodiff;
 use burn::module::{AutodiffModule, Module, ModuleMapper, Param};
@@ -96,10 +96,8 @@ pub fn features<B: Backend>(
     let mut out = Vec::with_capacity(pixels.len());
     for chunk in pixels.chunks(64) {
         let pixels = aspo_data::batch::pixel_tensor::<B>(chunk, model.image_size(), device)?;
-        let features = model.vision_features(pixels)?.to_data();
-        let each = features.num_elements() / chunk.len();
-        let values: Vec<f32> = features.iter::<f32>().collect();
-        out.extend(values.chunks(each).map(<[f32]>::to_vec));
+        let seen = model.vision_features(&Picture::each(pixels))?;
+        out.extend(seen.into_iter().map(|seen| seen.values.into_data().iter::<f32>().collect::<Vec<_>>()));
     }
     Ok(out)
 }
@@ -260,9 +258,13 @@ fn next_token_loss<B: Backend>(
     let mut input = ModelInput::from_rows(&ids, encoder.tokenizer.pad(), device);
     if pictures {
         let width = model.config().vision_config.hidden_size;
-        let seen: Vec<f32> = batch.iter().flat_map(|(_, seen)| seen.iter().copied()).collect();
-        let shape = [batch.len(), model.tokens_per_image(), width];
-        input = input.with_images(Tensor::from_data(TensorData::new(seen, shape), device));
+        let shape = PictureShape::whole([model.image_size(); 2]);
+        let rows = model.tokens(&shape);
+        let features = batch.iter().map(|(_, seen)| {
+            let values = TensorData::new(seen.to_vec(), [rows, width]);
+            ImageFeatures { values: Tensor::from_data(values, device), shape }
+        });
+        input = input.with_images(features.collect());
     }
     let (mut places, mut targets) = (Vec::new(), Vec::new());
     for (index, (row, _)) in batch.iter().enumerate() {

@@ -1,13 +1,14 @@
 //! The towers and their transformer layers.
 
-use aspo_kernels::{Before, Heads, linear};
+use aspo_kernels::BlockMask;
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, backend::Backend};
 
 use super::config::{ClipTextConfig, ClipVisionConfig};
+use crate::input;
 use crate::nn::{
-    Activation, Context, Embedding, LayerNorm, Linear, PatchEmbedding, attention, causal, each_linear,
-    normal, unmasked,
+    Activation, Before, Context, Embedding, Heads, LayerNorm, Linear, PatchEmbedding, attention, each_linear,
+    linear, normal, unmasked,
 };
 
 /// Multi-head self-attention with biases.
@@ -117,7 +118,8 @@ pub struct ClipTextModel<B: Backend> {
 each_linear!(ClipTextModel: encoder);
 
 impl<B: Backend> ClipTextModel<B> {
-    pub(crate) fn new(c: &ClipTextConfig, device: &B::Device) -> Self {
+    /// The tower of a config, its parameters not yet allocated.
+    pub fn new(c: &ClipTextConfig, device: &B::Device) -> Self {
         let sizes = (c.hidden_size, c.intermediate_size, c.num_attention_heads, c.num_hidden_layers);
         Self {
             embeddings: ClipTextEmbeddings {
@@ -133,7 +135,10 @@ impl<B: Backend> ClipTextModel<B> {
     pub fn forward(&self, ids: Tensor<B, 2, Int>, attention_mask: Tensor<B, 2, Int>) -> Tensor<B, 3> {
         let tokens = ids.dims()[1];
         let positions = self.embeddings.position_embedding.weight.val().slice(0..tokens);
-        let context = causal(&attention_mask, None, None);
+        let segments: Vec<i64> =
+            input::host(&attention_mask).iter().map(|&real| if real == 0 { -1 } else { 0 }).collect();
+        let mask = BlockMask::causal(ids.dims()[0], tokens, &segments);
+        let context = Context::new(mask, None, &ids.device());
         let mut x = self.embeddings.token_embedding.forward(ids) + positions.unsqueeze();
         for layer in &self.encoder.layers {
             x = layer.forward(x, &context);
@@ -171,7 +176,8 @@ pub struct VisionOutput<B: Backend> {
 }
 
 impl<B: Backend> ClipVisionModel<B> {
-    pub(crate) fn new(c: &ClipVisionConfig, device: &B::Device) -> Self {
+    /// The tower of a config, its parameters not yet allocated.
+    pub fn new(c: &ClipVisionConfig, device: &B::Device) -> Self {
         let sizes = (c.hidden_size, c.intermediate_size, c.num_attention_heads, c.num_hidden_layers);
         Self {
             embeddings: ClipVisionEmbeddings {

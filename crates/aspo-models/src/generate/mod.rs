@@ -108,7 +108,7 @@ pub fn generate<B: Backend, M: LanguageModel<B>>(
     mut on_token: impl FnMut(usize, u32),
 ) -> Result<Vec<Vec<u32>>> {
     config.check()?;
-    let eos = config.eos_token_id.clone().unwrap_or_else(|| model.decoder().config().eos());
+    let eos = config.eos_token_id.clone().unwrap_or_else(|| model.end_tokens());
     let rows = input.input_ids.dims()[0];
     if config.max_new_tokens == 0 || rows == 0 {
         return Ok(vec![Vec::new(); rows]);

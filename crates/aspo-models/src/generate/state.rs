@@ -1,14 +1,14 @@
 //! What a generation carries from token to token.
 
-use aspo_kernels::{BlockMask, Context, Tables, has_kernels};
-use burn::tensor::{Bool, Int, Tensor, TensorData, backend::Backend};
+use burn::tensor::{Tensor, TensorData, backend::Backend, s};
 
 use super::refuse;
+use crate::decoder::Decoder;
 use crate::error::Result;
-use crate::input::{self, ModelInput};
-use crate::llama::CachedContext;
+use crate::input::ModelInput;
 use crate::model::LanguageModel;
-use crate::nn::{KvCache, f32, project};
+use crate::nn::{KvCache, f32, project, wide};
+use crate::positions::Positions;
 
 /// Caches and lengths of the rows that still run. Rows are aligned at their ends, so all write to the same column.
 pub(super) struct State<B: Backend> {
@@ -17,6 +17,10 @@ pub(super) struct State<B: Backend> {
     head: Tensor<B, 2>,
     /// Columns before a row's first token.
     before: Vec<usize>,
+    /// Position of a row's next token, on every axis.
+    next: Vec<i64>,
+    /// Axes of positions.
+    axes: usize,
     /// Columns written.
     columns: usize,
     device: B::Device,
@@ -28,61 +32,62 @@ impl<B: Backend> State<B> {
         model: &M,
         input: &ModelInput<B>,
     ) -> Result<(Self, Tensor<B, 2>)> {
-        if input.segment_ids.is_some() || input.position_ids.is_some() {
-            return Err(refuse(
-                "packed segments and given positions cannot be continued; give rows of their own",
-            ));
+        if input.segment_ids.is_some() {
+            return Err(refuse("packed segments cannot be continued; give rows of their own"));
         }
         let embeds = model.embed(input)?;
+        let positions = model.positions(input)?;
         let [rows, tokens, width] = embeds.dims();
         let device = embeds.device();
-        let mask = input::host(&input.attention_mask);
-        let lengths: Vec<usize> =
-            mask.chunks(tokens.max(1)).map(|row| row.iter().filter(|&&m| m != 0).count()).collect();
+        // Places of the real tokens of each row.
+        let real = |row: usize| {
+            let places = row * tokens..(row + 1) * tokens;
+            places.filter(|&place| positions.segments[place] >= 0).collect()
+        };
+        let real: Vec<Vec<usize>> = (0..rows).map(real).collect();
+        let lengths: Vec<usize> = real.iter().map(Vec::len).collect();
         let columns = lengths.iter().copied().max().unwrap_or(0);
-        if lengths.len() != rows || lengths.contains(&0) {
+        if lengths.contains(&0) {
             return Err(refuse("every row needs at least one token to continue"));
         }
-        // Shift the real tokens of each row to its end; what stands before them is hidden by the mask.
-        let mut source = Vec::with_capacity(rows * columns);
-        let mut positions = Vec::with_capacity(rows * columns);
-        for (row, (row_mask, &length)) in mask.chunks(tokens).zip(&lengths).enumerate() {
-            source.extend(std::iter::repeat_n((row * tokens) as i64, columns - length));
-            source.extend((0..tokens).filter(|&t| row_mask[t] != 0).map(|t| (row * tokens + t) as i64));
-            positions.extend(std::iter::repeat_n(0i64, columns - length));
-            positions.extend(0..length as i64);
-        }
-        let int = |v: Vec<i64>, shape: [usize; 2]| {
-            Tensor::<B, 2, Int>::from_data(TensorData::new(v, shape), &device)
-        };
-        let source = int(source, [1, rows * columns]).reshape([rows * columns]);
-        let embeds = embeds.reshape([rows * tokens, width]).select(0, source).reshape([rows, columns, width]);
-        let decoder = model.decoder();
+        // Shift the real tokens of each row to its end; what stands before them is padding.
+        let source: Vec<usize> = (0..rows)
+            .flat_map(|row| {
+                let padding = std::iter::repeat_n(row * tokens, columns - lengths[row]);
+                padding.chain(real[row].iter().copied())
+            })
+            .collect();
+        let shifted = |axis: &Vec<i64>| source.iter().map(|&place| axis[place]).collect();
+        let axes: Vec<Vec<i64>> = positions.axes.iter().map(shifted).collect();
+        let index: Vec<i64> = source.iter().map(|&place| place as i64).collect();
+        let index = Tensor::from_data(TensorData::new(index, [rows * columns]), &device);
+        let embeds = embeds.reshape([rows * tokens, width]).select(0, index).reshape([rows, columns, width]);
         let mut state = Self {
-            caches: (0..decoder.layers.len()).map(|_| KvCache::default()).collect(),
+            caches: vec![KvCache::default(); model.decoder().shape().num_hidden_layers],
             head: model.head(),
             before: lengths.iter().map(|length| columns - length).collect(),
+            next: (0..rows).map(|row| positions.next(row)).collect(),
+            axes: axes.len(),
             columns: 0,
-            device: device.clone(),
+            device,
         };
-        let logits = state.run(model, embeds, &positions);
+        let logits = state.run(model, embeds, axes);
         Ok((state, logits))
     }
 
     /// Add one token to each row; gives the scores of the next.
     pub(super) fn step<M: LanguageModel<B>>(&mut self, model: &M, tokens: &[u32]) -> Tensor<B, 2> {
-        let rows = tokens.len();
-        let column =
-            |v: Vec<i64>| Tensor::<B, 2, Int>::from_data(TensorData::new(v, [rows, 1]), &self.device);
-        let ids = column(tokens.iter().map(|&t| i64::from(t)).collect());
-        let positions: Vec<i64> = self.before.iter().map(|before| (self.columns - before) as i64).collect();
-        let embeds = model.decoder().embed_tokens.forward(ids);
-        self.run(model, embeds, &positions)
+        let ids: Vec<i64> = tokens.iter().map(|&token| i64::from(token)).collect();
+        let ids = Tensor::from_data(TensorData::new(ids, [tokens.len(), 1]), &self.device);
+        let axes = vec![self.next.clone(); self.axes];
+        self.next.iter_mut().for_each(|next| *next += 1);
+        self.run(model, model.decoder().embed_tokens(ids), axes)
     }
 
     /// Keep these rows only, in this order; a row may be taken more than once (beams).
     pub(super) fn keep(&mut self, rows: &[usize]) {
         self.before = rows.iter().map(|&row| self.before[row]).collect();
+        self.next = rows.iter().map(|&row| self.next[row]).collect();
         let index: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
         let index = Tensor::from_data(TensorData::new(index, [rows.len()]), &self.device);
         for cache in &mut self.caches {
@@ -90,38 +95,28 @@ impl<B: Backend> State<B> {
         }
     }
 
+    /// New tokens at these positions, behind what is written.
     fn run<M: LanguageModel<B>>(
         &mut self,
         model: &M,
         embeds: Tensor<B, 3>,
-        positions: &[i64],
+        axes: Vec<Vec<i64>>,
     ) -> Tensor<B, 2> {
-        let [rows, new, width] = embeds.dims();
-        let decoder = model.decoder();
-        let rotary = decoder.rotary(positions);
-        let tables = Tables::new(&rotary, &self.device);
-        let first = (has_kernels::<B>() && self.columns == 0).then(|| {
-            let row = |before: &usize| (0..new).map(|token| if token < *before { -1 } else { 0 }).collect();
-            let segments: Vec<Vec<i64>> = self.before.iter().map(row).collect();
-            Context::new(BlockMask::causal(rows, new, &segments.concat()), Some(rotary), &self.device)
+        let [batch, tokens, width] = embeds.dims();
+        let past = self.columns;
+        self.columns += tokens;
+        let columns = self.columns;
+        let segments = self.before.iter().flat_map(|&before| {
+            std::iter::repeat_n(-1, before).chain(std::iter::repeat_n(0, columns - before))
         });
-        let context = CachedContext { tables, mask: self.mask(rows, new), first };
-        let hidden = decoder.forward_cached(embeds, &context, &mut self.caches);
-        self.columns += new;
-        // The head is applied to the last column alone.
-        let last = hidden.slice([0..rows, new - 1..new, 0..width]).reshape([rows, width]);
+        let positions = Positions { batch, tokens, past, axes, segments: segments.collect() };
+        let decoder = model.decoder();
+        let context = decoder.context(&positions, &self.device);
+        let x = decoder.start(wide(embeds), &context);
+        let caches = self.caches.iter_mut().enumerate();
+        let x = caches.fold(x, |x, (index, cache)| decoder.block(index, x, &context, Some(cache)));
+        // Norm and head are applied to the last column alone.
+        let last = decoder.finish(x.slice(s![.., tokens - 1.., ..])).reshape([batch, width]);
         f32(project(last, self.head.clone()))
-    }
-
-    /// `[rows, 1, new, capacity]`: hidden are the columns before a row, after the query, and not yet written.
-    fn mask(&self, rows: usize, new: usize) -> Tensor<B, 4, Bool> {
-        let capacity = self.caches.first().map_or(new, |cache| cache.capacity_with(new));
-        let mut mask = Vec::with_capacity(rows * new * capacity);
-        for &before in &self.before {
-            for query in self.columns..self.columns + new {
-                mask.extend((0..capacity).map(|key| key < before || key > query));
-            }
-        }
-        Tensor::from_data(TensorData::new(mask, [rows, 1, new, capacity]), &self.device)
     }
 }

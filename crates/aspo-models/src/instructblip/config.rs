@@ -200,7 +200,7 @@ impl ModelConfig for InstructBlipConfig {
             return Err(Error::config("qformer_config.position_embedding_type", reason));
         }
         config::check_id("image_token_index", self.image_token_index)?;
-        self.text_config.check_at("text_config")
+        self.text_config.check_at("text_config", &["llama"])
     }
 }
 

@@ -8,10 +8,11 @@ use burn::module::{Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
 
 use crate::error::{Error, Result};
-use crate::input::{self, ModelInput};
+use crate::input::{self, Instruction, ModelInput};
 use crate::llama::{Llama, LlamaModel};
 use crate::model::{LanguageModel, VisionLanguageModel, embed_with_images};
 use crate::nn::{Linear, each_linear};
+use crate::picture::{ImageFeatures, Picture, PictureShape};
 
 pub use config::{BlipVisionConfig, InstructBlipConfig, QFormerConfig};
 pub use qformer::QFormer;
@@ -41,22 +42,21 @@ impl<B: Backend> InstructBlip<B> {
         &self.config
     }
 
-    /// The queries' last states, `[images, queries, Q-Former width]`, from the tower's `[images, patches, width]` and
-    /// the instruction in `input`.
+    /// The queries' last states, `[images, queries, Q-Former width]`, from the tower's features and the instruction of `input`;
+    /// `None` without pictures.
     ///
     /// # Errors
     /// Features of another shape than the tower's; no instruction, not one for each picture, or one that is too
     /// long or outside the Q-Former's vocabulary.
-    pub fn query(&self, features: Tensor<B, 3>, input: &ModelInput<B>) -> Result<Tensor<B, 3>> {
+    pub fn query(&self, input: &ModelInput<B>) -> Result<Option<Tensor<B, 3>>> {
         let (vision, qformer) = (&self.config.vision_config, &self.config.qformer_config);
-        let [images, patches, width] = features.dims();
-        if (patches, width) != (vision.patches() + 1, vision.hidden_size) {
-            let (p, w) = (vision.patches() + 1, vision.hidden_size);
-            let reason = format!("{:?}, expected [images, {p}, {w}]", features.dims());
-            return Err(Error::input("image_features", reason));
-        }
-        let Some(ids) = input.qformer_input_ids.clone() else {
-            return Err(Error::input("qformer_input_ids", "missing: the Q-Former reads the instruction too"));
+        let (patches, width) = (vision.patches() + 1, vision.hidden_size);
+        let Some(features) = ImageFeatures::stacked(&input.image_features, patches, width)? else {
+            return Ok(None);
+        };
+        let images = input.image_features.len();
+        let Some(Instruction { ids, attention_mask }) = input.instruction.clone() else {
+            return Err(Error::input("instruction", "missing: the Q-Former reads it beside the picture"));
         };
         let [rows, tokens] = ids.dims();
         if rows != images || tokens > qformer.max_position_embeddings {
@@ -64,23 +64,24 @@ impl<B: Backend> InstructBlip<B> {
                 "shape [{rows}, {tokens}]; one row for each of {images} pictures and at most {} tokens are possible",
                 qformer.max_position_embeddings
             );
-            return Err(Error::input("qformer_input_ids", reason));
+            return Err(Error::input("instruction", reason));
         }
         input::ids(&ids, qformer.vocab_size)?;
-        let mask = input.qformer_attention_mask.clone().unwrap_or_else(|| ids.ones_like());
-        if mask.dims() != ids.dims() {
-            return Err(Error::input(
-                "qformer_attention_mask",
-                format!("{:?}, not {:?}", mask.dims(), ids.dims()),
-            ));
+        if attention_mask.dims() != ids.dims() {
+            let reason = format!("its mask has shape {:?}, not {:?}", attention_mask.dims(), ids.dims());
+            return Err(Error::input("instruction", reason));
         }
         let queries = self.query_tokens.val();
-        let [_, count, width] = queries.dims();
-        Ok(self.qformer.forward(queries.expand([images, count, width]), features, Some((ids, mask))))
+        let [_, count, inner] = queries.dims();
+        let queries = queries.expand([images, count, inner]);
+        let features = features.reshape([images, patches, width]);
+        Ok(Some(self.qformer.forward(queries, features, Some((ids, attention_mask)))))
     }
 }
 
 impl<B: Backend> LanguageModel<B> for InstructBlip<B> {
+    type Decoder = LlamaModel<B>;
+
     fn decoder(&self) -> &LlamaModel<B> {
         &self.language_model.model
     }
@@ -90,40 +91,38 @@ impl<B: Backend> LanguageModel<B> for InstructBlip<B> {
     }
 
     fn embed(&self, input: &ModelInput<B>) -> Result<Tensor<B, 3>> {
-        let features = match input.image_features.clone() {
-            Some(features) if features.dims()[0] > 0 => {
-                Some(self.language_projection.forward(self.query(features, input)?))
-            }
-            _ => None,
-        };
+        let features = self.query(input)?.map(|queries| {
+            let projected = self.language_projection.forward(queries);
+            let [images, count, width] = projected.dims();
+            projected.reshape([images * count, width])
+        });
         embed_with_images(self.decoder(), input, self.image_token(), features)
+    }
+
+    fn end_tokens(&self) -> Vec<u32> {
+        self.language_model.end_tokens()
     }
 }
 
 impl<B: Backend> VisionLanguageModel<B> for InstructBlip<B> {
-    fn tokens_per_image(&self) -> usize {
-        self.config.num_query_tokens
-    }
-
     fn image_token(&self) -> u32 {
         self.config.image_token_index
+    }
+
+    fn tokens(&self, _: &PictureShape) -> usize {
+        self.config.num_query_tokens
     }
 
     fn image_size(&self) -> usize {
         self.config.vision_config.image_size
     }
 
-    fn tower(&self) -> &'static str {
-        "vision_model"
+    fn frozen(&self) -> &'static [&'static str] {
+        &["vision_model"]
     }
 
-    fn vision_features(&self, pixels: Tensor<B, 4>) -> Result<Tensor<B, 3>> {
-        let size = self.image_size();
-        let [images, channels, height, width] = pixels.dims();
-        if images == 0 || (channels, height, width) != (3, size, size) {
-            let reason = format!("shape {:?}, expected [images, 3, {size}, {size}]", pixels.dims());
-            return Err(Error::input("pixels", reason));
-        }
-        Ok(self.vision_model.forward(pixels))
+    fn vision_features(&self, pictures: &[Picture<B>]) -> Result<Vec<ImageFeatures<B>>> {
+        let pixels = Picture::squares(pictures, self.image_size())?;
+        Ok(ImageFeatures::each(self.vision_model.forward(pixels), pictures))
     }
 }

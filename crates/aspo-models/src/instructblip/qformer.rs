@@ -157,7 +157,8 @@ pub struct QFormer<B: Backend> {
 each_linear!(QFormer: encoder);
 
 impl<B: Backend> QFormer<B> {
-    pub(crate) fn new(c: &QFormerConfig, picture: usize, device: &B::Device) -> Self {
+    /// For pictures of `picture` features; its parameters are not yet allocated.
+    pub fn new(c: &QFormerConfig, picture: usize, device: &B::Device) -> Self {
         let wide = || QFormerIntermediate {
             dense: Linear::new(c.hidden_size, c.intermediate_size, true, device),
             act: c.hidden_act,

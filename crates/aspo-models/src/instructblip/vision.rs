@@ -62,7 +62,8 @@ pub struct BlipVisionModel<B: Backend> {
 each_linear!(BlipVisionModel: encoder);
 
 impl<B: Backend> BlipVisionModel<B> {
-    pub(crate) fn new(c: &BlipVisionConfig, device: &B::Device) -> Self {
+    /// The tower of a config, its parameters not yet allocated.
+    pub fn new(c: &BlipVisionConfig, device: &B::Device) -> Self {
         let width = c.hidden_size;
         let norm = || LayerNorm::new(width, c.layer_norm_eps, device);
         let layer = |_| BlipEncoderLayer {

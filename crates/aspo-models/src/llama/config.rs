@@ -13,7 +13,7 @@ use crate::nn::{Activation, Init, Linear, initialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LlamaConfig {
-    /// Always `llama`.
+    /// `llama`; inside vision-language models also Qwen2's names, which mean biases on queries, keys and values.
     pub model_type: String,
     /// Tokens known.
     pub vocab_size: usize,
@@ -181,7 +181,7 @@ impl ModelConfig for LlamaConfig {
     const ARCHITECTURES: &'static [&'static str] = &["LlamaForCausalLM"];
 
     fn check(&self) -> Result<()> {
-        self.check_at("")
+        self.check_at("", &["llama"])
     }
 }
 
@@ -194,6 +194,21 @@ impl LlamaConfig {
     /// Width of a head.
     pub fn head_width(&self) -> usize {
         self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
+    }
+
+    /// Whether this is Qwen2's decoder: LLaMA's with biases of its own in the attention.
+    fn is_qwen2(&self) -> bool {
+        self.model_type.starts_with("qwen2")
+    }
+
+    /// Biases in the projections to queries, keys and values. Qwen2 has them whatever `attention_bias` says.
+    pub fn qkv_bias(&self) -> bool {
+        self.attention_bias || self.is_qwen2()
+    }
+
+    /// A bias in attention's output projection; Qwen2 has none.
+    pub fn output_bias(&self) -> bool {
+        self.attention_bias && !self.is_qwen2()
     }
 
     /// Ids that end a text.
@@ -231,8 +246,9 @@ impl LlamaConfig {
         Ok(())
     }
 
-    pub(crate) fn check_at(&self, at: &str) -> Result<()> {
-        config::expect_type(&self.model_type, &["llama"], "llama")?;
+    /// The check of a config that is nested at `at`, where these model types may stand.
+    pub(crate) fn check_at(&self, at: &str, known: &[&'static str]) -> Result<()> {
+        config::expect_type(&self.model_type, known, known.first().copied().unwrap_or_default())?;
         config::check_sizes(
             at,
             &[
@@ -265,7 +281,9 @@ impl LlamaConfig {
             &[
                 ("partial_rotary_factor", &|value| value.as_f64() == Some(1.0)),
                 ("attention_dropout", &|value| value.as_f64() == Some(0.0)),
-                ("sliding_window", &|_| false),
+                // Qwen2 names a window even where it is switched off.
+                ("sliding_window", &|_| self.is_qwen2()),
+                ("use_sliding_window", &|value| !self.is_qwen2() || value.as_bool() == Some(false)),
                 ("layer_types", &full),
             ],
         )

@@ -4,15 +4,16 @@ mod config;
 mod parts;
 
 use burn::module::Module;
-use burn::tensor::{Int, Tensor, backend::Backend};
+use burn::tensor::{Tensor, backend::Backend};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::input::{self, ModelInput};
-use crate::nn::{Linear, each_linear, project};
+use crate::model::LanguageModel;
+use crate::nn::{Linear, each_linear};
 
 pub(crate) use config::llama_init;
 pub use config::{LlamaConfig, RopeParameters};
-pub use parts::{CachedContext, LlamaLayer, LlamaModel};
+pub use parts::{LlamaLayer, LlamaModel};
 
 /// The decoder with its output head, as Hugging Face's `LlamaForCausalLM`.
 #[derive(Module, Debug)]
@@ -30,40 +31,29 @@ impl<B: Backend> Llama<B> {
     pub fn config(&self) -> &LlamaConfig {
         &self.model.config
     }
+}
 
-    /// The output head's weight, its adapter included, `[vocabulary, hidden]`.
-    pub fn head(&self) -> Tensor<B, 2> {
-        match &self.lm_head {
-            Some(head) => head.adapted_weight(),
-            None => self.model.embed_tokens.weight.val(),
-        }
+impl<B: Backend> LanguageModel<B> for Llama<B> {
+    type Decoder = LlamaModel<B>;
+
+    fn decoder(&self) -> &LlamaModel<B> {
+        &self.model
     }
 
-    /// Hidden states after the final norm, `[batch, tokens, hidden]`.
-    ///
-    /// # Errors
-    /// Ids outside the vocabulary, or parts of the input with other shapes than the ids.
-    pub fn hidden(&self, input: &ModelInput<B>) -> Result<Tensor<B, 3>> {
+    fn head(&self) -> Tensor<B, 2> {
+        self.model.head(self.lm_head.as_ref())
+    }
+
+    fn embed(&self, input: &ModelInput<B>) -> Result<Tensor<B, 3>> {
         input.check()?;
         input::ids(&input.input_ids, self.config().vocab_size)?;
-        Ok(self
-            .model
-            .forward(self.model.embed_tokens.forward(input.input_ids.clone()), &self.model.context(input)))
+        if !input.image_features.is_empty() {
+            return Err(Error::input("image_features", "a language model without vision was given pictures"));
+        }
+        Ok(self.model.embed_tokens.forward(input.input_ids.clone()))
     }
 
-    /// Scores of the next token, `[batch, tokens, vocabulary]`.
-    ///
-    /// # Errors
-    /// As [`hidden`](Self::hidden).
-    pub fn logits(&self, input: &ModelInput<B>) -> Result<Tensor<B, 3>> {
-        Ok(project(self.hidden(input)?, self.head()))
-    }
-
-    /// [`logits`](Self::logits) of ids and mask alone.
-    ///
-    /// # Errors
-    /// As [`hidden`](Self::hidden).
-    pub fn forward(&self, ids: Tensor<B, 2, Int>, attention_mask: Tensor<B, 2, Int>) -> Result<Tensor<B, 3>> {
-        self.logits(&ModelInput::new(ids, attention_mask))
+    fn end_tokens(&self) -> Vec<u32> {
+        self.config().eos()
     }
 }

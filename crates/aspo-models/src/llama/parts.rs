@@ -1,26 +1,15 @@
 //! The decoder's layers.
 
-use aspo_kernels::{Before, Heads, Rotary, Tables, linear, split_heads};
 use burn::module::Module;
 use burn::tensor::{Bool, Int, Tensor, backend::Backend};
 
 use super::LlamaConfig;
-use crate::input::{self, ModelInput};
+use crate::decoder::{Decoder, DecoderShape, SplitBlock, at_places};
 use crate::nn::{
-    Activation, Context, Embedding, KvCache, Linear, RmsNorm, attend, attention, causal, each_linear,
-    merge_heads, wide,
+    Activation, Before, CausalContext, Embedding, Heads, KvCache, Linear, RmsNorm, Rotary, each_linear,
+    linear,
 };
-
-/// What the layers share in one step with a cache.
-#[derive(Debug, Clone)]
-pub struct CachedContext<B: Backend> {
-    /// Rotary tables of the new tokens.
-    pub(crate) tables: Tables<B>,
-    /// `[batch, 1, new, capacity]`, true = hidden.
-    pub(crate) mask: Tensor<B, 4, Bool>,
-    /// The same where nothing stands before the new tokens, for kernels.
-    pub(crate) first: Option<Context<B>>,
-}
+use crate::positions::Positions;
 
 /// Causal self-attention with rotary positions.
 #[derive(Module, Debug)]
@@ -66,7 +55,7 @@ impl<B: Backend> LlamaLayer<B> {
     fn new(c: &LlamaConfig, device: &B::Device) -> Self {
         let (width, inner, dim) = (c.hidden_size, c.intermediate_size, c.head_width());
         let (heads, groups) = (c.num_attention_heads, c.key_value_heads());
-        let attn = |i, o| Linear::new(i, o, c.attention_bias, device);
+        let attn = |i, o| Linear::new(i, o, c.qkv_bias(), device);
         let mlp = |i, o| Linear::new(i, o, c.mlp_bias, device);
         Self {
             input_layernorm: RmsNorm::new(width, c.rms_norm_eps, device),
@@ -74,7 +63,7 @@ impl<B: Backend> LlamaLayer<B> {
                 q_proj: attn(width, heads * dim),
                 k_proj: attn(width, groups * dim),
                 v_proj: attn(width, groups * dim),
-                o_proj: attn(heads * dim, width),
+                o_proj: Linear::new(heads * dim, width, c.output_bias(), device),
                 heads,
                 groups,
                 dim,
@@ -89,63 +78,39 @@ impl<B: Backend> LlamaLayer<B> {
         }
     }
 
-    /// `[batch, tokens, hidden]` to the same shape.
-    pub fn forward(&self, x: Tensor<B, 3>, context: &Context<B>) -> Tensor<B, 3> {
-        let mixed = attention(self.project(x.clone()), self.self_attn.heads(), context);
-        self.finish(x, mixed)
-    }
-
-    /// [`forward`](Self::forward) at these places only, `[1, places, hidden]`; place `row · tokens + column`. The context
-    /// is that of these places too.
-    fn forward_at(&self, x: Tensor<B, 3>, context: &Context<B>, places: Tensor<B, 1, Int>) -> Tensor<B, 3> {
-        let at = |x: Tensor<B, 3>| {
-            let [batch, tokens, width] = x.dims();
-            x.reshape([1, batch * tokens, width]).select(1, places.clone())
-        };
-        let mixed = attention(self.project(x.clone()), self.self_attn.heads(), context);
-        self.finish(at(x), at(mixed))
-    }
-
-    /// As [`forward`](Self::forward), the tokens of the cache before these.
-    fn forward_cached(
+    /// `[batch, tokens, hidden]` to the same shape; the tokens of a cache stand before these.
+    fn forward(
         &self,
         x: Tensor<B, 3>,
-        context: &CachedContext<B>,
-        cache: &mut KvCache<B>,
+        context: &CausalContext<B>,
+        cache: Option<&mut KvCache<B>>,
     ) -> Tensor<B, 3> {
-        let (qkv, heads) = (self.project(x.clone()), self.self_attn.heads());
-        let [q, k, v] = split_heads(qkv.clone(), heads, Some(&context.tables));
-        let (k, v) = cache.append(k, v);
-        let mixed = match &context.first {
-            Some(context) => attention(qkv, heads, context),
-            None => merge_heads(attend(q, k, v, Some(context.mask.clone()))),
-        };
-        self.finish(x, mixed)
+        let mixed = context.attention(self.project(x.clone()), self.self_attn.heads(), cache);
+        self.after(x, mixed)
     }
 
     /// Queries, keys and values of the layer's input, side by side.
-    pub(crate) fn project(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+    fn project(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         let attn = &self.self_attn;
         let layers = [attn.q_proj.layer(), attn.k_proj.layer(), attn.v_proj.layer()];
         linear(x, self.input_layernorm.before(), &layers, None)
     }
+}
 
-    /// [`project`](Self::project) apart and rotated, each `[batch, heads or groups, tokens, head_dim]`.
-    pub(crate) fn project_heads(&self, x: Tensor<B, 3>, context: &Context<B>) -> [Tensor<B, 4>; 3] {
+impl<B: Backend> SplitBlock<B, CausalContext<B>> for LlamaLayer<B> {
+    fn before(&self, x: Tensor<B, 3>, context: &CausalContext<B>) -> [Tensor<B, 4>; 3] {
         context.split(self.project(x), self.self_attn.heads())
     }
 
-    /// The rest of the layer, from its input and the mixed values `[batch, tokens, heads · head_dim]`.
-    pub(crate) fn finish(&self, x: Tensor<B, 3>, mixed: Tensor<B, 3>) -> Tensor<B, 3> {
+    fn hidden(&self, context: &CausalContext<B>) -> Option<Tensor<B, 4, Bool>> {
+        context.hidden(self.self_attn.groups)
+    }
+
+    fn after(&self, x: Tensor<B, 3>, mixed: Tensor<B, 3>) -> Tensor<B, 3> {
         let x = linear(mixed, Before::Nothing, &[self.self_attn.o_proj.layer()], Some(x));
         let gate_up = [self.mlp.gate_proj.layer(), self.mlp.up_proj.layer()];
         let wide = linear(x.clone(), self.post_attention_layernorm.before(), &gate_up, None);
         linear(wide, Before::Gated(self.mlp.act.into()), &[self.mlp.down_proj.layer()], Some(x))
-    }
-
-    /// Key-value heads.
-    pub(crate) fn groups(&self) -> usize {
-        self.self_attn.groups
     }
 }
 
@@ -166,7 +131,8 @@ pub struct LlamaModel<B: Backend> {
 each_linear!(LlamaModel: embed_tokens, layers);
 
 impl<B: Backend> LlamaModel<B> {
-    pub(crate) fn new(c: &LlamaConfig, device: &B::Device) -> Self {
+    /// The decoder of a config, its parameters not yet allocated.
+    pub fn new(c: &LlamaConfig, device: &B::Device) -> Self {
         let (theta, factor) = c.rope();
         Self {
             embed_tokens: Embedding::new(c.vocab_size, c.hidden_size, device),
@@ -183,54 +149,67 @@ impl<B: Backend> LlamaModel<B> {
         &self.config
     }
 
-    /// Rotary angles and who sees whom of an input without cache.
-    pub fn context(&self, input: &ModelInput<B>) -> Context<B> {
-        let positions = match &input.position_ids {
-            Some(positions) => input::host(positions),
-            None => input::positions(&input.attention_mask),
-        };
-        causal(&input.attention_mask, input.segment_ids.as_ref(), Some(self.rotary(&positions)))
+    /// The output head's weight, its adapter included: of `lm_head`, or the token table where there is none.
+    pub fn head(&self, lm_head: Option<&Linear<B>>) -> Tensor<B, 2> {
+        lm_head.map_or_else(|| self.embed_tokens.weight.val(), Linear::adapted_weight)
+    }
+}
+
+impl<B: Backend> Decoder<B> for LlamaModel<B> {
+    type Context = CausalContext<B>;
+
+    fn shape(&self) -> DecoderShape {
+        let c = &self.config;
+        DecoderShape {
+            vocab_size: c.vocab_size,
+            hidden_size: c.hidden_size,
+            intermediate_size: c.intermediate_size,
+            num_hidden_layers: c.num_hidden_layers,
+            num_attention_heads: c.num_attention_heads,
+            num_key_value_heads: c.key_value_heads(),
+            head_dim: c.head_width(),
+            gated: true,
+        }
     }
 
-    pub(crate) fn rotary(&self, positions: &[i64]) -> Rotary {
-        Rotary::new(positions, self.config.head_width(), self.theta, self.factor)
+    fn context(&self, positions: &Positions, device: &B::Device) -> CausalContext<B> {
+        let rotary = Rotary::new(&positions.axes[0], self.config.head_width(), self.theta, self.factor);
+        CausalContext::new(positions, Some(rotary), device)
     }
 
-    /// Embeddings `[batch, tokens, hidden]` to hidden states after the final norm.
-    pub fn forward(&self, embeds: Tensor<B, 3>, context: &Context<B>) -> Tensor<B, 3> {
-        let x = self.layers.iter().fold(wide(embeds), |x, layer| layer.forward(x, context));
-        self.norm.forward(x)
+    fn embed_tokens(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        self.embed_tokens.forward(ids)
     }
 
-    /// [`forward`](Self::forward) at these places only, `[places, hidden]`; place `row · tokens + column`. The last layer
-    /// and the norm are computed for them alone.
-    pub fn forward_at(
+    fn block(
         &self,
-        embeds: Tensor<B, 3>,
-        context: &Context<B>,
-        places: Tensor<B, 1, Int>,
-    ) -> Tensor<B, 2> {
-        let [batch, tokens, width] = embeds.dims();
-        let x = match self.layers.split_last() {
-            Some((last, layers)) => {
-                let x = layers.iter().fold(wide(embeds), |x, layer| layer.forward(x, context));
-                let wanted: Vec<usize> = input::host(&places).iter().map(|&place| place as usize).collect();
-                last.forward_at(x, &context.only(&wanted), places)
-            }
-            None => embeds.reshape([1, batch * tokens, width]).select(1, places),
-        };
-        self.norm.forward(x).squeeze_dim(0)
-    }
-
-    /// As [`forward`](Self::forward), reading and extending one cache for each layer.
-    pub fn forward_cached(
-        &self,
-        embeds: Tensor<B, 3>,
-        context: &CachedContext<B>,
-        caches: &mut [KvCache<B>],
+        index: usize,
+        x: Tensor<B, 3>,
+        context: &CausalContext<B>,
+        cache: Option<&mut KvCache<B>>,
     ) -> Tensor<B, 3> {
-        let layers = self.layers.iter().zip(caches);
-        let x = layers.fold(wide(embeds), |x, (layer, cache)| layer.forward_cached(x, context, cache));
+        self.layers[index].forward(x, context, cache)
+    }
+
+    fn finish(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         self.norm.forward(x)
+    }
+
+    /// Attention and the MLP run for these places alone; keys and values for all.
+    fn block_at(
+        &self,
+        index: usize,
+        x: Tensor<B, 3>,
+        context: &CausalContext<B>,
+        places: &[usize],
+    ) -> Tensor<B, 3> {
+        let layer = &self.layers[index];
+        let qkv = layer.project(x.clone());
+        let mixed = context.only(places).attention(qkv, layer.self_attn.heads(), None);
+        layer.after(at_places(x, places), at_places(mixed, places))
+    }
+
+    fn split(&self, index: usize) -> Option<&dyn SplitBlock<B, CausalContext<B>>> {
+        Some(&self.layers[index])
     }
 }

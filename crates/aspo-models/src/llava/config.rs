@@ -89,7 +89,7 @@ impl ModelConfig for LlavaConfig {
 
     fn check(&self) -> Result<()> {
         self.vision_config.check("vision_config")?;
-        self.text_config.check_at("text_config")?;
+        self.text_config.check_at("text_config", &["llama"])?;
         config::check_id("image_token_index", self.image_token_index)?;
         if layer_index(self.vision_config.num_hidden_layers, self.vision_feature_layer).is_none() {
             let layers = self.vision_config.num_hidden_layers;

@@ -3,16 +3,16 @@
 
 mod config;
 
-use aspo_kernels::{Before, linear};
 use burn::module::Module;
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{Tensor, backend::Backend, s};
 
 use crate::clip::ClipVisionModel;
 use crate::error::{Error, Result};
 use crate::input::ModelInput;
 use crate::llama::LlamaModel;
 use crate::model::{LanguageModel, VisionLanguageModel, embed_with_images};
-use crate::nn::{Activation, Linear, each_linear};
+use crate::nn::{Activation, Before, Linear, each_linear, linear};
+use crate::picture::{ImageFeatures, Picture, PictureShape};
 
 pub use config::{FeatureSelect, LlavaConfig};
 
@@ -28,7 +28,7 @@ each_linear!(Projector: linear_1, linear_2);
 
 impl<B: Backend> Projector<B> {
     /// `[.., vision width]` to `[.., hidden]`.
-    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+    pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
         let wide = self.linear_1.forward(x);
         linear(wide, Before::Activation(self.act.into()), &[self.linear_2.layer()], None)
     }
@@ -63,70 +63,50 @@ impl<B: Backend> Llava<B> {
     pub fn config(&self) -> &LlavaConfig {
         &self.config
     }
-
-    /// Vision features `[images, patches, vision width]` to `[images, patches, hidden]`.
-    pub fn project(&self, features: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.model.multi_modal_projector.forward(features)
-    }
-
-    /// Pixels to vectors of the decoder's width: [`project`](Self::project) of the vision features.
-    ///
-    /// # Errors
-    /// Pixels of another shape than the tower's.
-    pub fn image_features(&self, pixels: Tensor<B, 4>) -> Result<Tensor<B, 3>> {
-        Ok(self.project(self.vision_features(pixels)?))
-    }
 }
 
 impl<B: Backend> LanguageModel<B> for Llava<B> {
+    type Decoder = LlamaModel<B>;
+
     fn decoder(&self) -> &LlamaModel<B> {
         &self.model.language_model
     }
 
     fn head(&self) -> Tensor<B, 2> {
-        match &self.lm_head {
-            Some(head) => head.adapted_weight(),
-            None => self.model.language_model.embed_tokens.weight.val(),
-        }
+        self.model.language_model.head(self.lm_head.as_ref())
     }
 
     fn embed(&self, input: &ModelInput<B>) -> Result<Tensor<B, 3>> {
-        let features = match &input.image_features {
-            Some(features) if features.dims()[0] > 0 => {
-                let [_, count, width] = features.dims();
-                let expected = (self.tokens_per_image(), self.config.vision_config.hidden_size);
-                if (count, width) != expected {
-                    let reason =
-                        format!("{:?}, expected [images, {}, {}]", features.dims(), expected.0, expected.1);
-                    return Err(Error::input("image_features", reason));
-                }
-                Some(self.project(features.clone()))
-            }
-            _ => None,
-        };
+        let (tokens, width) = (self.config.tokens_per_image(), self.config.vision_config.hidden_size);
+        let features = ImageFeatures::stacked(&input.image_features, tokens, width)?;
+        let features = features.map(|features| self.model.multi_modal_projector.forward(features));
         embed_with_images(self.decoder(), input, self.image_token(), features)
+    }
+
+    fn end_tokens(&self) -> Vec<u32> {
+        self.config.text_config.eos()
     }
 }
 
 impl<B: Backend> VisionLanguageModel<B> for Llava<B> {
-    fn tokens_per_image(&self) -> usize {
-        self.config.tokens_per_image()
-    }
-
     fn image_token(&self) -> u32 {
         self.config.image_token_index
+    }
+
+    fn tokens(&self, _: &PictureShape) -> usize {
+        self.config.tokens_per_image()
     }
 
     fn image_size(&self) -> usize {
         self.config.vision_config.image_size
     }
 
-    fn tower(&self) -> &'static str {
-        "model.vision_tower"
+    fn frozen(&self) -> &'static [&'static str] {
+        &["model.vision_tower"]
     }
 
-    fn vision_features(&self, pixels: Tensor<B, 4>) -> Result<Tensor<B, 3>> {
-        self.config.vision_config.check_pixels(pixels.dims())?;
+    fn vision_features(&self, pictures: &[Picture<B>]) -> Result<Vec<ImageFeatures<B>>> {
+        let pixels = Picture::squares(pictures, self.image_size())?;
         let layer = self.config.vision_feature_layer;
         let Some(state) = self.model.vision_tower.hidden_state(pixels, layer) else {
             return Err(Error::config(
@@ -134,12 +114,10 @@ impl<B: Backend> VisionLanguageModel<B> for Llava<B> {
                 format!("{layer} is beyond the tower's layers"),
             ));
         };
-        Ok(match self.config.vision_feature_select_strategy {
+        let state = match self.config.vision_feature_select_strategy {
             FeatureSelect::Full => state,
-            FeatureSelect::Default => {
-                let [images, states, width] = state.dims();
-                state.slice([0..images, 1..states, 0..width])
-            }
-        })
+            FeatureSelect::Default => state.slice(s![.., 1.., ..]),
+        };
+        Ok(ImageFeatures::each(state, pictures))
     }
 }

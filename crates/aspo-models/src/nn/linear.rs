@@ -89,8 +89,8 @@ impl<B: Backend> Linear<B> {
         apply(self.layer(), x)
     }
 
-    /// The layer, to be one of a group.
-    pub(crate) fn layer(&self) -> Layer<B> {
+    /// The layer, to be one of a group that reads the same input (see [`linear`](crate::nn::linear)).
+    pub fn layer(&self) -> Layer<B> {
         let lora = self.lora.as_ref().filter(|lora| !lora.merged);
         Layer {
             weight: self.weight.val(),
@@ -167,7 +167,25 @@ pub fn join(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 
-/// Implement [`EachLinear`] by listing the fields that hold linear layers, and the table of the decoder's tokens.
+/// Implement [`EachLinear`](crate::EachLinear) by listing the fields that hold linear layers, and the table of the decoder's
+/// tokens.
+///
+/// A field is a [`Linear`](crate::nn::Linear), a module with linear layers below, or a `Vec` or `Option` of these. What is not
+/// listed cannot be adapted. The module has one parameter, its backend.
+///
+/// ```
+/// use aspo_models::{each_linear, nn::Linear};
+/// use burn::module::Module;
+/// use burn::tensor::backend::Backend;
+///
+/// #[derive(Module, Debug)]
+/// struct Mlp<B: Backend> {
+///     wide: Linear<B>,
+///     narrow: Linear<B>,
+/// }
+/// each_linear!(Mlp: wide, narrow);
+/// ```
+#[macro_export]
 macro_rules! each_linear {
     ($module:ident: $($field:ident),+ $(,)?) => {
         impl<B: burn::tensor::backend::Backend> $crate::nn::EachLinear<B> for $module<B> {
@@ -183,4 +201,3 @@ macro_rules! each_linear {
         }
     };
 }
-pub(crate) use each_linear;

@@ -11,14 +11,16 @@ mod init;
 mod linear;
 mod norm;
 
+pub use crate::each_linear;
 pub use activation::Activation;
-pub use aspo_kernels::{CHUNK_SCORES, Context, attend, attention, has_kernels, merge_heads};
-pub use attention::KvCache;
-pub(crate) use attention::{bidirectional, causal, unmasked};
+pub use aspo_kernels::{
+    Before, CHUNK_SCORES, Context, Heads, Layer, Rotary, attend, attention, has_kernels, linear, merge_heads,
+};
+pub use attention::{CausalContext, KvCache, bidirectional, unmasked};
 pub use embedding::{Embedding, PatchEmbedding};
 pub use init::{Init, initialize};
 pub(crate) use init::{normal, ones, path_hash, rng_for, zeros};
+pub(crate) use linear::project;
 pub use linear::{EachLinear, Linear, Lora, Original, join};
-pub(crate) use linear::{each_linear, project};
 pub use norm::{LayerNorm, RmsNorm};
 pub(crate) use norm::{cast, f32, wide};

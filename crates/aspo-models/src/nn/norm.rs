@@ -27,8 +27,8 @@ impl<B: Backend> LayerNorm<B> {
         kernels::layer_norm(x, self.weight.val(), self.bias.val(), self.eps)
     }
 
-    /// The norm as the first thing that a group of layers does.
-    pub(crate) fn before(&self) -> Before<B> {
+    /// The norm as the first thing that a group of layers does (see [`linear`](crate::nn::linear)).
+    pub fn before(&self) -> Before<B> {
         Before::LayerNorm { weight: self.weight.val(), bias: self.bias.val(), eps: self.eps }
     }
 }
@@ -52,8 +52,8 @@ impl<B: Backend> RmsNorm<B> {
         kernels::rms_norm(x, self.weight.val(), self.eps)
     }
 
-    /// The norm as the first thing that a group of layers does.
-    pub(crate) fn before(&self) -> Before<B> {
+    /// The norm as the first thing that a group of layers does (see [`linear`](crate::nn::linear)).
+    pub fn before(&self) -> Before<B> {
         Before::RmsNorm { weight: self.weight.val(), eps: self.eps }
     }
 }

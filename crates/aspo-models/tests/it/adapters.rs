@@ -9,7 +9,7 @@ use aspo_models::lora::{
 use aspo_models::nn::{Linear, Lora};
 use aspo_models::{
     EachLinear, GenerateConfig, LanguageModel, Llava, LlavaConfig, LoadOptions, ModelConfig, ModelInput,
-    Precision, Pretrained, SaveOptions, VisionLanguageModel, generate, recompute_backward,
+    Picture, Precision, Pretrained, SaveOptions, VisionLanguageModel, generate, recompute_backward,
 };
 use burn::backend::Autodiff;
 use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
@@ -125,10 +125,10 @@ fn oracle_adapters_give_pefts_logits_or_a_named_error<B: Backend>() {
     let mask = inputs.ints("attention_mask").0;
     let plain = open::<B>(&base);
     let input = ModelInput::new(inputs.int_tensor("input_ids"), inputs.int_tensor("attention_mask"))
-        .with_images(plain.vision_features(inputs.float_tensor("pixel_values")).unwrap());
+        .with_images(plain.vision_features(&Picture::each(inputs.float_tensor("pixel_values"))).unwrap());
     // The tower may be adapted too.
     let all = |model: &Llava<B>| {
-        let features = model.vision_features(inputs.float_tensor("pixel_values")).unwrap();
+        let features = model.vision_features(&Picture::each(inputs.float_tensor("pixel_values"))).unwrap();
         values(model.logits(&input.clone().with_images(features)).unwrap())
     };
     let before = all(&plain);

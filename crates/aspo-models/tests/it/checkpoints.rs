@@ -4,8 +4,9 @@ use std::path::Path;
 
 use aspo_models::checkpoint::Layout;
 use aspo_models::{
-    Checkpoint, Clip, ClipConfig, Error, InstructBlip, LanguageModel, Llama, LlamaConfig, Llava, LlavaConfig,
-    LoadOptions, ModelConfig, ModelInput, Precision, Pretrained, SaveOptions, stable_ids,
+    Checkpoint, Clip, ClipConfig, Error, ImageFeatures, InstructBlip, LanguageModel, Llama, LlamaConfig,
+    Llava, LlavaConfig, LoadOptions, ModelConfig, ModelInput, PictureShape, Precision, Pretrained,
+    SaveOptions, stable_ids,
 };
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::backend::Backend;
@@ -278,13 +279,14 @@ fn ids_come_from_paths_and_seeds_decide_values() {
 fn image_tokens_and_features_must_agree() {
     let case = fixtures("models/llava");
     let (model, _) = Llava::<Flex>::from_pretrained(&case, &strict(), &Default::default()).unwrap();
-    let features = Tensor::<Flex, 3>::zeros([1, 4, 32], &Default::default());
+    let values = Tensor::<Flex, 2>::zeros([4, 32], &Default::default());
+    let features = vec![ImageFeatures { values, shape: PictureShape::whole([28, 28]) }];
     let rows = |n: usize| {
         ModelInput::from_rows(&[[vec![1], vec![128; n], vec![7]].concat()], 0, &Default::default())
     };
     assert!(model.embed(&rows(4).with_images(features.clone())).is_ok());
     let error = model.embed(&rows(1).with_images(features)).unwrap_err();
-    assert!(matches!(error, Error::ImageTokens { tokens: 1, images: 1, per_image: 4, .. }), "{error}");
+    assert!(matches!(error, Error::ImageTokens { tokens: 1, images: 1, features: 4, .. }), "{error}");
     assert!(model.embed(&rows(4)).is_err(), "image tokens without a picture");
 }
 

@@ -1,6 +1,8 @@
 //! Generation: the cache changes nothing, neighbours change nothing, limits and seeds are kept.
 
-use aspo_models::{Error, GenerateConfig, Llama, LoadOptions, ModelInput, Pretrained, generate};
+use aspo_models::{
+    Error, GenerateConfig, LanguageModel, Llama, LoadOptions, ModelInput, Pretrained, generate,
+};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use burn_flex::Flex;
@@ -118,7 +120,6 @@ fn a_packed_pair_equals_its_two_rows() {
     let ids = [&prompt[..], &chosen, &rejected].concat();
     let packed = ModelInput::<Flex> {
         segment_ids: Some(int(vec![0, 0, 0, 1, 1, 2, 2, 2])),
-        position_ids: Some(int(vec![0, 1, 2, 3, 4, 3, 4, 5])),
         ..ModelInput::new(int(ids), int(vec![1; 8]))
     };
     let packed = model.hidden(&packed).unwrap();

@@ -1,6 +1,7 @@
 //! Layers in half precision, and on backends whose floats are of half precision by default.
 
 use aspo_kernels::{BlockMask, Context, Rotary, Tables};
+use aspo_models::LanguageModel;
 use aspo_models::nn::attend;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Bool, DType, Int, Tensor};

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use aspo_models::{
-    Clip, GenerateConfig, InstructBlip, LanguageModel, Llama, Llava, LoadOptions, ModelInput, Pretrained,
-    VisionLanguageModel, generate,
+    Clip, GenerateConfig, ImageFeatures, InstructBlip, Instruction, LanguageModel, Llama, Llava, LoadOptions,
+    ModelInput, Picture, Pretrained, VisionLanguageModel, generate,
 };
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
@@ -23,7 +23,7 @@ fn check_greedy<B: Backend, M: LanguageModel<B>>(
     case: &Path,
     model: &M,
     expected: &Expected,
-    images: Option<Tensor<B, 3>>,
+    images: Vec<ImageFeatures<B>>,
 ) {
     let prompt: Tensor<B, 2, Int> = expected.int_tensor("greedy_prompt");
     let (want, shape) = expected.ints("greedy");
@@ -38,7 +38,7 @@ fn check_greedy<B: Backend, M: LanguageModel<B>>(
         let want: Vec<u32> =
             want[row * shape[1] + tokens..(row + 1) * shape[1]].iter().map(|&t| t as u32).collect();
         assert_eq!(found[row], want[..found[row].len()], "{}: greedy row {row}", case.display());
-        let eos = model.decoder().config().eos();
+        let eos = model.end_tokens();
         assert!(
             found[row].len() == new || eos.contains(found[row].last().unwrap()),
             "{} stopped early",
@@ -106,7 +106,7 @@ fn oracle_llama<B: Backend>() {
         let input = ModelInput::new(expected.int_tensor("input_ids"), expected.int_tensor("attention_mask"));
         assert_close(&case, model.hidden(&input).unwrap(), &expected, "hidden_last", Some(&mask));
         assert_close(&case, model.logits(&input).unwrap(), &expected, "logits", Some(&mask));
-        check_greedy(&case, &model, &expected, None);
+        check_greedy(&case, &model, &expected, Vec::new());
     }
 }
 
@@ -146,7 +146,8 @@ fn oracle_llava<B: Backend>() {
     for case in cases("llava") {
         let (model, expected) = open::<B, Llava<B>>(&case);
         let mask = expected.ints("attention_mask").0;
-        let images = model.vision_features(expected.float_tensor("pixel_values")).unwrap();
+        let pictures = Picture::each(expected.float_tensor("pixel_values"));
+        let images = model.vision_features(&pictures).unwrap();
         let input = ModelInput::new(expected.int_tensor("input_ids"), expected.int_tensor("attention_mask"))
             .with_images(images.clone());
         let logits = model.logits(&input).unwrap();
@@ -171,8 +172,8 @@ fn oracle_llava<B: Backend>() {
         }
         let first = expected.ints("greedy_prompt").0;
         let pictures = first.iter().filter(|&&id| id == i64::from(model.image_token())).count()
-            / model.tokens_per_image();
-        check_greedy(&case, &model, &expected, Some(images.slice(0..pictures)));
+            / model.tokens(&images[0].shape);
+        check_greedy(&case, &model, &expected, images[..pictures].to_vec());
     }
 }
 
@@ -180,15 +181,17 @@ fn oracle_instructblip<B: Backend>() {
     for case in cases("instructblip") {
         let (model, expected) = open::<B, InstructBlip<B>>(&case);
         let mask = expected.ints("attention_mask").0;
-        let features = model.vision_features(expected.float_tensor("pixel_values")).unwrap();
-        assert_close(&case, features.clone(), &expected, "vision_output", None);
-        let input = ModelInput {
-            qformer_input_ids: Some(expected.int_tensor("qformer_input_ids")),
-            qformer_attention_mask: Some(expected.int_tensor("qformer_attention_mask")),
-            ..ModelInput::new(expected.int_tensor("input_ids"), expected.int_tensor("attention_mask"))
-        }
-        .with_images(features.clone());
-        assert_close(&case, model.query(features, &input).unwrap(), &expected, "qformer_output", None);
+        let pictures = Picture::each(expected.float_tensor("pixel_values"));
+        let features = model.vision_features(&pictures).unwrap();
+        let seen = Tensor::stack::<3>(features.iter().map(|seen| seen.values.clone()).collect(), 0);
+        assert_close(&case, seen, &expected, "vision_output", None);
+        let input = ModelInput::new(expected.int_tensor("input_ids"), expected.int_tensor("attention_mask"))
+            .with_images(features)
+            .with_instruction(Instruction {
+                ids: expected.int_tensor("qformer_input_ids"),
+                attention_mask: expected.int_tensor("qformer_attention_mask"),
+            });
+        assert_close(&case, model.query(&input).unwrap().unwrap(), &expected, "qformer_output", None);
         let logits = model.logits(&input).unwrap();
         assert_close(&case, logits.clone(), &expected, "logits", Some(&mask));
         check_first_tokens(&case, &model, &input, &expected, &mask);

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use aspo_models::lora::{LoraConfig, Names, attach};
 use aspo_models::{
-    LanguageModel, Llama, LlamaConfig, Llava, LoadOptions, ModelConfig, ModelInput, Pretrained,
-    recompute_backward,
+    ImageFeatures, LanguageModel, Llama, LlamaConfig, Llava, LoadOptions, ModelConfig, ModelInput,
+    PictureShape, Pretrained, VisionLanguageModel, recompute_backward,
 };
 use burn::backend::Autodiff;
 use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
@@ -87,9 +87,11 @@ fn every_gradient_of_llava_is_the_same<B: Backend>() {
     let (model, _) = Llava::<Autodiff<B>>::from_pretrained(&case, &LoadOptions::default(), &device).unwrap();
     let rows =
         [[vec![1u32], vec![128; 4], vec![7, 9, 30]].concat(), [vec![1], vec![128; 4], vec![77]].concat()];
-    let features =
-        Tensor::<Autodiff<B>, 1, Int>::arange(0..2 * 4 * 32, &device).float().sin().reshape([2, 4, 32]);
-    let input = ModelInput::from_rows(&rows, 0, &device).with_images(features);
+    let shape = PictureShape::whole([model.image_size(); 2]);
+    let features = Tensor::<Autodiff<B>, 1, Int>::arange(0..2 * 4 * 32, &device).float().sin();
+    let features = features.reshape([2, 4, 32]).iter_dim(0);
+    let features = features.map(|values| ImageFeatures { values: values.squeeze_dim(0), shape });
+    let input = ModelInput::from_rows(&rows, 0, &device).with_images(features.collect());
     let grads = compare(&model, &input);
     for path in [
         "lm_head.weight",
@@ -120,7 +122,6 @@ fn packed_rows_with_grouped_queries_are_the_same<B: Backend>() {
     };
     let input = ModelInput {
         segment_ids: Some(int(vec![0, 0, 0, 1, 1, 2, 2, 2])),
-        position_ids: Some(int(vec![0, 1, 2, 3, 4, 3, 4, 5])),
         ..ModelInput::new(int(vec![1, 8, 77, 30, 31, 5, 6, 7]), int(vec![1; 8]))
     };
     compare(&model, &input);

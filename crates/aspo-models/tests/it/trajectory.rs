@@ -5,7 +5,10 @@
 use std::path::Path;
 
 use aspo_models::lora::{load_adapter, save_adapter, without_adapters};
-use aspo_models::{Llava, LoadOptions, ModelInput, Pretrained, VisionLanguageModel, recompute_backward};
+use aspo_models::{
+    ImageFeatures, Llava, LoadOptions, ModelInput, Picture, Pretrained, VisionLanguageModel,
+    recompute_backward,
+};
 use burn::backend::Autodiff;
 use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
 use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
@@ -75,9 +78,9 @@ fn pairs<B: Backend>(batch: &Expected, model: &Llava<B>) -> Pairs<B> {
             &Default::default(),
         )
     };
-    let features = model.vision_features(batch.float_tensor("pixel_values")).unwrap();
-    let input = ModelInput::new(tensor(&ids), tensor(&mask))
-        .with_images(Tensor::cat(vec![features.clone(), features], 0));
+    let features = model.vision_features(&Picture::each(batch.float_tensor("pixel_values"))).unwrap();
+    let input =
+        ModelInput::new(tensor(&ids), tensor(&mask)).with_images([features.clone(), features].concat());
     let (similarity, shape) = batch.floats("similarity");
     Pairs {
         input,
@@ -201,7 +204,13 @@ fn follow<B: AutodiffBackend>(folder: &Path, name: &str, batch: &Expected, recom
     let reference = Tensor::<B, 2>::from_inner(reference);
     let tracked = Pairs {
         input: ModelInput {
-            image_features: inner.input.image_features.clone().map(Tensor::from_inner),
+            image_features: inner
+                .input
+                .image_features
+                .iter()
+                .cloned()
+                .map(ImageFeatures::from_inner)
+                .collect(),
             ..ModelInput::new(
                 Tensor::from_inner(inner.input.input_ids.clone()),
                 Tensor::from_inner(inner.input.attention_mask.clone()),

@@ -83,13 +83,7 @@ fn the_plan_counts_the_ranks_that_patterns_give() {
     let device = Default::default();
     let pairs = world.data().pairs;
     let plan = |config: &TrainConfig| {
-        Plan::new::<Autodiff<Flex>, Llava<Autodiff<Flex>>>(
-            config,
-            &shape,
-            &shape.text_config,
-            &pairs,
-            &device,
-        )
+        Plan::new::<Autodiff<Flex>, Llava<Autodiff<Flex>>>(config, &shape, &pairs, &device)
     };
     let mut adapted = attach(shape.init::<Flex>(&device), &lora, 0).unwrap();
     let mut trainable = 0;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use aspo_data::{EncodedAnswer, EncodedPair, ImageSource};
 use aspo_models::lora::{load_adapter, save_adapter, without_adapters};
-use aspo_models::{Llava, LoadOptions, Pretrained, VisionLanguageModel};
+use aspo_models::{Llava, LoadOptions, Picture, Pretrained, VisionLanguageModel};
 use aspo_train::{MicroBatch, TrainConfig, VisionFeatures, accumulate, adamw, totals};
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
@@ -162,11 +162,10 @@ fn keep_pictures<B: Backend>(features: &mut VisionFeatures, model: &Llava<B>, ba
     let (pixels, shape) = batch.floats("pixel_values");
     let pixels: Vec<f32> = pixels.into_iter().map(|value| value as f32).collect();
     let pixels = Tensor::from_data(TensorData::new(pixels, shape), &Default::default());
-    let seen = model.vision_features(pixels).unwrap();
-    let [pictures, patches, width] = seen.dims();
-    let values: Vec<f32> = seen.into_data().iter::<f32>().collect();
-    for (row, values) in values.chunks(patches * width).enumerate().take(pictures) {
-        features.keep(&row.to_string(), [patches, width], values.to_vec()).unwrap();
+    for (row, seen) in model.vision_features(&Picture::each(pixels)).unwrap().into_iter().enumerate() {
+        let shape = seen.values.dims();
+        let values = seen.values.into_data().iter::<f32>().collect();
+        features.keep(&row.to_string(), seen.shape, shape, values).unwrap();
     }
 }
 

@@ -71,13 +71,7 @@ fn the_plan_is_within_fifteen_percent_of_the_bytes_held() {
     for way in ["packed", "unpacked", "packed-recompute", "unpacked-recompute"] {
         let config = config(folder, way);
         let pairs = aspo_train::read(&config, shape.tokens_per_image()).unwrap().pairs;
-        let plan = Plan::new::<Autodiff<Flex>, Llava<Autodiff<Flex>>>(
-            &config,
-            &shape,
-            &shape.text_config,
-            &pairs,
-            &device,
-        );
+        let plan = Plan::new::<Autodiff<Flex>, Llava<Autodiff<Flex>>>(&config, &shape, &pairs, &device);
         let planned = plan.unwrap().total_bytes() as f64;
         let out = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "plan::process_that_holds", "--nocapture", "--test-threads", "1"])

@@ -217,7 +217,7 @@ fn the_plan_counts_the_weights_of_a_second_checkpoint() {
     let plan = |config: &TrainConfig| {
         let pairs = &world.data().pairs;
         let device = Default::default();
-        Plan::new::<Autodiff<Flex>, Llava<_>>(config, &shape, &shape.text_config, pairs, &device).unwrap()
+        Plan::new::<Autodiff<Flex>, Llava<_>>(config, &shape, pairs, &device).unwrap()
     };
     let off = plan(&world.config);
     let live = TrainConfig { ref_model: Some(world.config.model.clone()), ..world.config.clone() };
