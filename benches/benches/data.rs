@@ -5,11 +5,13 @@
 use std::hint::black_box;
 use std::io::Cursor;
 
+use aspo_benches::{peak, serve, served};
 use aspo_data::image::decode;
 use aspo_data::{Encoder, Fit, HostBatch, ImageProcessor, Padding, Pair, SpecialTokens, Template, Tokenizer};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group};
 use image::imageops::FilterType;
 use image::{DynamicImage, ImageFormat, RgbImage};
+use rayon::prelude::*;
 
 /// A JPEG of COCO's usual size with some structure in it.
 fn photo() -> Vec<u8> {
@@ -134,4 +136,31 @@ criterion_group! {
     config = Criterion::default().sample_size(20);
     targets = images, pairs
 }
-criterion_main!(data);
+/// Pictures a call of the work below.
+const PICTURES: usize = 32;
+
+/// `decode,FILE` or `preprocess,FILE`, on all cores.
+fn pictures(work: &str) {
+    let before = peak();
+    let (work, file) = work.split_once(',').expect("WORK,FILE");
+    let bytes = std::fs::read(file).expect("a JPEG");
+    let decoded = decode(&bytes).expect("a sound picture");
+    let processor = ImageProcessor::clip(336);
+    let each = |_: usize| match work {
+        "decode" => {
+            black_box(decode(black_box(&bytes)).expect("a sound picture"));
+        }
+        "preprocess" => {
+            black_box(processor.preprocess(black_box(&decoded)).expect("a sound picture"));
+        }
+        other => panic!("no work `{other}`"),
+    };
+    serve(before, || (0..PICTURES).into_par_iter().for_each(each));
+}
+
+fn main() {
+    match served() {
+        Some(work) => pictures(&work),
+        None => data(),
+    }
+}

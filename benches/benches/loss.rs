@@ -11,6 +11,7 @@
 
 use std::time::{Duration, Instant};
 
+use aspo_benches::{peak, serve, served};
 use aspo_loss::{ChunkOptions, LmHead, chunked_log_probs};
 use burn::backend::Autodiff;
 use burn::prelude::*;
@@ -122,13 +123,6 @@ struct Problem {
     labels: Tensor<Flex, 1, Int>,
 }
 
-/// The process's peak resident memory, MB (Linux).
-fn peak() -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap_or("0");
-    line.split_whitespace().next().and_then(|kb| kb.parse::<f64>().ok()).unwrap_or(f64::NAN) / 1024.0
-}
-
 fn ways() -> impl Iterator<Item = Way> {
     std::iter::once(Way::Dense).chain(BUDGETS.map(Way::Chunked))
 }
@@ -199,7 +193,13 @@ fn criterion() {
 }
 
 fn main() {
-    if let Ok(case) = std::env::var("LOSS_BENCH_CASE") {
+    if let Some(head) = served() {
+        let before = peak();
+        let way = Way::Chunked(ChunkOptions::default().byte_budget >> 10);
+        let case = Case { tokens: 1024, features: 512, vocab: 32_000, trained: head == "trained", way };
+        let problem = case.problem();
+        serve(before, || case.run(&problem));
+    } else if let Ok(case) = std::env::var("LOSS_BENCH_CASE") {
         let case = Case::parse(&case);
         let problem = case.problem();
         let before = peak();

@@ -4,6 +4,7 @@
 use std::hint::black_box;
 use std::time::Duration;
 
+use aspo_benches::{peak, serve, served};
 use aspo_models::lora::{LoraConfig, Names, attach};
 use aspo_models::{
     GenerateConfig, Llama, LlamaConfig, ModelConfig, ModelInput, generate, recompute_backward,
@@ -13,7 +14,7 @@ use burn::module::AutodiffModule;
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use burn_flex::Flex;
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group};
 use peak_alloc::PeakAlloc;
 
 type Plain = Flex;
@@ -106,4 +107,43 @@ fn memory(_: &mut Criterion) {
 }
 
 criterion_group!(benches, speed, memory);
-criterion_main!(benches);
+/// Writing of new tokens by a model of random weights: `tiny` is the language model of the examples' LLaVA, `135m` has the
+/// shape of SmolLM-135M.
+fn decoding(work: &str) {
+    let before = peak();
+    let (shape, batch) = work.split_once(',').expect("SHAPE,BATCH");
+    let batch = batch.parse().expect("rows");
+    let (json, new) = match shape {
+        "tiny" => (
+            serde_json::json!({
+                "model_type": "llama", "vocab_size": 552, "hidden_size": 128, "intermediate_size": 352,
+                "num_hidden_layers": 4, "num_attention_heads": 4,
+            }),
+            64,
+        ),
+        "135m" => (
+            serde_json::json!({
+                "model_type": "llama", "vocab_size": 49_152, "hidden_size": 576, "intermediate_size": 1536,
+                "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+            }),
+            32,
+        ),
+        other => panic!("no shape `{other}`"),
+    };
+    let model =
+        LlamaConfig::from_json(json).expect("a plain config").init_seeded::<Plain>(0, &Default::default());
+    let row = |r: usize| (0..64).map(|t| ((r * 31 + t * 17) % 500 + 3) as u32).collect();
+    let rows = (0..batch).map(row).collect::<Vec<_>>();
+    let input = ModelInput::from_rows(&rows, 0, &Default::default());
+    let greedy = GenerateConfig { max_new_tokens: new, eos_token_id: Some(vec![]), ..Default::default() };
+    serve(before, || {
+        black_box(generate(&model, &input, &greedy, |_, _| ()).expect("valid input"));
+    });
+}
+
+fn main() {
+    match served() {
+        Some(work) => decoding(&work),
+        None => benches(),
+    }
+}

@@ -20,6 +20,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use aspo_benches::{peak, serve, served};
 use aspo_data::{EncodedAnswer, EncodedPair, HostBatch, ImageLoader, ImageProcessor, ImageSource};
 use aspo_loss::{
     ChunkOptions, PairMap, PolicyScores, PreferenceBatch, ReferenceScores, SentenceMap, dense_log_probs,
@@ -439,8 +440,50 @@ fn criterion() {
     criterion.final_summary();
 }
 
+/// The step's products of whole layers and no more: what gemm alone would take. Forward of reference and policy and the
+/// gradient of the inputs, as many products each; neither adapters nor attention.
+fn products(size: Size) -> impl FnMut() {
+    let model = size.model();
+    let text = &model.text_config;
+    let device = Default::default();
+    let random = |shape| Tensor::<Flex, 2>::random(shape, burn::tensor::Distribution::Default, &device);
+    let (width, inner) = (text.hidden_size, text.intermediate_size);
+    let answers = 2 * size.answer;
+    let tokens = size.pairs * (model.tokens_per_image() + size.text + answers);
+    let (x, wide) = (random([tokens, width]), random([tokens, inner]));
+    let weights = [[width, 3 * width], [width, width], [width, 2 * inner], [inner, width]].map(random);
+    let (rows, head) = (random([size.pairs * answers, width]), random([width, text.vocab_size]));
+    let layers = text.num_hidden_layers;
+    move || {
+        for _ in 0..3 * size.batches {
+            for _ in 0..layers {
+                for weight in &weights {
+                    let x = if weight.dims()[0] == inner { &wide } else { &x };
+                    std::hint::black_box(x.clone().matmul(weight.clone()));
+                }
+            }
+            std::hint::black_box(rows.clone().matmul(head.clone()));
+        }
+    }
+}
+
+/// `SIZE,WAY` or `SIZE,products`.
+fn work(work: &str) {
+    let before = peak();
+    let (size, way) = work.split_once(',').expect("SIZE,WAY");
+    let size = SIZES.into_iter().find(|known| known.name == size).expect("a size");
+    if way == "products" {
+        return serve(before, products(size));
+    }
+    let (_, way) = WAYS.into_iter().find(|known| known.0 == way).expect("a way");
+    let mut run = Run::new(size);
+    serve(before, || run.step(way));
+}
+
 fn main() {
-    if let Ok(case) = std::env::var("TRAIN_BENCH_CASE") {
+    if let Some(asked) = served() {
+        work(&asked);
+    } else if let Ok(case) = std::env::var("TRAIN_BENCH_CASE") {
         let (size, way) = case.split_once(',').expect("size,way");
         let size = SIZES.into_iter().find(|known| known.name == size).expect("a size");
         let (_, way) = WAYS.into_iter().find(|known| known.0 == way).expect("a way");
