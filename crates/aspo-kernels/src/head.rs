@@ -1,6 +1,18 @@
-//! One pass of an output head over hidden states.
+//! An output head's log-probabilities and their gradients, by tiles of logits.
+
+use std::sync::Arc;
 
 use burn::tensor::{Tensor, backend::Backend};
+
+/// What [`head_pass`] makes beside log-probabilities.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HeadWant {
+    /// [`HeadPass::dlogp_dh`]: all that the backward of a frozen head needs.
+    pub dlogp_dh: bool,
+    /// How many values `exp(W h)` are kept for [`HeadPass::gradients`], which makes the others again: of three products
+    /// beside the pass's own one, that saves up to one.
+    pub keep: usize,
+}
 
 /// What [`head_pass`] leaves behind.
 #[derive(Debug, Clone)]
@@ -9,16 +21,34 @@ pub struct HeadPass<B: Backend> {
     pub log_probs: Tensor<B, 1>,
     /// `log Σ exp(W h)`, `[N]`.
     pub log_sum_exp: Tensor<B, 1>,
-    /// `∂ log p / ∂h = W[target] - softmax(W h) W`, `[N, D]`, if asked for: all that the backward of a frozen head needs.
-    pub slope: Option<Tensor<B, 2>>,
+    /// `∂ log p / ∂h = W[target] - softmax(W h) W`, `[N, D]`, if asked for.
+    pub dlogp_dh: Option<Tensor<B, 2>>,
+    pub(crate) kept: Arc<Vec<Tile>>,
+}
+
+/// A tile of exponentials `exp(z - top)`, each row with its own `top`.
+#[derive(Debug)]
+#[cfg_attr(not(feature = "flex"), allow(dead_code))]
+pub(crate) struct Tile {
+    pub exp: Vec<f32>,
+    pub top: Vec<f32>,
+}
+
+/// What [`HeadPass::gradients`] gives.
+#[derive(Debug, Clone)]
+pub struct HeadGradients<B: Backend> {
+    /// Of the hidden states, `[N, D]`, if asked for.
+    pub hidden: Option<Tensor<B, 2>>,
+    /// Of the weight, `[V, D]`, in f32.
+    pub head: Tensor<B, 2>,
 }
 
 /// Log-probabilities of `targets` from `hidden` `[N, D]` and the head's weight `head` `[V, D]`, by tiles of logits of `tile`
 /// rows and columns with running sums (Milakov and Gimelshein 2018, arXiv 1805.02867), where this backend has kernels and
 /// the tensors are f32 in memory and no gradient is asked of them; the head may be bf16, widened tile by tile. `None` elsewhere.
 ///
-/// Keeps nothing by itself; holds one tile of logits and the head's rows of a bf16 tile. Operations: `2 N V D`, with the
-/// slope `4 N V D`. Bytes: the head once for each tile's rows.
+/// Keeps what [`HeadWant`] says; holds one tile of logits and the head's rows of a bf16 tile. Operations: `2 N V D`, with
+/// `dlogp_dh` `4 N V D`. Bytes: the head once for each tile's rows.
 ///
 /// # Panics
 /// If shapes do not fit, or a target is outside the vocabulary.
@@ -27,16 +57,51 @@ pub fn head_pass<B: Backend>(
     head: &Tensor<B, 2>,
     targets: &[usize],
     tile: [usize; 2],
-    want_slope: bool,
+    want: HeadWant,
 ) -> Option<HeadPass<B>> {
+    check(hidden, head, targets);
+    #[cfg(feature = "flex")]
+    return crate::cpu::ops::head_pass(hidden, head, targets, tile, want);
+    #[cfg(not(feature = "flex"))]
+    {
+        let _ = (tile, want);
+        None
+    }
+}
+
+impl<B: Backend> HeadPass<B> {
+    /// Gradients of a head that trains, from `grad` `[N]` of the log-probabilities: with
+    /// `dz = grad (onehot(target) - softmax(W h))`, `dh = dz W` and `dW = dzᵀ h`. `hidden`, `head`, `targets` and `tile` are
+    /// those of the pass. `None` where [`head_pass`] gives none.
+    ///
+    /// Holds one tile of logits. Operations: `6 N V D`, less up to a third for what was kept, and `2 N V D` less where
+    /// `want_hidden` is not set.
+    ///
+    /// # Panics
+    /// If shapes do not fit, or a target is outside the vocabulary.
+    pub fn gradients(
+        &self,
+        hidden: &Tensor<B, 2>,
+        head: &Tensor<B, 2>,
+        targets: &[usize],
+        grad: &Tensor<B, 1>,
+        tile: [usize; 2],
+        want_hidden: bool,
+    ) -> Option<HeadGradients<B>> {
+        check(hidden, head, targets);
+        assert!(grad.dims() == [targets.len()], "a gradient for each row");
+        #[cfg(feature = "flex")]
+        return crate::cpu::ops::head_gradients(self, hidden, head, targets, grad, tile, want_hidden);
+        #[cfg(not(feature = "flex"))]
+        {
+            let _ = (tile, want_hidden);
+            None
+        }
+    }
+}
+
+fn check<B: Backend>(hidden: &Tensor<B, 2>, head: &Tensor<B, 2>, targets: &[usize]) {
     let ([rows, width], [vocabulary, inputs]) = (hidden.dims(), head.dims());
     assert!(rows == targets.len() && width == inputs, "a target for each row, and a head for their width");
     assert!(targets.iter().all(|target| *target < vocabulary), "targets are within the vocabulary");
-    #[cfg(feature = "flex")]
-    return crate::cpu::ops::head_pass(hidden, head, targets, tile, want_slope);
-    #[cfg(not(feature = "flex"))]
-    {
-        let _ = (tile, want_slope);
-        None
-    }
 }

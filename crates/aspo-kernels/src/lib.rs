@@ -8,7 +8,7 @@
 //! | [`linear()`] | up to three layers of one input, biases, LoRA, norm or activation before, residual after | `in + Σ rank` |
 //! | [`attention()`] | rotary positions, grouped queries, causal order and segments | `(2 heads + 2 groups) dim + heads` |
 //! | [`rms_norm`], [`layer_norm`], [`Activation`] | | `in` |
-//! | [`head_pass`] | log-probabilities of given tokens, and their slope, by tiles of logits | none by itself |
+//! | [`head_pass`] | log-probabilities of given tokens and their gradients, by tiles of logits | as told |
 //!
 //! A LLaMA block is five of them:
 //!
@@ -73,7 +73,7 @@ use burn::tensor::{DType, Tensor, backend::Backend};
 
 pub use activation::Activation;
 pub use attention::{CHUNK_SCORES, Context, Heads, attend, attention, merge_heads, split_heads};
-pub use head::{HeadPass, head_pass};
+pub use head::{HeadGradients, HeadPass, HeadWant, head_pass};
 pub use linear::{Before, Factors, GROUP, Layer, linear};
 pub use mask::BlockMask;
 pub use norm::{layer_norm, rms_norm};

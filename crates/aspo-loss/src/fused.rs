@@ -9,7 +9,8 @@
 //!   and only scaled by the incoming gradient in the backward: two products in all, nothing is recomputed, and `[N, D]`
 //!   is all that is kept.
 //! - **The head trains**: `log Σ exp` is kept, `[N]`, and the backward makes each tile's logits again for
-//!   `∂logp_t/∂h_t` and `∂logp_t/∂W`: four products where the dense way has three.
+//!   `∂logp_t/∂h_t` and `∂logp_t/∂W`: four products where the dense way has three. Where there are kernels (flex), exponentials are
+//!   kept up to one and a half times the memory of the head's gradient, and only the tiles beyond that are made again.
 //! - **Nothing is tracked**: only the forward runs, and no graph is made.
 //!
 //! Which of the three applies is read from the tensors. Everything is computed in f32; each gradient is returned in the
@@ -17,7 +18,7 @@
 
 use core::ops::Range;
 
-use aspo_kernels::{HeadPass, has_kernels, head_pass};
+use aspo_kernels::{HeadPass, HeadWant, has_kernels, head_pass};
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
@@ -157,7 +158,8 @@ pub fn chunked_log_probs_forward<B: Backend>(
 ) -> Result<Tensor<B, 1>> {
     let (hidden, weight) = head.product(hidden)?;
     let tiles = check(&hidden, &weight, &targets, options)?;
-    Ok(forward(math::detached(hidden), math::detached(weight), targets, tiles, false, false).log_probs)
+    let want = Want::default();
+    Ok(forward(math::detached(hidden), math::detached(weight), targets, tiles, want).log_probs)
 }
 
 fn check<B: Backend>(
@@ -182,6 +184,10 @@ struct Tiles {
 }
 
 impl Tiles {
+    fn size(self) -> [usize; 2] {
+        [self.rows, self.columns]
+    }
+
     fn token_ranges(self) -> impl Iterator<Item = Range<usize>> {
         (0..self.tokens).step_by(self.rows).map(move |start| start..(start + self.rows).min(self.tokens))
     }
@@ -207,6 +213,17 @@ struct Forward<B: Backend> {
     /// `∂logp/∂h`, `[N, D]`, if asked for.
     slope: Option<Tensor<B, 2>>,
     stats: Vec<Tensor<B, 2>>,
+    /// The kernels' pass, if that was taken.
+    pass: Option<HeadPass<B>>,
+}
+
+/// What is asked of a pass beside log-probabilities.
+#[derive(Debug, Clone, Copy, Default)]
+struct Want {
+    slope: bool,
+    stats: bool,
+    /// Values of `exp z` to keep, where there are kernels.
+    keep: usize,
 }
 
 /// The sums of a chunk of tokens over the columns seen so far.
@@ -222,14 +239,20 @@ fn forward<B: Backend>(
     head: Tensor<B, 2>,
     targets: Tensor<B, 1, Int>,
     tiles: Tiles,
-    want_slope: bool,
-    want_stats: bool,
+    want: Want,
 ) -> Forward<B> {
+    let Want { slope: want_slope, stats: want_stats, keep } = want;
     if !want_stats && has_kernels::<B>() {
-        let ids: Vec<usize> = targets.to_data().iter::<i64>().map(|id| id as usize).collect();
-        if let Some(pass) = head_pass(&hidden, &head, &ids, [tiles.rows, tiles.columns], want_slope) {
-            let HeadPass { log_probs, log_sum_exp, slope } = pass;
-            return Forward { log_probs, log_sum_exp, slope, stats: vec![] };
+        let want = HeadWant { dlogp_dh: want_slope, keep };
+        if let Some(pass) = head_pass(&hidden, &head, &ids(&targets), tiles.size(), want) {
+            let (log_probs, log_sum_exp) = (pass.log_probs.clone(), pass.log_sum_exp.clone());
+            return Forward {
+                log_probs,
+                log_sum_exp,
+                slope: pass.dlogp_dh.clone(),
+                stats: vec![],
+                pass: Some(pass),
+            };
         }
     }
     let (mut log_probs, mut log_sums, mut slopes, mut all_stats) = (vec![], vec![], vec![], vec![]);
@@ -269,8 +292,17 @@ fn forward<B: Backend>(
         log_sum_exp: Tensor::cat(log_sums, 0),
         slope: want_slope.then(|| Tensor::cat(slopes, 0)),
         stats: all_stats,
+        pass: None,
     }
 }
+
+fn ids<B: Backend>(targets: &Tensor<B, 1, Int>) -> Vec<usize> {
+    targets.to_data().iter::<i64>().map(|id| id as usize).collect()
+}
+
+/// Exponentials kept for the gradient of a head that trains, in halves of that gradient's size. With Adam's moments, training
+/// a head holds three such sizes anyway.
+const KEPT_HALVES: usize = 3;
 
 /// Log-probabilities, and blocks of token statistics if asked for.
 type Tracked<B, C> = (Tensor<Autodiff<B, C>, 1>, Vec<Tensor<B, 2>>);
@@ -287,8 +319,10 @@ fn tracked<B: Backend, C: CheckpointStrategy>(
     let plain = |p: &FloatTensor<B>| tensor::<B, 2>(p.clone());
     let y = Tensor::<B, 1, Int>::from_primitive(targets.clone().into_primitive());
     let (hidden_trains, head_trains) = (hidden.is_tracked(), head.is_tracked());
-    let want_slope = hidden_trains && !head_trains;
-    let pass = forward(plain(&hidden.primitive), plain(&head.primitive), y, tiles, want_slope, want_stats);
+    let weight = plain(&head.primitive);
+    let keep = if head_trains { weight.dims().iter().product::<usize>() / 2 * KEPT_HALVES } else { 0 };
+    let want = Want { slope: hidden_trains && !head_trains, stats: want_stats, keep };
+    let pass = forward(plain(&hidden.primitive), weight, y, tiles, want);
     let log_probs = primitive(pass.log_probs);
 
     let output = if head_trains {
@@ -297,6 +331,7 @@ fn tracked<B: Backend, C: CheckpointStrategy>(
             head: head.primitive,
             targets: targets.into_primitive(),
             log_sum_exp: primitive(pass.log_sum_exp),
+            pass: pass.pass,
             tiles,
         };
         match RecomputeBackward.prepare::<C>([hidden.node, head.node]).compute_bound().stateful() {
@@ -358,6 +393,7 @@ struct Recompute<B: Backend> {
     head: FloatTensor<B>,
     targets: IntTensor<B>,
     log_sum_exp: FloatTensor<B>,
+    pass: Option<HeadPass<B>>,
     tiles: Tiles,
 }
 
@@ -389,6 +425,13 @@ fn recompute<B: Backend>(
     let targets = Tensor::<B, 1, Int>::from_primitive(state.targets);
     let log_sum_exp = tensor::<B, 1>(state.log_sum_exp);
     let tiles = state.tiles;
+    if let Some(pass) = state.pass {
+        let found = pass.gradients(&hidden, &head, &ids(&targets), &grad, tiles.size(), want_hidden);
+        if let Some(found) = found {
+            let hidden_grad = found.hidden.map(|grad| primitive(grad.cast(hidden.dtype())));
+            return (hidden_grad, primitive(found.head.cast(head.dtype())));
+        }
+    }
     let mut hidden_grads: Vec<Option<Tensor<B, 2>>> = tiles.token_ranges().map(|_| None).collect();
     let mut head_grads = Vec::new();
     for columns in tiles.vocab_ranges() {

@@ -12,7 +12,7 @@ use super::{attention as slices, head, linear as group, row};
 use crate::activation::Activation;
 use crate::attention::{Context, Heads};
 use crate::cast;
-use crate::head::HeadPass;
+use crate::head::{HeadGradients, HeadPass, HeadWant};
 use crate::linear::{Before, GROUP, Layer};
 use crate::mask::BlockMask;
 use crate::rotary::Rotary;
@@ -351,8 +351,27 @@ pub fn head_pass<B: Backend>(
     head: &Tensor<B, 2>,
     targets: &[usize],
     tile: [usize; 2],
-    want_slope: bool,
+    want: HeadWant,
 ) -> Option<HeadPass<B>> {
+    let (beside, hidden, head) = head_parts(hidden, head)?;
+    let (rows, weight) = (targets.len(), Kept { weight: head, bias: None, lora: None });
+    let (layer, width) = (weight.layer(), hidden.layout().shape()[1]);
+    let shape = head::Shape { width, vocabulary: layer.out, tile };
+    let pass = head::pass(values(&hidden), layer.weight, shape, targets, want);
+    let plain = |values: Vec<f32>| beside.beside(tensor(values, [rows])).back();
+    Some(HeadPass {
+        log_probs: plain(pass.log_probs),
+        log_sum_exp: plain(pass.log_sum_exp),
+        dlogp_dh: want.dlogp_dh.then(|| beside.beside(tensor(pass.dlogp_dh, [rows, width])).back()),
+        kept: Arc::new(pass.kept),
+    })
+}
+
+/// Hidden states and head in flex's memory, if they are ours and no gradient is asked of them.
+fn head_parts<B: Backend>(
+    hidden: &Tensor<B, 2>,
+    head: &Tensor<B, 2>,
+) -> Option<(Fast, FlexTensor, FlexTensor)> {
     if !takes(hidden) || ![DType::F32, DType::BF16].contains(&head.dtype()) {
         return None;
     }
@@ -360,15 +379,28 @@ pub fn head_pass<B: Backend>(
     if hidden.is_tracked() || head.is_tracked() {
         return None;
     }
-    let (beside, hidden, head) = (hidden.clone(), hidden.solid(), head.solid());
-    let [rows, width] = [targets.len(), hidden.layout().shape()[1]];
+    Some((hidden.clone(), hidden.solid(), head.solid()))
+}
+
+pub fn head_gradients<B: Backend>(
+    pass: &HeadPass<B>,
+    hidden: &Tensor<B, 2>,
+    head: &Tensor<B, 2>,
+    targets: &[usize],
+    grad: &Tensor<B, 1>,
+    tile: [usize; 2],
+    want_hidden: bool,
+) -> Option<HeadGradients<B>> {
+    let (beside, hidden, head) = head_parts(hidden, head)?;
     let weight = Kept { weight: head, bias: None, lora: None };
-    let layer = weight.layer();
-    let pass = head::pass(values(&hidden), layer.weight, width, layer.out, targets, tile, want_slope);
-    let plain = |values: Vec<f32>| beside.beside(tensor(values, [rows])).back();
-    Some(HeadPass {
-        log_probs: plain(pass.log_probs),
-        log_sum_exp: plain(pass.log_sum_exp),
-        slope: want_slope.then(|| beside.beside(tensor(pass.slope, [rows, width])).back()),
-    })
+    let (layer, width) = (weight.layer(), hidden.layout().shape()[1]);
+    let shape = head::Shape { width, vocabulary: layer.out, tile };
+    let [log_sum_exp, grad] = [&pass.log_sum_exp, grad].map(|x| fast(x.clone()).solid());
+    let (h, rows) = (values(&hidden), [values(&log_sum_exp), values(&grad)]);
+    let (dh, dw) = head::gradients(h, layer.weight, shape, targets, rows, &pass.kept, want_hidden);
+    let back = |values: Vec<f32>| {
+        let rows = values.len() / width.max(1);
+        beside.beside(tensor(values, [rows, width])).back()
+    };
+    Some(HeadGradients { hidden: dh.map(back), head: back(dw) })
 }

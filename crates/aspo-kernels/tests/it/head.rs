@@ -1,11 +1,14 @@
 //! The output head's pass against plain loops.
 
-use aspo_kernels::head_pass;
+use aspo_kernels::{HeadWant, head_pass};
 use burn::backend::Autodiff;
 use burn::tensor::DType;
 use burn_flex::Flex;
 
-use crate::support::{close, noise, tensor, values};
+use crate::support::{close, noise, slope, tensor, values};
+
+const ALONE: HeadWant = HeadWant { dlogp_dh: false, keep: 0 };
+const FROZEN: HeadWant = HeadWant { dlogp_dh: true, keep: 0 };
 
 /// `log p` and `log Σ exp` of each row.
 fn expected(h: &[f64], w: &[f64], width: usize, targets: &[usize]) -> [Vec<f64>; 2] {
@@ -20,7 +23,7 @@ fn expected(h: &[f64], w: &[f64], width: usize, targets: &[usize]) -> [Vec<f64>;
 }
 
 /// `W[target] - softmax(W h) W` of each row.
-fn slope(h: &[f64], w: &[f64], width: usize, targets: &[usize]) -> Vec<f64> {
+fn dlogp_dh(h: &[f64], w: &[f64], width: usize, targets: &[usize]) -> Vec<f64> {
     let [_, lse] = expected(h, w, width, targets);
     let row = |((h, target), lse): ((&[f64], &usize), &f64)| {
         let mut out = w[target * width..][..width].to_vec();
@@ -43,19 +46,106 @@ fn every_tile_gives_the_values_and_slopes_of_plain_loops() {
         let [log_probs, log_sum_exp] = expected(&h, &w, width, &targets);
         let (h_t, w_t) = (tensor::<Flex, 2>(&h, [rows, width]), tensor(&w, [vocabulary, width]));
         for tile in [[1, 1], [4, 3], [16, 64], [1000, 1000]] {
-            let pass = head_pass(&h_t, &w_t, &targets, tile, true).expect("flex has kernels");
+            let pass = head_pass(&h_t, &w_t, &targets, tile, FROZEN).expect("flex has kernels");
             close("log p", &values(pass.log_probs), &log_probs, 3e-6);
             close("log sum", &values(pass.log_sum_exp), &log_sum_exp, 2e-6);
-            close("slope", &values(pass.slope.unwrap()), &slope(&h, &w, width, &targets), 5e-6);
-            let pass = head_pass(&h_t, &w_t, &targets, tile, false).expect("flex has kernels");
+            close("dlogp/dh", &values(pass.dlogp_dh.unwrap()), &dlogp_dh(&h, &w, width, &targets), 5e-6);
+            let pass = head_pass(&h_t, &w_t, &targets, tile, ALONE).expect("flex has kernels");
             close("log p alone", &values(pass.log_probs), &log_probs, 3e-6);
-            assert!(pass.slope.is_none());
+            assert!(pass.dlogp_dh.is_none());
         }
         let narrow = w_t.clone().cast(DType::BF16);
         let wide = narrow.clone().cast(DType::F32);
-        let [a, b] = [narrow, wide].map(|w| head_pass(&h_t, &w, &targets, [16, 64], true).unwrap());
-        close("half precision", &values(a.slope.unwrap()), &values(b.slope.unwrap()), 0.0);
+        let [a, b] = [narrow, wide].map(|w| head_pass(&h_t, &w, &targets, [16, 64], FROZEN).unwrap());
+        close("half precision", &values(a.dlogp_dh.unwrap()), &values(b.dlogp_dh.unwrap()), 0.0);
     }
+}
+
+/// Gradients of `Σ g log p` in `h` and `w`, by plain loops.
+fn gradients(h: &[f64], w: &[f64], width: usize, targets: &[usize], g: &[f64]) -> [Vec<f64>; 2] {
+    let [_, lse] = expected(h, w, width, targets);
+    let (mut dh, mut dw) = (vec![0.0; h.len()], vec![0.0; w.len()]);
+    for (t, h) in h.chunks(width).enumerate() {
+        for (v, w) in w.chunks(width).enumerate() {
+            let p = (w.iter().zip(h).map(|(w, h)| w * h).sum::<f64>() - lse[t]).exp();
+            let dz = g[t] * (f64::from(u8::from(targets[t] == v)) - p);
+            for k in 0..width {
+                dh[t * width + k] += dz * w[k];
+                dw[v * width + k] += dz * h[k];
+            }
+        }
+    }
+    [dh, dw]
+}
+
+#[test]
+fn a_trained_heads_gradients_are_those_of_plain_loops_whatever_the_tile_and_whatever_is_kept() {
+    for (rows, width, vocabulary) in [(1, 1, 1), (5, 7, 11), (37, 16, 300), (3, 40, 65)] {
+        let h: Vec<f64> = noise(rows * width, 1).iter().map(|x| 4.0 * x).collect();
+        let (w, g) = (noise(vocabulary * width, 2), noise(rows, 3));
+        let targets: Vec<usize> = (0..rows).map(|i| (i * 7 + 3) % vocabulary).collect();
+        let [dh, dw] = gradients(&h, &w, width, &targets, &g);
+        let (h_t, w_t) = (tensor::<Flex, 2>(&h, [rows, width]), tensor(&w, [vocabulary, width]));
+        let g_t = tensor(&g, [rows]);
+        for tile in [[1, 1], [4, 3], [16, 64], [1000, 1000]] {
+            // Nothing, some tiles, everything.
+            for keep in [0, rows * vocabulary / 2, rows * vocabulary] {
+                let pass = head_pass(&h_t, &w_t, &targets, tile, HeadWant { keep, ..ALONE }).unwrap();
+                let found = pass.gradients(&h_t, &w_t, &targets, &g_t, tile, true).unwrap();
+                // Sums of up to 300 rounded terms, of sizes up to 4.
+                close("dh", &values(found.hidden.unwrap()), &dh, 5e-6);
+                close("dW", &values(found.head), &dw, 5e-6);
+            }
+        }
+        let narrow = w_t.clone().cast(DType::BF16);
+        let wide = narrow.clone().cast(DType::F32);
+        let [a, b] = [narrow, wide].map(|w| {
+            let pass = head_pass(&h_t, &w, &targets, [16, 64], ALONE).unwrap();
+            let found = pass.gradients(&h_t, &w, &targets, &g_t, [16, 64], false).unwrap();
+            assert!(found.hidden.is_none());
+            values(found.head)
+        });
+        close("half precision", &a, &b, 0.0);
+    }
+}
+
+#[test]
+fn a_trained_heads_gradients_are_difference_quotients() {
+    let (width, targets) = (5, [2, 0, 7]);
+    let (h, w, g) = (noise(3 * width, 1), noise(9 * width, 2), noise(3, 3));
+    let [dh, dw] = [
+        slope(&h, &g, |h| expected(h, &w, width, &targets)[0].clone()),
+        slope(&w, &g, |w| expected(&h, w, width, &targets)[0].clone()),
+    ];
+    let (h, w) = (tensor::<Flex, 2>(&h, [3, width]), tensor(&w, [9, width]));
+    let pass = head_pass(&h, &w, &targets, [2, 4], ALONE).unwrap();
+    let found = pass.gradients(&h, &w, &targets, &tensor(&g, [3]), [2, 4], true).unwrap();
+    // f32's rounding; the quotients are good to 1e-9.
+    close("dh", &values(found.hidden.unwrap()), &dh, 2e-6);
+    close("dW", &values(found.head), &dw, 2e-6);
+}
+
+#[test]
+fn results_are_the_same_to_the_bit_with_any_number_of_threads() {
+    let (rows, width, vocabulary, tile) = (70, 48, 1100, [64, 512]);
+    let targets: Vec<usize> = (0..rows).map(|i| (i * 7 + 3) % vocabulary).collect();
+    let h = tensor::<Flex, 2>(&noise(rows * width, 1), [rows, width]);
+    let (w, g) =
+        (tensor(&noise(vocabulary * width, 2), [vocabulary, width]), tensor(&noise(rows, 3), [rows]));
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let pass = head_pass(&h, &w, &targets, tile, HeadWant { dlogp_dh: true, keep: 40_000 }).unwrap();
+            let found = pass.gradients(&h, &w, &targets, &g, tile, true).unwrap();
+            [pass.log_probs, pass.log_sum_exp]
+                .map(values)
+                .into_iter()
+                .chain([pass.dlogp_dh.unwrap(), found.hidden.unwrap(), found.head].map(values))
+                .collect::<Vec<_>>()
+        })
+    };
+    let one = run(1);
+    assert!(one == run(2) && one == run(3));
 }
 
 #[test]
@@ -63,19 +153,19 @@ fn a_logit_that_is_no_number_shows() {
     let mut h = noise(4 * 8, 1);
     h[9] = f64::NAN;
     let (h, w) = (tensor::<Flex, 2>(&h, [4, 8]), tensor(&noise(40 * 8, 2), [40, 8]));
-    let found = values(head_pass(&h, &w, &[0, 1, 2, 39], [2, 16], true).unwrap().log_probs);
+    let found = values(head_pass(&h, &w, &[0, 1, 2, 39], [2, 16], FROZEN).unwrap().log_probs);
     assert!(found[1].is_nan() && [0, 2, 3].iter().all(|i| found[*i].is_finite()), "{found:?}");
 }
 
 #[test]
 fn other_backends_and_graphs_have_no_pass() {
     let of = |x: &[f64]| tensor::<burn_ndarray::NdArray, 2>(x, [1, 2]);
-    assert!(head_pass(&of(&[1.0, 2.0]), &of(&[1.0, 2.0]), &[0], [1, 1], false).is_none());
+    assert!(head_pass(&of(&[1.0, 2.0]), &of(&[1.0, 2.0]), &[0], [1, 1], ALONE).is_none());
     let of = |x: &[f64]| tensor::<Autodiff<Flex>, 2>(x, [1, 2]);
     let (h, w) = (of(&[1.0, 2.0]), of(&[1.0, 2.0]));
     for (h, w) in [(h.clone().require_grad(), w.clone()), (h.clone(), w.clone().require_grad())] {
-        assert!(head_pass(&h, &w, &[0], [1, 1], false).is_none(), "it has no backward of its own");
+        assert!(head_pass(&h, &w, &[0], [1, 1], ALONE).is_none(), "it has no backward of its own");
     }
-    let found = head_pass(&h, &w, &[0], [1, 1], true).expect("no gradient is asked of these");
+    let found = head_pass(&h, &w, &[0], [1, 1], FROZEN).expect("no gradient is asked of these");
     assert_eq!(values(found.log_probs), [0.0], "of one token, that one is certain");
 }
