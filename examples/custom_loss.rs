@@ -7,18 +7,12 @@
 //! The model is a toy (it sees one token at a time), the pairs are four, and the loss falls from log 2 as the chosen
 //! answers become likelier than the rejected ones, relative to the model at the start.
 
-use aspo_loss::{
-    ChunkOptions, ChunkedBackend, LmHead, Objective, PairMap, PolicyScores, PreferenceBatch, ReferenceScores,
-    Result, SentenceMap, Similarity, chunked_log_probs,
-};
+use aspo_loss::{ChunkOptions, LmHead, Logps, Objective, PairLayout, PreferenceBatch, Result, Similarity};
 use burn::backend::Autodiff;
-use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::optim::{AdamConfig, GradientsParams, Optimizer};
 use burn::prelude::*;
-use burn_flex::Flex;
-
-type B = Autodiff<Flex>;
+use burn::tensor::backend::AutodiffBackend;
 
 /// Any language model: tokens to hidden states, and a head.
 #[derive(Module, Debug)]
@@ -29,64 +23,44 @@ struct Toy<B: Backend> {
 }
 
 impl<B: Backend> Toy<B> {
-    fn new(vocab: usize, features: usize, device: &B::Device) -> Self {
-        Self {
-            embedding: EmbeddingConfig::new(vocab, features).init(device),
-            layer: LinearConfig::new(features, features).init(device),
-            head: LinearConfig::new(features, vocab).init(device),
-        }
-    }
-
     fn hidden(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
         self.layer.forward(self.embedding.forward(ids)).tanh()
     }
 }
 
-/// Log-probabilities of one side's response tokens, on any backend with gradients. Position t scores the token at t + 1.
-fn score<B: ChunkedBackend>(
+/// Log-probabilities of the response tokens of both sides; ids are as the model reads them.
+fn score<B: AutodiffBackend>(
     model: &Toy<B>,
-    ids: &Tensor<B, 2, Int>,
-    map: &SentenceMap,
-) -> Result<Tensor<B, 1>> {
-    let [_, length] = ids.dims();
-    let hidden = map.select_rows(model.hidden(ids.clone().narrow(1, 0, length - 1)))?;
-    let labels = map.select_labels(ids.clone().narrow(1, 1, length - 1))?;
-    chunked_log_probs(hidden, &LmHead::linear(&model.head), labels, &ChunkOptions::default())
+    ids: &[Tensor<B, 2, Int>; 2],
+    layout: &PairLayout,
+) -> Result<Logps<B>> {
+    let hidden = ids.clone().map(|ids| model.hidden(ids));
+    Logps::chunked(layout, hidden, ids.clone(), &LmHead::linear(&model.head), &ChunkOptions::default())
 }
 
-fn main() -> Result<()> {
-    let device = Default::default();
-    <B as Backend>::seed(&device, 7);
-    let mut model = Toy::<B>::new(32, 16, &device);
+fn train<B: AutodiffBackend>(device: &B::Device) -> Result<()> {
+    B::seed(device, 7);
+    let mut model = Toy::<B> {
+        embedding: EmbeddingConfig::new(32, 16).init(device),
+        layer: LinearConfig::new(16, 16).init(device),
+        head: LinearConfig::new(16, 32).init(device),
+    };
     let mut optimizer = AdamConfig::new().init();
 
-    // Two prompt tokens, then two sentences (chosen) or one (rejected); 31 is padding. One sentence id per label.
-    let chosen = Tensor::from_data(
-        [[1, 2, 5, 6, 7, 8], [1, 3, 9, 6, 7, 31], [1, 4, 5, 9, 8, 7], [1, 2, 9, 5, 6, 31]],
-        &device,
-    );
-    let rejected = Tensor::from_data(
-        [[1, 2, 10, 11, 31], [1, 3, 12, 11, 10], [1, 4, 13, 10, 31], [1, 2, 12, 13, 11]],
-        &device,
-    );
-    let map = PairMap::new(
-        &[[-1, 0, 0, 1, 1], [-1, 0, 0, 1, -1], [-1, 0, 1, 1, 1], [-1, 0, 1, 1, -1]],
-        &[[-1, 0, 0, -1], [-1, 0, 0, 0], [-1, 0, 0, -1], [-1, 0, 0, 0]],
+    // Two prompt tokens, then two sentences (chosen) or one (rejected); 31 is padding. One sentence id per token.
+    let chosen = [[1, 2, 5, 6, 7, 8], [1, 3, 9, 6, 7, 31], [1, 4, 5, 9, 8, 7], [1, 2, 9, 5, 6, 31]];
+    let rejected = [[1, 2, 10, 11, 31], [1, 3, 12, 11, 10], [1, 4, 13, 10, 31], [1, 2, 12, 13, 11]];
+    let ids = [Tensor::from_data(chosen, device), Tensor::from_data(rejected, device)];
+    let layout = PairLayout::from_tokens(
+        &[[-1, -1, 0, 0, 1, 1], [-1, -1, 0, 0, 1, -1], [-1, -1, 0, 1, 1, 1], [-1, -1, 0, 1, 1, -1]],
+        &[[-1, -1, 0, 0, -1], [-1, -1, 0, 0, 0], [-1, -1, 0, 0, -1], [-1, -1, 0, 0, 0]],
     )?;
     let similarity = Similarity::new(&[[0.21, 0.34], [0.30, 0.25], [0.18, 0.27], [0.33, 0.20]])?;
-    let sides = |model: &Toy<B>| -> Result<[Tensor<B, 1>; 2]> {
-        Ok([score(model, &chosen, &map.chosen)?, score(model, &rejected, &map.rejected)?])
-    };
+    // The model as it starts is the reference.
+    let reference = score(&model, &ids, &layout)?.detach();
 
-    // The model as it starts is the reference; the record detaches.
-    let [c, r] = sides(&model)?;
-    let reference = ReferenceScores::flat(&map, c, r)?;
-
-    // The ten lines.
     for step in 0..=20 {
-        let [chosen, rejected] = sides(&model)?;
-        let policy = PolicyScores::flat(&map, chosen, rejected)?;
-        let batch = PreferenceBatch::new(map.clone(), policy)?
+        let batch = PreferenceBatch::new(score(&model, &ids, &layout)?)
             .with_reference(reference.clone())?
             .with_similarity(similarity.clone())?;
         let output = Objective::default().loss(&batch)?;
@@ -100,4 +74,8 @@ fn main() -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn main() -> Result<()> {
+    train::<Autodiff<burn_flex::Flex>>(&Default::default())
 }

@@ -22,9 +22,7 @@ use std::time::{Duration, Instant};
 
 use aspo_benches::{peak, serve, served};
 use aspo_data::{EncodedAnswer, EncodedPair, HostBatch, ImageLoader, ImageProcessor, ImageSource};
-use aspo_loss::{
-    ChunkOptions, PairMap, PolicyScores, PreferenceBatch, ReferenceScores, SentenceMap, dense_log_probs,
-};
+use aspo_loss::{ChunkOptions, Logps, PairLayout, PreferenceBatch, ResponseLayout, dense_log_probs};
 use aspo_models::lora::{LoraConfig, attach, without_adapters};
 use aspo_models::{
     ImageFeatures, Llava, LlavaConfig, LoadOptions, ModelConfig, ModelInput, PictureShape, Pretrained,
@@ -264,9 +262,9 @@ impl Run {
             let reference = Tensor::<A, 1>::from_inner(rows);
             let scores = dense_scores(&policy, &batch.host, features.map(Tensor::from_inner), &self.device);
             let map = map(&batch.host);
-            let policy_scores = PolicyScores::joined(&map, scores).expect("the map's tokens");
-            let loss = PreferenceBatch::new(map.clone(), policy_scores)
-                .and_then(|batch| batch.with_reference(ReferenceScores::joined(&map, reference)?))
+            let policy_scores = Logps::joined(&map, scores).expect("the map's tokens");
+            let loss = PreferenceBatch::new(policy_scores)
+                .and_then(|batch| batch.with_reference(Logps::joined(&map, reference)?))
                 .and_then(|batch| config.objective().expect("a loss").loss(&batch))
                 .expect("a finite loss");
             let loss = loss.losses.sum().div_scalar(config.global_batch() as f64);
@@ -284,14 +282,14 @@ impl Run {
     }
 }
 
-fn map(host: &HostBatch) -> PairMap {
+fn map(host: &HostBatch) -> PairLayout {
     let responses = &host.responses;
     let mut ids = responses.sentence_ids.iter().map(|&id| i64::from(id));
     let rows: Vec<Vec<i64>> =
         responses.token_counts.iter().map(|&count| ids.by_ref().take(count).collect()).collect();
     let (chosen, rejected) = rows.split_at(host.pairs());
-    let side = |rows: &[Vec<i64>]| SentenceMap::new(rows).expect("tiled by sentences");
-    PairMap::from_maps(side(chosen), side(rejected)).expect("as many of either")
+    let side = |rows: &[Vec<i64>]| ResponseLayout::from_labels(rows).expect("tiled by sentences");
+    PairLayout::from_sides(side(chosen), side(rejected)).expect("as many of either")
 }
 
 fn dense_scores<B: Backend, M: VisionLanguageModel<B>>(

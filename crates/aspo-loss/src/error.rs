@@ -21,6 +21,16 @@ pub enum Error {
         /// The row of the batch, from 0.
         row: usize,
     },
+    /// A response that starts at the first token, which no hidden state scores.
+    #[error(
+        "{what}: row {row} has a response token at position 0, which no hidden state scores; put the prompt, or at least a start token, in front of it with id -1 (ids aligned with shifted labels: use `from_labels`)"
+    )]
+    FirstToken {
+        /// The record.
+        what: String,
+        /// The row of the batch, from 0.
+        row: usize,
+    },
     /// A sentence id that is neither -1 nor 0, 1, 2, …
     #[error(
         "{what}: row {row}, position {position} has sentence id {found}; use -1 for \"not a response token\" and 0, 1, 2, … for sentences"

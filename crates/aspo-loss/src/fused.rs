@@ -16,11 +16,11 @@
 //! Which of the three applies is read from the tensors. Everything is computed in f32; each gradient is returned in the
 //! type of its tensor. A head of another type is cast tile by tile, so that no f32 copy of it is ever held.
 
-use core::ops::Range;
+use core::any::Any;
 
 use aspo_kernels::{HeadPass, HeadWant, has_kernels, head_pass};
 use burn::backend::Autodiff;
-use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::NoCheckpointing};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::prelude::*;
@@ -28,58 +28,25 @@ use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{FloatDType, IndexingUpdateOp, TensorPrimitive};
 
-use crate::error::{Error, Result};
+use crate::chunk::{ChunkOptions, Tiles};
+use crate::error::Result;
 use crate::head::LmHead;
-use crate::log_prob::{Moments, Tally, Targets, TokenStats, check_targets};
+use crate::log_prob::{Moments, OnlineSoftmax, TokenStats, check_targets, dense_log_probs};
 use crate::math;
 
-/// How much is projected at a time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ChunkOptions {
-    /// Bytes of f32 logits held at a time. Up to three times as much is in use at the peak, for the exponentials beside
-    /// them and the tile of the head. Default: 8 MiB.
-    pub byte_budget: usize,
-    /// Tokens of a chunk. Default, as none: as many as make a square tile of the budget (1,448 for 8 MiB).
-    pub rows: Option<usize>,
-}
-
-impl Default for ChunkOptions {
-    fn default() -> Self {
-        Self { byte_budget: 8 << 20, rows: None }
-    }
-}
-
-impl ChunkOptions {
-    /// Tokens and vocabulary columns of a tile: their product times 4 bytes stays within the budget, but neither falls
-    /// below 1 and the tokens are as given, if given.
-    ///
-    /// # Errors
-    /// A budget or a number of rows of 0.
-    pub fn tile(&self, tokens: usize, vocab: usize) -> Result<(usize, usize)> {
-        if self.rows == Some(0) {
-            let remedy = "give at least 1 row, or none to use the byte budget".into();
-            return Err(Error::Option { option: "rows", found: "0".into(), remedy });
-        }
-        if self.byte_budget == 0 {
-            let remedy = "give the bytes of f32 logits to hold at a time".into();
-            return Err(Error::Option { option: "byte_budget", found: "0".into(), remedy });
-        }
-        let cells = (self.byte_budget / 4).max(1);
-        let rows = self.rows.unwrap_or_else(|| cells.isqrt().max(cells / vocab.max(1)));
-        let rows = rows.clamp(1, tokens.max(1));
-        Ok((rows, (cells / rows).clamp(1, vocab.max(1))))
-    }
-}
-
-/// A backend with gradients that knows the chunked head's backward: [`Autodiff`] over any backend. Code that is generic over
-/// `AutodiffBackend` asks for this instead.
+/// Log-probabilities `[N]` of `targets` `[N]` from `hidden` `[N, D]` and the head, in f32, with the backward that the
+/// module's page describes.
+///
+/// Give only response positions ([`ResponseLayout::select_hidden`](crate::ResponseLayout::select_hidden)). A backend with
+/// gradients is [`Autodiff`] over any other; one that is not keeps logits, as [`dense_log_probs`](crate::dense_log_probs).
 ///
 /// ```
-/// use aspo_loss::{ChunkOptions, ChunkedBackend, LmHead, Result, chunked_log_probs};
+/// use aspo_loss::{ChunkOptions, LmHead, Result, chunked_log_probs};
 /// use burn::nn::Linear;
 /// use burn::prelude::*;
+/// use burn::tensor::backend::AutodiffBackend;
 ///
-/// fn score<B: ChunkedBackend>(
+/// fn score<B: AutodiffBackend>(
 ///     hidden: Tensor<B, 2>,
 ///     head: &Linear<B>,
 ///     targets: Tensor<B, 1, Int>,
@@ -87,61 +54,31 @@ impl ChunkOptions {
 ///     chunked_log_probs(hidden, &LmHead::linear(head), targets, &ChunkOptions::default())
 /// }
 /// ```
-pub trait ChunkedBackend: AutodiffBackend {
-    #[doc(hidden)]
-    fn chunked(
-        hidden: Tensor<Self, 2>,
-        weight: Tensor<Self, 2>,
-        targets: Tensor<Self, 1, Int>,
-        options: &ChunkOptions,
-        want_stats: bool,
-    ) -> Result<Scored<Self>>;
-}
-
-/// Log-probabilities, and the statistics of their tokens where they are asked for.
-type Scored<B> = (Tensor<B, 1>, Vec<Tensor<<B as AutodiffBackend>::InnerBackend, 2>>);
-
-impl<B: Backend, C: CheckpointStrategy> ChunkedBackend for Autodiff<B, C> {
-    fn chunked(
-        hidden: Tensor<Self, 2>,
-        weight: Tensor<Self, 2>,
-        targets: Tensor<Self, 1, Int>,
-        options: &ChunkOptions,
-        want_stats: bool,
-    ) -> Result<(Tensor<Self, 1>, Vec<Tensor<B, 2>>)> {
-        tracked(hidden, weight, targets, options, want_stats)
-    }
-}
-
-/// Log-probabilities `[N]` of `targets` `[N]` from `hidden` `[N, D]` and the head, in f32, with the backward that the
-/// module's page describes.
-///
-/// Give only response positions ([`SentenceMap::select_rows`](crate::SentenceMap::select_rows)).
 ///
 /// # Errors
 /// Shapes that do not fit, no rows, a target outside the vocabulary, a chunk of 0.
-pub fn chunked_log_probs<B: ChunkedBackend>(
+pub fn chunked_log_probs<B: AutodiffBackend>(
     hidden: Tensor<B, 2>,
     head: &LmHead<B>,
     targets: Tensor<B, 1, Int>,
     options: &ChunkOptions,
 ) -> Result<Tensor<B, 1>> {
     let (hidden, weight) = head.product(hidden)?;
-    Ok(B::chunked(hidden, weight, targets, options, false)?.0)
+    Ok(tracked(hidden, weight, targets, options, false)?.0)
 }
 
 /// [`chunked_log_probs`] together with [`TokenStats`] of the same tokens, from the same logits.
 ///
 /// # Errors
 /// As [`chunked_log_probs`].
-pub fn chunked_log_probs_with_stats<B: ChunkedBackend>(
+pub fn chunked_log_probs_with_stats<B: AutodiffBackend>(
     hidden: Tensor<B, 2>,
     head: &LmHead<B>,
     targets: Tensor<B, 1, Int>,
     options: &ChunkOptions,
 ) -> Result<(Tensor<B, 1>, TokenStats)> {
     let (hidden, weight) = head.product(hidden)?;
-    let (log_probs, stats) = B::chunked(hidden, weight, targets, options, true)?;
+    let (log_probs, stats) = tracked(hidden, weight, targets, options, true)?;
     Ok((log_probs, TokenStats::read(stats)))
 }
 
@@ -174,53 +111,21 @@ fn check<B: Backend>(
     Ok(Tiles { tokens, vocab, rows, columns })
 }
 
-/// How `[N, V]` is cut.
-#[derive(Debug, Clone, Copy)]
-struct Tiles {
-    tokens: usize,
-    vocab: usize,
-    rows: usize,
-    columns: usize,
-}
-
-impl Tiles {
-    fn size(self) -> [usize; 2] {
-        [self.rows, self.columns]
-    }
-
-    fn token_ranges(self) -> impl Iterator<Item = Range<usize>> {
-        (0..self.tokens).step_by(self.rows).map(move |start| start..(start + self.rows).min(self.tokens))
-    }
-
-    fn vocab_ranges(self) -> impl Iterator<Item = Range<usize>> {
-        (0..self.vocab).step_by(self.columns).map(move |start| start..(start + self.columns).min(self.vocab))
-    }
-
-    /// Where the targets fall in one range of the vocabulary.
-    fn targets<B: Backend>(self, targets: &Tensor<B, 1, Int>, range: &Range<usize>) -> Targets<B> {
-        if range.len() == self.vocab {
-            Targets::new(targets.clone())
-        } else {
-            Targets::within(targets.clone(), range.start, range.end)
-        }
-    }
-}
-
 /// What one pass over the tiles leaves behind.
 struct Forward<B: Backend> {
     log_probs: Tensor<B, 1>,
     log_sum_exp: Tensor<B, 1>,
     /// `∂logp/∂h`, `[N, D]`, if asked for.
-    slope: Option<Tensor<B, 2>>,
+    dlogp_dh: Option<Tensor<B, 2>>,
     stats: Vec<Tensor<B, 2>>,
     /// The kernels' pass, if that was taken.
-    pass: Option<HeadPass<B>>,
+    kernels: Option<HeadPass<B>>,
 }
 
 /// What is asked of a pass beside log-probabilities.
 #[derive(Debug, Clone, Copy, Default)]
 struct Want {
-    slope: bool,
+    dlogp_dh: bool,
     stats: bool,
     /// Values of `exp z` to keep, where there are kernels.
     keep: usize,
@@ -228,9 +133,9 @@ struct Want {
 
 /// The sums of a chunk of tokens over the columns seen so far.
 struct Running<B: Backend> {
-    tally: Tally<B>,
-    /// `Σ exp(z - max z) W`, [n, D], if the slope is asked for.
-    pull: Option<Tensor<B, 2>>,
+    softmax: OnlineSoftmax<B>,
+    /// `Σ exp(z - max z) W`, [n, D]: softmax times head, up to the sum; if `∂logp/∂h` is asked for.
+    softmax_head: Option<Tensor<B, 2>>,
     moments: Option<Moments<B>>,
 }
 
@@ -241,58 +146,60 @@ fn forward<B: Backend>(
     tiles: Tiles,
     want: Want,
 ) -> Forward<B> {
-    let Want { slope: want_slope, stats: want_stats, keep } = want;
-    if !want_stats && has_kernels::<B>() {
-        let want = HeadWant { dlogp_dh: want_slope, keep };
-        if let Some(pass) = head_pass(&hidden, &head, &ids(&targets), tiles.size(), want) {
+    if !want.stats && has_kernels::<B>() {
+        let wanted = HeadWant { dlogp_dh: want.dlogp_dh, keep: want.keep };
+        if let Some(pass) = head_pass(&hidden, &head, &ids(&targets), tiles.size(), wanted) {
             let (log_probs, log_sum_exp) = (pass.log_probs.clone(), pass.log_sum_exp.clone());
             return Forward {
                 log_probs,
                 log_sum_exp,
-                slope: pass.dlogp_dh.clone(),
+                dlogp_dh: pass.dlogp_dh.clone(),
                 stats: vec![],
-                pass: Some(pass),
+                kernels: Some(pass),
             };
         }
     }
-    let (mut log_probs, mut log_sums, mut slopes, mut all_stats) = (vec![], vec![], vec![], vec![]);
+    let (mut log_probs, mut log_sums, mut all_dlogp_dh, mut all_stats) = (vec![], vec![], vec![], vec![]);
     for tokens in tiles.token_ranges() {
-        let h = math::f32(hidden.clone().slice([tokens.clone()]));
+        let h = math::to_f32(hidden.clone().slice([tokens.clone()]));
         let y = targets.clone().slice([tokens]);
         let mut running: Option<Running<B>> = None;
         for columns in tiles.vocab_ranges() {
-            let w = math::f32(head.clone().slice([columns.clone()]));
+            let w = math::to_f32(head.clone().slice([columns.clone()]));
             let logits = h.clone().matmul(w.clone().transpose());
-            let kept = want_stats.then(|| logits.clone());
+            let kept = want.stats.then(|| logits.clone());
             let targets = tiles.targets(&y, &columns);
-            let mut tally = Tally::of(logits, &targets);
-            let mut moments = kept.map(|logits| Moments::of(logits, &tally, &targets));
-            // Σ exp(z - max) W: the softmax's part of the slope, up to the sum.
-            let exp = core::mem::replace(&mut tally.exp, Tensor::empty([1, 1], &h.device()));
-            let mut pull = want_slope.then(|| exp.matmul(w));
+            let (mut softmax, exp) = OnlineSoftmax::of(logits, &targets);
+            let mut moments = kept.map(|logits| Moments::of(logits, &softmax, &exp, &targets));
+            let mut softmax_head = want.dlogp_dh.then(|| exp.matmul(w));
             if let Some(before) = running {
-                let own_sum = tally.sum.clone();
-                let shifts = tally.merge(&before.tally);
+                let own_sum = softmax.sum.clone();
+                let shifts = softmax.merge(&before.softmax);
                 let [old, new] = &shifts;
-                pull = pull.zip(before.pull).map(|(p, b)| b * old.factor.clone() + p * new.factor.clone());
+                softmax_head = softmax_head
+                    .zip(before.softmax_head)
+                    .map(|(own, before)| before * old.factor.clone() + own * new.factor.clone());
                 if let (Some(moments), Some(earlier)) = (&mut moments, &before.moments) {
-                    moments.merge(earlier, [&before.tally.sum, &own_sum], &shifts);
+                    moments.merge(earlier, [&before.softmax.sum, &own_sum], &shifts);
                 }
             }
-            running = Some(Running { tally, pull, moments });
+            running = Some(Running { softmax, softmax_head, moments });
         }
-        let Some(Running { tally, pull, moments }) = running else { continue };
-        log_probs.push(tally.log_probs());
-        log_sums.push(tally.log_sum_exp());
-        all_stats.extend(moments.map(|moments| moments.stats(&tally, tiles.vocab)));
-        slopes.extend(pull.map(|pull| math::f32(head.clone().select(0, y)) - pull / tally.sum));
+        let Some(Running { softmax, softmax_head, moments }) = running else { continue };
+        log_probs.push(softmax.log_probs());
+        log_sums.push(softmax.log_sum_exp());
+        all_stats.extend(moments.map(|moments| moments.stats(&softmax, tiles.vocab)));
+        all_dlogp_dh.extend(
+            softmax_head
+                .map(|softmax_head| math::to_f32(head.clone().select(0, y)) - softmax_head / softmax.sum),
+        );
     }
     Forward {
         log_probs: Tensor::cat(log_probs, 0),
         log_sum_exp: Tensor::cat(log_sums, 0),
-        slope: want_slope.then(|| Tensor::cat(slopes, 0)),
+        dlogp_dh: want.dlogp_dh.then(|| Tensor::cat(all_dlogp_dh, 0)),
         stats: all_stats,
-        pass: None,
+        kernels: None,
     }
 }
 
@@ -305,50 +212,63 @@ fn ids<B: Backend>(targets: &Tensor<B, 1, Int>) -> Vec<usize> {
 const KEPT_HALVES: usize = 3;
 
 /// Log-probabilities, and blocks of token statistics if asked for.
-type Tracked<B, C> = (Tensor<Autodiff<B, C>, 1>, Vec<Tensor<B, 2>>);
+type Scored<B> = (Tensor<B, 1>, Vec<Tensor<<B as AutodiffBackend>::InnerBackend, 2>>);
 
-fn tracked<B: Backend, C: CheckpointStrategy>(
-    hidden: Tensor<Autodiff<B, C>, 2>,
-    head: Tensor<Autodiff<B, C>, 2>,
-    targets: Tensor<Autodiff<B, C>, 1, Int>,
+/// The primitive of [`Autodiff`] over a backend; it is the same for every checkpointing strategy.
+type Tracked<I> = FloatTensor<Autodiff<I>>;
+
+fn tracked<B: AutodiffBackend>(
+    hidden: Tensor<B, 2>,
+    head: Tensor<B, 2>,
+    targets: Tensor<B, 1, Int>,
     options: &ChunkOptions,
     want_stats: bool,
-) -> Result<Tracked<B, C>> {
+) -> Result<Scored<B>> {
     let tiles = check(&hidden, &head, &targets, options)?;
-    let (hidden, head) = (primitive(hidden), primitive(head));
-    let plain = |p: &FloatTensor<B>| tensor::<B, 2>(p.clone());
-    let y = Tensor::<B, 1, Int>::from_primitive(targets.clone().into_primitive());
-    let (hidden_trains, head_trains) = (hidden.is_tracked(), head.is_tracked());
-    let weight = plain(&head.primitive);
-    let keep = if head_trains { weight.dims().iter().product::<usize>() / 2 * KEPT_HALVES } else { 0 };
-    let want = Want { slope: hidden_trains && !head_trains, stats: want_stats, keep };
-    let pass = forward(plain(&hidden.primitive), weight, y, tiles, want);
+    let (h, w, y) = (hidden.clone().inner(), head.clone().inner(), targets.clone().inner());
+    let nodes = [hidden.clone(), head.clone()].map(|x| same::<_, Tracked<B::InnerBackend>>(primitive(x)));
+    let [Some(hidden), Some(head)] = nodes else {
+        let want = Want { stats: want_stats, ..Want::default() };
+        let stats = if want_stats { forward(h, w, y, tiles, want).stats } else { vec![] };
+        return Ok((dense_log_probs(hidden.matmul(head.transpose()), targets)?, stats));
+    };
+    let head_trains = head.is_tracked();
+    let keep = if head_trains { w.dims().iter().product::<usize>() / 2 * KEPT_HALVES } else { 0 };
+    let want = Want { dlogp_dh: hidden.is_tracked() && !head_trains, stats: want_stats, keep };
+    let pass = forward(h, w, y.clone(), tiles, want);
     let log_probs = primitive(pass.log_probs);
 
     let output = if head_trains {
-        let state = Recompute {
+        let state = TrainedHead {
             hidden: hidden.primitive,
             head: head.primitive,
-            targets: targets.into_primitive(),
+            targets: y.into_primitive(),
             log_sum_exp: primitive(pass.log_sum_exp),
-            pass: pass.pass,
+            kernels: pass.kernels,
             tiles,
         };
-        match RecomputeBackward.prepare::<C>([hidden.node, head.node]).compute_bound().stateful() {
+        let nodes = [hidden.node, head.node];
+        match TrainedHeadBackward.prepare::<NoCheckpointing>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish(state, log_probs),
             OpsKind::UnTracked(prep) => prep.finish(log_probs),
         }
-    } else if let Some(slope) = pass.slope {
-        let dtype = plain(&hidden.primitive).dtype().into();
-        let state = Scale { slope: primitive(slope), dtype };
-        match ScaleBackward.prepare::<C>([hidden.node]).compute_bound().stateful() {
+    } else if let Some(dlogp_dh) = pass.dlogp_dh {
+        let dtype = tensor::<B::InnerBackend, 2>(hidden.primitive).dtype().into();
+        let state = FrozenHead { dlogp_dh: primitive(dlogp_dh), dtype };
+        match FrozenHeadBackward.prepare::<NoCheckpointing>([hidden.node]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish(state, log_probs),
             OpsKind::UnTracked(prep) => prep.finish(log_probs),
         }
     } else {
         return Ok((Tensor::from_inner(tensor(log_probs)), pass.stats));
     };
+    let output = same::<_, FloatTensor<B>>(output).expect("hidden states had this type");
     Ok((Tensor::from_primitive(TensorPrimitive::Float(output)), pass.stats))
+}
+
+/// The value as a `T`, if that is its type.
+fn same<S: 'static, T: 'static>(value: S) -> Option<T> {
+    (&mut Some(value) as &mut dyn Any).downcast_mut::<Option<T>>().and_then(Option::take)
 }
 
 fn tensor<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {
@@ -359,49 +279,49 @@ fn primitive<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> FloatTensor<B>
     tensor.into_primitive().tensor()
 }
 
-/// Frozen head: the hidden states' gradient is the kept slope, scaled row by row.
+/// Frozen head: the hidden states' gradient is `∂logp/∂h`, kept by the forward, scaled row by row.
 #[derive(Debug)]
-struct ScaleBackward;
+struct FrozenHeadBackward;
 
 #[derive(Debug, Clone)]
-struct Scale<B: Backend> {
-    slope: FloatTensor<B>,
+struct FrozenHead<B: Backend> {
+    dlogp_dh: FloatTensor<B>,
     dtype: FloatDType,
 }
 
-impl<B: Backend> Backward<B, 1> for ScaleBackward {
-    type State = Scale<B>;
+impl<B: Backend> Backward<B, 1> for FrozenHeadBackward {
+    type State = FrozenHead<B>;
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let grad = math::f32(tensor::<B, 1>(grads.consume::<B>(&ops.node)));
+        let grad = math::to_f32(tensor::<B, 1>(grads.consume::<B>(&ops.node)));
         let [hidden] = ops.parents;
         if let Some(hidden) = hidden {
             let rows = grad.dims()[0];
-            let slope = tensor::<B, 2>(ops.state.slope) * grad.reshape([rows, 1]);
-            grads.register::<B>(hidden.id, primitive(slope.cast(ops.state.dtype)));
+            let grad = tensor::<B, 2>(ops.state.dlogp_dh) * grad.reshape([rows, 1]);
+            grads.register::<B>(hidden.id, primitive(grad.cast(ops.state.dtype)));
         }
     }
 }
 
 /// Trained head: each chunk's logits are made again.
 #[derive(Debug)]
-struct RecomputeBackward;
+struct TrainedHeadBackward;
 
 #[derive(Debug, Clone)]
-struct Recompute<B: Backend> {
+struct TrainedHead<B: Backend> {
     hidden: FloatTensor<B>,
     head: FloatTensor<B>,
     targets: IntTensor<B>,
     log_sum_exp: FloatTensor<B>,
-    pass: Option<HeadPass<B>>,
+    kernels: Option<HeadPass<B>>,
     tiles: Tiles,
 }
 
-impl<B: Backend> Backward<B, 2> for RecomputeBackward {
-    type State = Recompute<B>;
+impl<B: Backend> Backward<B, 2> for TrainedHeadBackward {
+    type State = TrainedHead<B>;
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let grad = math::f32(tensor::<B, 1>(grads.consume::<B>(&ops.node)));
+        let grad = math::to_f32(tensor::<B, 1>(grads.consume::<B>(&ops.node)));
         let [hidden_node, head_node] = ops.parents;
         let (hidden_grad, head_grad) = recompute(grad, ops.state, hidden_node.is_some());
         if let (Some(node), Some(grad)) = (hidden_node, hidden_grad) {
@@ -418,14 +338,14 @@ impl<B: Backend> Backward<B, 2> for RecomputeBackward {
 /// once, and only `[N, D]` is added to over and over.
 fn recompute<B: Backend>(
     grad: Tensor<B, 1>,
-    state: Recompute<B>,
+    state: TrainedHead<B>,
     want_hidden: bool,
 ) -> (Option<FloatTensor<B>>, FloatTensor<B>) {
     let (hidden, head) = (tensor::<B, 2>(state.hidden), tensor::<B, 2>(state.head));
     let targets = Tensor::<B, 1, Int>::from_primitive(state.targets);
     let log_sum_exp = tensor::<B, 1>(state.log_sum_exp);
     let tiles = state.tiles;
-    if let Some(pass) = state.pass {
+    if let Some(pass) = state.kernels {
         let found = pass.gradients(&hidden, &head, &ids(&targets), &grad, tiles.size(), want_hidden);
         if let Some(found) = found {
             let hidden_grad = found.hidden.map(|grad| primitive(grad.cast(hidden.dtype())));
@@ -435,12 +355,12 @@ fn recompute<B: Backend>(
     let mut hidden_grads: Vec<Option<Tensor<B, 2>>> = tiles.token_ranges().map(|_| None).collect();
     let mut head_grads = Vec::new();
     for columns in tiles.vocab_ranges() {
-        let w = math::f32(head.clone().slice([columns.clone()]));
+        let w = math::to_f32(head.clone().slice([columns.clone()]));
         let mut head_grad = None;
         for (tokens, hidden_grad) in tiles.token_ranges().zip(&mut hidden_grads) {
             let column = |t: &Tensor<B, 1>| t.clone().slice([tokens.clone()]).unsqueeze_dim::<2>(1);
             let (g, log_sum_exp) = (column(&grad), column(&log_sum_exp));
-            let h = math::f32(hidden.clone().slice([tokens.clone()]));
+            let h = math::to_f32(hidden.clone().slice([tokens.clone()]));
             let y = tiles.targets(&targets.clone().slice([tokens.clone()]), &columns);
             let softmax = (h.clone().matmul(w.clone().transpose()) - log_sum_exp).exp();
             let dz =

@@ -1,24 +1,77 @@
-//! Sentence-level preference losses (ASPO, DPO and kin) on any Burn backend.
+//! Sentence-level preference losses (ASPO, DPO and the others of TRL) on any Burn backend.
 //!
 //! From hidden states, logits or log-probabilities to a preference loss: right (golden values, finite differences,
 //! properties), stable (finite for margins of ±1e4 and in half precision) and lean (logits are never held whole).
 //!
-//! # A first loss
+//! # In a training loop
 //!
-//! A batch is made of named records. [`PairMap`] says which positions of each response are response tokens and which
-//! sentence each belongs to; [`PolicyScores`] and [`ReferenceScores`] hold one log-probability per response token;
-//! [`Similarity`] says how well each sentence of the chosen response fits the image.
+//! [`PairLayout`] says, once per batch, which tokens are response tokens and which sentence each belongs to. [`Logps`] holds
+//! the log-probabilities of those tokens: made from a model's hidden states and its head without ever holding logits for all
+//! tokens, or from log-probabilities at hand. An [`Objective`] makes a loss of them. Any Burn model will do, on any backend with
+//! gradients:
 //!
 //! ```
-//! use aspo_loss::{Aspo, Objective, PairMap, PolicyScores, PreferenceBatch, ReferenceScores, Similarity};
+//! use aspo_loss::{ChunkOptions, LmHead, LossOutput, Logps, Objective, PairLayout, PreferenceBatch, Result, Similarity};
+//! use burn::prelude::*;
+//! use burn::tensor::backend::AutodiffBackend;
+//! # use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
+//! # #[derive(Module, Debug)]
+//! # struct Model<B: Backend> { embedding: Embedding<B>, lm_head: Linear<B> }
+//! # impl<B: Backend> Model<B> {
+//! #     fn hidden(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> { self.embedding.forward(ids).tanh() }
+//! # }
+//!
+//! /// Log-probabilities of both responses, chosen first, from ids `[B, T]` as the model reads them.
+//! fn score<B: AutodiffBackend>(model: &Model<B>, ids: &[Tensor<B, 2, Int>; 2], layout: &PairLayout) -> Result<Logps<B>> {
+//!     let hidden = ids.clone().map(|ids| model.hidden(ids)); // [B, T, D]
+//!     Logps::chunked(layout, hidden, ids.clone(), &LmHead::linear(&model.lm_head), &ChunkOptions::default())
+//! }
+//!
+//! /// ASPO against the same of a reference model.
+//! fn loss<B: AutodiffBackend>(policy: Logps<B>, reference: Logps<B>, similarity: Similarity) -> Result<LossOutput<B>> {
+//!     let batch = PreferenceBatch::new(policy).with_reference(reference)?.with_similarity(similarity)?;
+//!     Objective::default().loss(&batch)
+//! }
+//! # type B = burn::backend::Autodiff<burn_flex::Flex>;
+//! # let device = Default::default();
+//! # let model = Model::<B> {
+//! #     embedding: EmbeddingConfig::new(16, 8).init(&device),
+//! #     lm_head: LinearConfig::new(8, 16).init(&device),
+//! # };
+//!
+//! // One pair: two prompt tokens, then two sentences (chosen) or one (rejected); 0 is padding.
+//! let ids = [[1, 2, 5, 6, 7, 0], [1, 2, 8, 9, 0, 0]].map(|row| Tensor::<B, 2, Int>::from_data([row], &device));
+//! let layout = PairLayout::from_tokens(&[[-1, -1, 0, 0, 1, -1]], &[[-1, -1, 0, 0, -1, -1]])?;
+//! // How well each chosen sentence fits the image, by CLIP or any other judge.
+//! let similarity = Similarity::new(&[[0.31, 0.24]])?;
+//! // At the start the model is its own reference; later, a copy of it after `no_grad()`, or a cache.
+//! let reference = score(&model, &ids, &layout)?.detach();
+//! let output = loss(score(&model, &ids, &layout)?, reference, similarity)?;
+//! let metrics = output.metrics(); // by TRL's names
+//! assert!((metrics.get("loss").unwrap() - 2_f64.ln()).abs() < 1e-6, "the policy is the reference");
+//! assert!(model.lm_head.weight.grad(&output.loss.backward()).is_some());
+//! # Ok::<(), aspo_loss::Error>(())
+//! ```
+//!
+//! Sentence ids are aligned with tokens, as `input_ids` are; that hidden state t scores token t + 1 is the layout's business.
+//! Ids that were shifted as labels are make a layout by [`PairLayout::from_labels`], and then the ids that it selects targets
+//! from are shifted too. A head comes from Burn's layer, with its bias, or from a weight `[V, D]`:
+//! [`LmHead::hugging_face`]. Whether it trains is read from the tensor: frozen, its gradient costs nothing.
+//!
+//! # By hand
+//!
+//! Log-probabilities from a cache or from logits ([`dense_log_probs`]) take the same way. This is ASPO in numbers:
+//!
+//! ```
+//! use aspo_loss::{Aspo, Logps, Objective, PairLayout, PreferenceBatch, Similarity};
 //! type B = burn_flex::Flex; // any Burn backend
 //!
 //! let device = Default::default();
-//! // One pair. Chosen: a prompt position, two sentences of one token each, padding. Rejected: one token.
-//! let map = PairMap::new(&[[-1, 0, 1, -1]], &[[-1, 0]])?;
-//! let policy = PolicyScores::<B>::rows(&map, &[vec![-1.0, -2.0]], &[vec![-3.0]], &device)?;
-//! let reference = ReferenceScores::<B>::rows(&map, &[vec![-2.5, -1.5]], &[vec![-2.5]], &device)?;
-//! let batch = PreferenceBatch::new(map, policy)?
+//! // One pair. Chosen: a prompt token, two sentences of one token each, padding. Rejected: one token.
+//! let layout = PairLayout::from_tokens(&[[-1, 0, 1, -1]], &[[-1, 0]])?;
+//! let policy = Logps::<B>::from_rows(&layout, &[vec![-1.0, -2.0]], &[vec![-3.0]], &device)?;
+//! let reference = Logps::from_rows(&layout, &[vec![-2.5, -1.5]], &[vec![-2.5]], &device)?;
+//! let batch = PreferenceBatch::new(policy)
 //!     .with_reference(reference)?
 //!     .with_similarity(Similarity::new(&[[0.2, 0.3]])?)?;
 //!
@@ -37,71 +90,31 @@
 //! What does not fit is refused when a record is made, by name:
 //!
 //! ```
-//! let error = aspo_loss::PairMap::new(&[[0, 0], [-1, -1]], &[[0], [0]]).unwrap_err();
+//! let error = aspo_loss::PairLayout::from_tokens(&[[-1, 0], [-1, -1]], &[[-1, 0], [-1, 0]]).unwrap_err();
 //! assert!(error.to_string().starts_with("chosen sentence ids: row 1 has no response token"));
 //! ```
 //!
-//! # From a model
-//!
-//! [`chunked_log_probs`] goes from hidden states and the head to log-probabilities without ever holding logits for all
-//! tokens. Give it response positions only. An [`LmHead`] says in which layout the head's weight is held, and may have a bias;
-//! whether it trains is read from the tensor: frozen, its gradient costs nothing and the backward is one multiplication. Code
-//! generic over `AutodiffBackend` asks for [`ChunkedBackend`] instead.
-//!
-//! Sentence ids are aligned with *labels*: position t of the hidden states scores the token at t + 1, so shift ids as the
-//! labels are shifted, one to the left.
-//!
-//! ```
-//! use aspo_loss::{ChunkOptions, LmHead, LossType, Objective, PairMap, PolicyScores, PreferenceBatch, ReferenceScores};
-//! use aspo_loss::{chunked_log_probs, chunked_log_probs_forward};
-//! use burn::prelude::*;
-//! use burn::tensor::Distribution;
-//! type B = burn::backend::Autodiff<burn_flex::Flex>;
-//!
-//! let device = Default::default();
-//! let map = PairMap::new(&[[-1, 0, 0, 1], [0, 0, 1, 1]], &[[-1, 0, 0, -1], [-1, -1, 0, 0]])?;
-//! // What a model gives: hidden states [B, T, D] of both sides, a head [V, D], and labels [B, T], already shifted.
-//! let random = |shape| Tensor::<B, 3>::random(shape, Distribution::Default, &device);
-//! let hidden = [random([2, 4, 8]).require_grad(), random([2, 4, 8]).require_grad()];
-//! let head = LmHead::hugging_face(random([1, 16, 8]).reshape([16, 8]));
-//! let labels = Tensor::<B, 2, Int>::full([2, 4], 3, &device);
-//!
-//! let options = ChunkOptions { byte_budget: 32 << 20, ..ChunkOptions::default() };
-//! let score = |hidden: &Tensor<B, 3>, map: &aspo_loss::SentenceMap| {
-//!     let (rows, labels) = (map.select_rows(hidden.clone())?, map.select_labels(labels.clone())?);
-//!     chunked_log_probs(rows, &head, labels, &options)
-//! };
-//! let policy = PolicyScores::flat(&map, score(&hidden[0], &map.chosen)?, score(&hidden[1], &map.rejected)?)?;
-//! // The reference needs no gradient; what `model.valid()` gives is put back by `Tensor::from_inner`.
-//! let frozen = |hidden: &Tensor<B, 3>, map: &aspo_loss::SentenceMap| {
-//!     let (rows, labels) = (map.select_rows(hidden.clone())?, map.select_labels(labels.clone())?);
-//!     chunked_log_probs_forward(rows, &head, labels, &options)
-//! };
-//! let reference = ReferenceScores::flat(&map, frozen(&hidden[0], &map.chosen)?, frozen(&hidden[1], &map.rejected)?)?;
-//! let batch = PreferenceBatch::new(map.clone(), policy)?.with_reference(reference)?;
-//!
-//! let output = Objective::new(LossType::Sigmoid).loss(&batch)?;
-//! let metrics = output.metrics();
-//! assert!((metrics.get("loss").unwrap() - 2_f64.ln()).abs() < 1e-6, "the policy is the reference");
-//! assert_eq!(metrics.get("rewards/accuracies"), Some(0.0), "a tie is not a win");
-//! let gradients = output.loss.backward();
-//! assert_eq!(hidden[0].grad(&gradients).unwrap().dims(), [2, 4, 8]);
-//! # Ok::<(), aspo_loss::Error>(())
-//! ```
-//!
-//! Logits at hand already? [`dense_log_probs`]. Log-probabilities from a cache? [`ReferenceScores::rows`].
-//!
-//! # The kin
+//! # The other losses
 //!
 //! An [`Objective`] is a sum of [`LossType`]s by TRL's names, each with its own options, and the options they share; which
-//! records it needs, it says itself. It is written and read as one line.
+//! records it needs, it says itself. It is written and read as one line, and that is what it is in a configuration: it
+//! implements serde's traits and Burn's `Config`.
 //!
 //! ```
 //! use aspo_loss::{LossType, Objective};
-//! let objective = Objective::new(LossType::Robust { label_smoothing: 0.1 });
-//! assert!(objective.needs_reference() && !objective.needs_similarity());
-//! let mpo: Objective = "0.8 dpo + 0.2 bco_pair + sft; beta=0.2".parse()?;
-//! assert_eq!(mpo.terms[1], (LossType::BcoPair { shift: 0.0 }, 0.2));
+//! use burn::config::Config;
+//!
+//! #[derive(Config, Debug)]
+//! struct TrainingConfig {
+//!     objective: Objective,
+//!     #[config(default = 5e-7)]
+//!     learning_rate: f64,
+//! }
+//!
+//! let config = TrainingConfig::new("0.8 dpo + 0.2 bco_pair + sft; beta=0.2".parse()?);
+//! assert_eq!(config.objective.terms[1], (LossType::BcoPair { shift: 0.0 }, 0.2));
+//! assert!(config.objective.needs_reference() && !config.objective.needs_similarity());
+//! assert!(config.to_string().contains(r#""objective": "0.8 sigmoid + 0.2 bco_pair + sft; beta=0.2""#));
 //! # Ok::<(), aspo_loss::Error>(())
 //! ```
 //!
@@ -115,50 +128,50 @@
 //!
 //! | the paper (arXiv 2505.19100) | here |
 //! |---|---|
-//! | sentences tile the response: `Σ_i log π(s_i) = log π(y_c)` (F, C) | [`SentenceMap`], [`sentence_sums`] |
-//! | `PPL_i` of the current policy (F), exponent capped at 80 (C), detached (C) | [`perplexity`] |
-//! | min-max over the sentences of a response (F), ties to 0 (C) | [`min_max`] |
-//! | `w_i = α S'_i + (1-α) P'_i` (F), α = ½ (C) | [`sentence_weights`] |
+//! | sentences tile the response: `Σ_i log π(s_i) = log π(y_c)` (F, C) | [`ResponseLayout`], [`sentence_sums`] |
+//! | `PPL_i` of the current policy (F), exponent capped at 80 (C), detached (C) | [`sentence::perplexity`] |
+//! | min-max over the sentences of a response (F), ties to 0 (C) | [`weight::min_max`] |
+//! | `w_i = α S'_i + (1-α) P'_i` (F), α = ½ (C) | [`weight::sentence_weights`] |
 //! | `ρ = R_c/R_c*` in four readings (C), detached (C) | [`RewardScaling`] |
 //! | `M* = ρ Σ_i β(1+w_i) d_i - β log[π(y_r)/π_ref(y_r)]` (F) | [`LossType::Aspo`] |
 //! | rejected sentences weighed by misfit: **our extension, not the paper's** | [`Weigh::Both`] |
 //!
 //! # Testing a loss of your own
 //!
-//! With the feature `proptest`, `property::check_objective` holds any loss against the properties that this crate's own
-//! are held against.
+//! With the feature `proptest`, `property::check_objective` tests any loss for the properties that this crate's own have.
 
+mod chunk;
 mod error;
 mod fused;
 mod head;
+mod layout;
 mod log_prob;
-mod map;
 mod math;
 mod metric;
-mod objective;
+mod names;
+pub mod objective;
 #[cfg(feature = "proptest")]
 pub mod property;
 mod record;
-mod sentence;
-mod weight;
+pub mod sentence;
+pub mod weight;
 
+pub use chunk::ChunkOptions;
 pub use error::{Error, Result};
-pub use fused::{
-    ChunkOptions, ChunkedBackend, chunked_log_probs, chunked_log_probs_forward, chunked_log_probs_with_stats,
-};
+pub use fused::{chunked_log_probs, chunked_log_probs_forward};
 pub use head::LmHead;
-pub use log_prob::{TokenStats, dense_log_probs, dense_log_probs_with_stats};
-pub use map::{PairMap, SentenceMap};
+pub use layout::{PairLayout, ResponseLayout};
+pub use log_prob::dense_log_probs;
 pub use metric::Metrics;
-pub use objective::{
-    Aspo, FDivergence, LossOutput, LossType, Objective, SideWeighting, Sides, Totals, Weighting,
-    changed_tokens,
-};
-pub use record::{PolicyScores, PreferenceBatch, ReferenceScores, Similarity};
-pub use sentence::{MAX_PERPLEXITY_EXPONENT, host_sentence_sums, perplexity, response_sums, sentence_sums};
-pub use weight::{
-    RewardScaling, SMALL_REWARD, TIE, Weigh, min_max, misfit_weights, sentence_weights, weight_entropy,
-};
+pub use objective::{Aspo, FDivergence, LossOutput, LossType, Objective, Totals};
+pub use record::{Logps, PreferenceBatch, Similarity};
+pub use weight::{RewardScaling, Weigh};
+
+/// What the full distribution says of each response token, for WPO and for TRL's metrics of tokens.
+pub mod stats {
+    pub use crate::fused::chunked_log_probs_with_stats;
+    pub use crate::log_prob::{TokenStats, dense_log_probs_with_stats};
+}
 
 /// The examples of the README compile and run too.
 #[cfg(doctest)]

@@ -18,7 +18,7 @@ use crate::math;
 pub fn dense_log_probs<B: Backend>(logits: Tensor<B, 2>, targets: Tensor<B, 1, Int>) -> Result<Tensor<B, 1>> {
     let [rows, vocab] = logits.dims();
     check_targets("targets", &targets, rows, vocab)?;
-    Ok(Tally::of(math::f32(logits), &Targets::new(targets)).log_probs())
+    Ok(OnlineSoftmax::of(math::to_f32(logits), &Targets::new(targets)).0.log_probs())
 }
 
 /// [`dense_log_probs`] together with [`TokenStats`] of the same rows.
@@ -31,12 +31,12 @@ pub fn dense_log_probs_with_stats<B: Backend>(
 ) -> Result<(Tensor<B, 1>, TokenStats)> {
     let [rows, vocab] = logits.dims();
     check_targets("targets", &targets, rows, vocab)?;
-    let (logits, targets) = (math::f32(logits), Targets::new(targets));
+    let (logits, targets) = (math::to_f32(logits), Targets::new(targets));
     let constant = math::detached(logits.clone());
-    let moments = Moments::of(constant.clone(), &Tally::of(constant, &targets), &targets);
-    let tally = Tally::of(logits, &targets);
-    let stats = moments.stats(&tally, vocab);
-    Ok((tally.log_probs(), TokenStats::read(vec![stats])))
+    let (softmax, exp) = OnlineSoftmax::of(constant.clone(), &targets);
+    let stats = Moments::of(constant, &softmax, &exp, &targets).stats(&softmax, vocab);
+    let (softmax, _) = OnlineSoftmax::of(logits, &targets);
+    Ok((softmax.log_probs(), TokenStats::read(vec![stats])))
 }
 
 /// Which column of a tile each row's target is, and whether it is in the tile at all; [n, 1] each.
@@ -83,10 +83,9 @@ impl<B: Backend> Targets<B> {
     }
 }
 
-/// The sums over the vocabulary that a row's log-probability is made of, [n, 1] each; tiles of columns merge.
-pub(crate) struct Tally<B: Backend> {
-    /// `exp(z - max z)`, [n, V of the tile].
-    pub(crate) exp: Tensor<B, 2>,
+/// The sums over the vocabulary that a row's log-probability is made of, [n, 1] each; tiles of columns merge, as in online
+/// softmax (arXiv 1805.02867).
+pub(crate) struct OnlineSoftmax<B: Backend> {
     /// `Σ exp(z - max z)`.
     pub(crate) sum: Tensor<B, 2>,
     /// `max z`.
@@ -95,15 +94,16 @@ pub(crate) struct Tally<B: Backend> {
     picked: Tensor<B, 2>,
 }
 
-impl<B: Backend> Tally<B> {
-    /// From f32 logits [n, V]. The maximum is a constant to the gradient: the result does not depend on it.
-    pub(crate) fn of(logits: Tensor<B, 2>, targets: &Targets<B>) -> Self {
+impl<B: Backend> OnlineSoftmax<B> {
+    /// From f32 logits [n, V]; `exp(z - max z)`, [n, V], beside it. The maximum is a constant to the gradient: the result does
+    /// not depend on it.
+    pub(crate) fn of(logits: Tensor<B, 2>, targets: &Targets<B>) -> (Self, Tensor<B, 2>) {
         // Finite also where all logits of a tile are -∞.
         let max = math::detached(logits.clone()).max_dim(1).clamp_min(f32::MIN);
         let picked = targets.mask(logits.clone().gather(1, targets.column.clone()));
         let exp = (logits - max.clone()).exp();
         let sum = exp.clone().sum_dim(1);
-        Self { exp, sum, max, picked }
+        (Self { sum, max, picked }, exp)
     }
 
     /// This tile after the columns before it. Returns for both what sums relative to their own maximum are moved by.
@@ -149,7 +149,7 @@ pub struct TokenStats {
     /// Mean logit over the vocabulary.
     pub mean_logit: Vec<f32>,
     /// Whether it is the likeliest token; of several as likely, the first.
-    pub is_top1: Vec<bool>,
+    pub is_argmax: Vec<bool>,
 }
 
 impl TokenStats {
@@ -170,7 +170,7 @@ impl TokenStats {
             log_sum_sq_probs: self.log_sum_sq_probs.split_off(n),
             entropy: self.entropy.split_off(n),
             mean_logit: self.mean_logit.split_off(n),
-            is_top1: self.is_top1.split_off(n),
+            is_argmax: self.is_argmax.split_off(n),
         };
         (self, rest)
     }
@@ -184,7 +184,7 @@ impl TokenStats {
             log_sum_sq_probs: values[..n].to_vec(),
             entropy: values[n..2 * n].to_vec(),
             mean_logit: values[2 * n..3 * n].to_vec(),
-            is_top1: values[3 * n..].iter().map(|&v| v > 0.5).collect(),
+            is_argmax: values[3 * n..].iter().map(|&v| v > 0.5).collect(),
         }
     }
 }
@@ -202,13 +202,18 @@ pub(crate) struct Moments<B: Backend> {
 }
 
 impl<B: Backend> Moments<B> {
-    pub(crate) fn of(logits: Tensor<B, 2>, tally: &Tally<B>, targets: &Targets<B>) -> Self {
+    pub(crate) fn of(
+        logits: Tensor<B, 2>,
+        softmax: &OnlineSoftmax<B>,
+        exp: &Tensor<B, 2>,
+        targets: &Targets<B>,
+    ) -> Self {
         let total = logits.clone().sum_dim(1);
         let before = targets.greatest_before(logits.clone());
         // Finite for logits of -∞, whose e is 0.
-        let distance = (logits - tally.max.clone()).clamp_min(f32::MIN);
-        let cross = (tally.exp.clone() * distance).sum_dim(1);
-        Self { squares: tally.exp.clone().square().sum_dim(1), cross, total, before }
+        let distance = (logits - softmax.max.clone()).clamp_min(f32::MIN);
+        let cross = (exp.clone() * distance).sum_dim(1);
+        Self { squares: exp.clone().square().sum_dim(1), cross, total, before }
     }
 
     /// These columns after the ones before. With the maximum going from m to m', `Σ e(z-m)` becomes
@@ -225,16 +230,16 @@ impl<B: Backend> Moments<B> {
     }
 
     /// The four rows of [`TokenStats`], [4, n], detached.
-    pub(crate) fn stats(&self, tally: &Tally<B>, vocab: usize) -> Tensor<B, 2> {
-        let log_sum = tally.sum.clone().log();
+    pub(crate) fn stats(&self, softmax: &OnlineSoftmax<B>, vocab: usize) -> Tensor<B, 2> {
+        let log_sum = softmax.sum.clone().log();
         let sum_sq_probs = self.squares.clone().log() - log_sum.clone().mul_scalar(2.0);
-        let entropy = log_sum - self.cross.clone() / tally.sum.clone();
+        let entropy = log_sum - self.cross.clone() / softmax.sum.clone();
         let mean = self.total.clone().div_scalar(vocab as f64);
-        let picked = &tally.picked;
+        let picked = &softmax.picked;
         let first = picked.clone().greater(self.before.clone());
-        let is_top1 = picked.clone().greater_equal(tally.max.clone()).bool_and(first);
-        let is_top1 = math::f32(is_top1.float());
-        math::detached(Tensor::cat(vec![sum_sq_probs, entropy, mean, is_top1], 1)).transpose()
+        let is_argmax = picked.clone().greater_equal(softmax.max.clone()).bool_and(first);
+        let is_argmax = math::to_f32(is_argmax.float());
+        math::detached(Tensor::cat(vec![sum_sq_probs, entropy, mean, is_argmax], 1)).transpose()
     }
 }
 

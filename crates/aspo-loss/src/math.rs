@@ -4,7 +4,7 @@ use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
 
 /// The tensor in f32, untouched where it already is.
-pub(crate) fn f32<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Tensor<B, D> {
+pub(crate) fn to_f32<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Tensor<B, D> {
     tensor.cast(FloatDType::F32)
 }
 

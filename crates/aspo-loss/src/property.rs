@@ -1,5 +1,5 @@
 //! Property tests for preference losses (feature `proptest`): batches that are valid by construction, and
-//! [`check_objective`], which holds any loss against the properties that apply to it.
+//! [`check_objective`], which tests any loss for the properties that apply to it.
 //!
 //! ```
 //! use aspo_loss::property::{Applies, check_objective};
@@ -100,7 +100,7 @@ pub fn runner(cases: u32) -> TestRunner {
     TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha))
 }
 
-/// Holds a loss (a batch to one value per pair, `[B]`) against the properties of preference losses, `cases` batches each:
+/// Tests a loss (a batch to one value per pair, `[B]`) for the properties of preference losses, `cases` batches each:
 ///
 /// - one finite loss per pair and a finite gradient, for ordinary and for extreme log-probabilities;
 /// - padding changes nothing; the order of pairs only orders the losses;
@@ -253,15 +253,15 @@ impl Evaluation {
             Some(grad) => math::host(&grad),
             None => vec![0.0; leaf.dims()[0]],
         });
-        let map = device_batch.map();
+        let layout = device_batch.layout();
         let row = |row: usize| {
-            let both = chosen[map.chosen.range(row)].iter().chain(&rejected[map.rejected.range(row)]);
+            let both = chosen[layout.chosen.range(row)].iter().chain(&rejected[layout.rejected.range(row)]);
             both.map(|&g| f64::from(g)).collect()
         };
         let losses: Vec<f64> = math::host(&losses).into_iter().map(f64::from).collect();
         prop_assert_eq!(losses.len(), batch.pairs.len(), "one loss per pair");
         let rows = 0..batch.pairs.len();
-        let chosen = rows.clone().map(|row| map.chosen.row_tokens(row)).collect();
+        let chosen = rows.clone().map(|row| layout.chosen.row_tokens(row)).collect();
         Ok(Self { losses, grads: rows.map(row).collect(), chosen })
     }
 

@@ -1,87 +1,152 @@
 //! The named records that a loss reads, checked when they are made.
 //!
-//! Every response token of a batch has one place in a flat vector: row after row, position after position. A
-//! [`SentenceMap`] holds that layout on the host; [`PolicyScores`] and [`ReferenceScores`] hold one log-probability for
-//! each place, on the device. Prompt, image and padding positions have no place, so nothing has to be masked later.
+//! [`Logps`] holds one log-probability for each response token of a [`PairLayout`], on the device. Prompt, image and padding
+//! positions have no place in it, so nothing has to be masked later.
 
 use burn::prelude::*;
+use burn::tensor::backend::AutodiffBackend;
 
+use crate::chunk::ChunkOptions;
 use crate::error::{Error, Result};
+use crate::fused::chunked_log_probs;
+use crate::head::LmHead;
+use crate::layout::{PairLayout, ResponseLayout};
 use crate::log_prob::TokenStats;
-use crate::map::{PairMap, SentenceMap};
 use crate::math;
 
-/// One log-probability per response token of both sides, `[N_chosen]` and `[N_rejected]`, in f32.
+/// Log-probabilities of the response tokens of both sides, `[N_chosen]` and `[N_rejected]`, in f32, with the layout that
+/// they belong to: of the policy, with its gradients, or of the reference model.
 #[derive(Debug, Clone)]
-struct Scores<B: Backend> {
+pub struct Logps<B: Backend> {
+    layout: PairLayout,
     chosen: Tensor<B, 1>,
     rejected: Tensor<B, 1>,
 }
 
-impl<B: Backend> Scores<B> {
-    fn flat(who: &str, map: &PairMap, chosen: Tensor<B, 1>, rejected: Tensor<B, 1>) -> Result<Self> {
-        for (side, scores, map) in [("chosen", &chosen, &map.chosen), ("rejected", &rejected, &map.rejected)]
+impl<B: Backend> Logps<B> {
+    /// From flat vectors `[N_chosen]` and `[N_rejected]`, as [`chunked_log_probs`] makes them.
+    ///
+    /// # Errors
+    /// A length other than the layout's number of response tokens.
+    pub fn new(layout: &PairLayout, chosen: Tensor<B, 1>, rejected: Tensor<B, 1>) -> Result<Self> {
+        for (side, logps, layout) in
+            [("chosen", &chosen, &layout.chosen), ("rejected", &rejected, &layout.rejected)]
         {
-            let [found] = scores.dims();
-            if found != map.num_tokens() {
-                let what = format!("{who} {side} log-probabilities");
-                return Err(Error::shape(what, found, map.num_tokens(), "one value per response token"));
+            let ([found], expected) = (logps.dims(), layout.num_tokens());
+            if found != expected {
+                let what = format!("{side} log-probabilities");
+                return Err(Error::shape(what, found, expected, "one value per response token"));
             }
         }
-        Ok(Self { chosen: math::f32(chosen), rejected: math::f32(rejected) })
+        let (chosen, rejected) = (math::to_f32(chosen), math::to_f32(rejected));
+        Ok(Self { layout: layout.clone(), chosen, rejected })
     }
 
-    fn joined(who: &str, map: &PairMap, both: Tensor<B, 1>) -> Result<Self> {
-        let [found] = both.dims();
-        if found != map.num_tokens() {
-            let what = format!("{who} log-probabilities, chosen then rejected");
-            return Err(Error::shape(what, found, map.num_tokens(), "one value per response token"));
+    /// From one flat vector `[N_chosen + N_rejected]`, all chosen responses first: one pass of a model over both sides.
+    ///
+    /// # Errors
+    /// A length other than the layout's number of response tokens.
+    pub fn joined(layout: &PairLayout, both: Tensor<B, 1>) -> Result<Self> {
+        let ([found], expected) = (both.dims(), layout.num_tokens());
+        if found != expected {
+            let what = "log-probabilities, chosen then rejected";
+            return Err(Error::shape(what, found, expected, "one value per response token"));
         }
-        let split = map.chosen.num_tokens();
+        let split = layout.chosen.num_tokens();
         let chosen = both.clone().narrow(0, 0, split);
-        Self::flat(who, map, chosen, both.narrow(0, split, found - split))
+        Self::new(layout, chosen, both.narrow(0, split, found - split))
     }
 
-    fn padded(who: &str, map: &PairMap, chosen: Tensor<B, 2>, rejected: Tensor<B, 2>) -> Result<Self> {
-        let what = |side: &str| format!("{who} {side} log-probabilities [B, T]");
-        let chosen = map.chosen.select_scores(&what("chosen"), chosen)?;
-        let rejected = map.rejected.select_scores(&what("rejected"), rejected)?;
-        Self::flat(who, map, chosen, rejected)
+    /// From padded tensors `[B, T]` of both sides, in which value t is that of the token that hidden state t scores;
+    /// positions outside the responses are not read.
+    ///
+    /// # Errors
+    /// Another number of rows than the layout's, or rows shorter than its longest.
+    pub fn padded(layout: &PairLayout, chosen: Tensor<B, 2>, rejected: Tensor<B, 2>) -> Result<Self> {
+        let chosen = layout.chosen.select_log_probs("chosen log-probabilities [B, T]", chosen)?;
+        let rejected = layout.rejected.select_log_probs("rejected log-probabilities [B, T]", rejected)?;
+        Self::new(layout, chosen, rejected)
     }
 
-    fn rows<R: AsRef<[f32]>>(
-        who: &str,
-        map: &PairMap,
+    /// From host rows, one value per response token: a cache.
+    ///
+    /// # Errors
+    /// Another number of rows or tokens than the layout's; a value that is not finite or above 0.
+    pub fn from_rows<R: AsRef<[f32]>>(
+        layout: &PairLayout,
         chosen: &[R],
         rejected: &[R],
         device: &B::Device,
     ) -> Result<Self> {
-        let side = |side: &str, rows: &[R], map: &SentenceMap| -> Result<Tensor<B, 1>> {
-            let what = format!("{who} {side} log-probabilities");
-            let flat = flatten(&what, rows, map)?;
-            check_log_probs(&what, &flat, map)?;
-            Ok(math::constant(flat, [map.num_tokens()], device))
+        let side = |what: &str, rows: &[R], layout: &ResponseLayout| -> Result<Tensor<B, 1>> {
+            let flat = flatten(what, rows, layout)?;
+            check_log_probs(what, &flat, layout)?;
+            Ok(math::constant(flat, [layout.num_tokens()], device))
         };
-        let chosen = side("chosen", chosen, &map.chosen)?;
-        let rejected = side("rejected", rejected, &map.rejected)?;
-        Ok(Self { chosen, rejected })
+        let chosen = side("chosen log-probabilities", chosen, &layout.chosen)?;
+        let rejected = side("rejected log-probabilities", rejected, &layout.rejected)?;
+        Self::new(layout, chosen, rejected)
+    }
+
+    /// The same values as constants, for a reference model.
+    pub fn detach(self) -> Self {
+        let (chosen, rejected) = (math::detached(self.chosen), math::detached(self.rejected));
+        Self { chosen, rejected, ..self }
+    }
+
+    /// The layout that they belong to.
+    pub fn layout(&self) -> &PairLayout {
+        &self.layout
+    }
+
+    /// The chosen side, `[N_chosen]`, f32.
+    pub fn chosen(&self) -> &Tensor<B, 1> {
+        &self.chosen
+    }
+
+    /// The rejected side, `[N_rejected]`, f32.
+    pub fn rejected(&self) -> &Tensor<B, 1> {
+        &self.rejected
+    }
+}
+
+impl<B: AutodiffBackend> Logps<B> {
+    /// From what a model gives: hidden states `[B, T, D]` and ids `[B, T]` of both sides, chosen first, and its head. Ids are
+    /// aligned as the layout's are ([`ResponseLayout::select_targets`]); only response positions are projected, by
+    /// [`chunked_log_probs`]. Where nothing is tracked (a model after `no_grad()`), no graph is made.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, a response token outside the vocabulary, a chunk of 0.
+    pub fn chunked(
+        layout: &PairLayout,
+        hidden: [Tensor<B, 3>; 2],
+        ids: [Tensor<B, 2, Int>; 2],
+        head: &LmHead<B>,
+        options: &ChunkOptions,
+    ) -> Result<Self> {
+        let side = |layout: &ResponseLayout, hidden, ids| {
+            chunked_log_probs(layout.select_hidden(hidden)?, head, layout.select_targets(ids)?, options)
+        };
+        let ([chosen_hidden, rejected_hidden], [chosen_ids, rejected_ids]) = (hidden, ids);
+        let chosen = side(&layout.chosen, chosen_hidden, chosen_ids)?;
+        Self::new(layout, chosen, side(&layout.rejected, rejected_hidden, rejected_ids)?)
     }
 }
 
 /// Host rows, one value per response token, as one flat vector.
-fn flatten<R: AsRef<[f32]>>(what: &str, rows: &[R], map: &SentenceMap) -> Result<Vec<f32>> {
-    if rows.len() != map.batch_size() {
-        return Err(Error::shape(what, rows.len(), map.batch_size(), "the rows of the sentence map"));
+fn flatten<R: AsRef<[f32]>>(what: &str, rows: &[R], layout: &ResponseLayout) -> Result<Vec<f32>> {
+    if rows.len() != layout.batch_size() {
+        return Err(Error::shape(what, rows.len(), layout.batch_size(), "the rows of the layout"));
     }
-    let mut flat = Vec::with_capacity(map.num_tokens());
+    let mut flat = Vec::with_capacity(layout.num_tokens());
     for (row, values) in rows.iter().enumerate() {
         let values = values.as_ref();
-        if values.len() != map.row_tokens(row) {
+        if values.len() != layout.row_tokens(row) {
             let what = format!("{what}, row {row}");
             return Err(Error::shape(
                 what,
                 values.len(),
-                map.row_tokens(row),
+                layout.row_tokens(row),
                 "one value per response token",
             ));
         }
@@ -94,10 +159,10 @@ fn flatten<R: AsRef<[f32]>>(what: &str, rows: &[R], map: &SentenceMap) -> Result
 const ROUNDING: f32 = 1e-3;
 
 /// Refuses what is not finite or above 0, by row. NaN is looked for on the host: a device may compare as it likes.
-fn check_log_probs(what: &str, flat: &[f32], map: &SentenceMap) -> Result<()> {
+fn check_log_probs(what: &str, flat: &[f32], layout: &ResponseLayout) -> Result<()> {
     let Some(at) = flat.iter().position(|v| !v.is_finite() || *v > ROUNDING) else { return Ok(()) };
-    let row = (0..map.batch_size()).find(|&row| map.range(row).contains(&at)).unwrap_or(0);
-    let (what, element, found) = (what.into(), at - map.range(row).start, f64::from(flat[at]));
+    let row = (0..layout.batch_size()).find(|&row| layout.range(row).contains(&at)).unwrap_or(0);
+    let (what, element, found) = (what.into(), at - layout.range(row).start, f64::from(flat[at]));
     Err(match found.is_finite() {
         true => Error::Positive { what, row, element, found },
         false => Error::NotFinite { what, row, element, found },
@@ -111,79 +176,6 @@ fn check_finite(what: &str, row: usize, values: &[f32]) -> Result<()> {
         }
         None => Ok(()),
     }
-}
-
-macro_rules! scores {
-    ($(#[$doc:meta])* $name:ident, $who:literal, $finish:expr) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone)]
-        pub struct $name<B: Backend>(Scores<B>);
-
-        impl<B: Backend> $name<B> {
-            /// From flat vectors `[N_chosen]` and `[N_rejected]`, as [`chunked_log_probs`](crate::chunked_log_probs) makes
-            /// them from selected positions.
-            ///
-            /// # Errors
-            /// A length other than the map's number of response tokens.
-            pub fn flat(map: &PairMap, chosen: Tensor<B, 1>, rejected: Tensor<B, 1>) -> Result<Self> {
-                Scores::flat($who, map, chosen, rejected).map(Self::finish)
-            }
-
-            /// From one flat vector [N_chosen + N_rejected], all chosen responses first: one pass of a model over both
-            /// sides.
-            ///
-            /// # Errors
-            /// A length other than the map's number of response tokens.
-            pub fn joined(map: &PairMap, both: Tensor<B, 1>) -> Result<Self> {
-                Scores::joined($who, map, both).map(Self::finish)
-            }
-
-            /// From padded tensors `[B, T_chosen]` and `[B, T_rejected]`; positions outside the responses are not read.
-            ///
-            /// # Errors
-            /// Another number of rows than the map's, or rows shorter than its longest.
-            pub fn padded(map: &PairMap, chosen: Tensor<B, 2>, rejected: Tensor<B, 2>) -> Result<Self> {
-                Scores::padded($who, map, chosen, rejected).map(Self::finish)
-            }
-
-            /// From host rows, one value per response token: a cache.
-            ///
-            /// # Errors
-            /// Another number of rows or tokens than the map's; a value that is not finite or above 0.
-            pub fn rows<R: AsRef<[f32]>>(
-                map: &PairMap,
-                chosen: &[R],
-                rejected: &[R],
-                device: &B::Device,
-            ) -> Result<Self> {
-                Scores::rows($who, map, chosen, rejected, device).map(Self::finish)
-            }
-
-            fn finish(scores: Scores<B>) -> Self {
-                let finish: fn(Tensor<B, 1>) -> Tensor<B, 1> = $finish;
-                Self(Scores { chosen: finish(scores.chosen), rejected: finish(scores.rejected) })
-            }
-
-            /// The chosen side, `[N_chosen]`, f32.
-            pub fn chosen(&self) -> &Tensor<B, 1> {
-                &self.0.chosen
-            }
-
-            /// The rejected side, `[N_rejected]`, f32.
-            pub fn rejected(&self) -> &Tensor<B, 1> {
-                &self.0.rejected
-            }
-        }
-    };
-}
-
-scores! {
-    /// Log-probabilities of the response tokens under the policy; gradients flow through them.
-    PolicyScores, "policy", |scores| scores
-}
-scores! {
-    /// Log-probabilities of the response tokens under the reference model; detached.
-    ReferenceScores, "reference", math::detached
 }
 
 /// How well each sentence of a response fits its image: `S_i`, one row per response, one value per sentence.
@@ -236,18 +228,13 @@ impl Similarity {
         &self.rows[row]
     }
 
-    fn check(&self, side: &str, map: &SentenceMap) -> Result<()> {
+    fn check(&self, side: &str, layout: &ResponseLayout) -> Result<()> {
         let what = format!("{side} similarity");
-        if self.rows.len() != map.batch_size() {
-            return Err(Error::shape(
-                what,
-                self.rows.len(),
-                map.batch_size(),
-                "the rows of the sentence map",
-            ));
+        if self.rows.len() != layout.batch_size() {
+            return Err(Error::shape(what, self.rows.len(), layout.batch_size(), "the rows of the layout"));
         }
         for (row, values) in self.rows.iter().enumerate() {
-            let expected = map.counts(row).len();
+            let expected = layout.counts(row).len();
             if values.len() != expected {
                 let what = format!("{what}, row {row}");
                 return Err(Error::shape(what, values.len(), expected, "one value per sentence of the row"));
@@ -257,34 +244,33 @@ impl Similarity {
     }
 }
 
-/// Everything a preference loss may read about one batch of pairs. The map and the policy's scores are always needed;
-/// what else an objective needs, [`Objective`](crate::Objective) says.
+/// Everything a preference loss may read about one batch of pairs. The policy's log-probabilities are always needed, and
+/// their layout is the batch's; what else an objective needs, [`Objective`](crate::Objective) says.
 #[derive(Debug, Clone)]
 pub struct PreferenceBatch<B: Backend> {
-    pub(crate) map: PairMap,
-    pub(crate) policy: PolicyScores<B>,
-    pub(crate) reference: Option<ReferenceScores<B>>,
+    pub(crate) policy: Logps<B>,
+    pub(crate) reference: Option<Logps<B>>,
     pub(crate) similarity: Option<Similarity>,
     pub(crate) rejected_similarity: Option<Similarity>,
     pub(crate) changed: Option<[Vec<bool>; 2]>,
-    pub(crate) corrupted: Option<CorruptedScores<B>>,
+    pub(crate) corrupted: Option<CorruptedLogps<B>>,
     pub(crate) stats: Option<[TokenStats; 2]>,
 }
 
 /// Log-probabilities of the *chosen* tokens when the model sees a corrupted image (mDPO's conditional term), `[N_chosen]`.
 #[derive(Debug, Clone)]
-pub(crate) struct CorruptedScores<B: Backend> {
+pub(crate) struct CorruptedLogps<B: Backend> {
     pub(crate) policy: Tensor<B, 1>,
     pub(crate) reference: Tensor<B, 1>,
 }
 
 /// The log-probabilities of a batch on the host, chosen and rejected, finite and at most 0.
-pub(crate) struct HostScores {
+pub(crate) struct HostLogps {
     pub(crate) policy: [Vec<f32>; 2],
     pub(crate) reference: Option<[Vec<f32>; 2]>,
 }
 
-impl HostScores {
+impl HostLogps {
     /// `log[p/p_ref]` of each token of one side.
     pub(crate) fn ratios(&self, side: usize) -> Vec<f64> {
         let reference = self.reference.as_ref();
@@ -294,14 +280,9 @@ impl HostScores {
 }
 
 impl<B: Backend> PreferenceBatch<B> {
-    /// A batch with what every objective needs. `policy` must come from the same `map`.
-    ///
-    /// # Errors
-    /// Scores of another number of tokens than the map's.
-    pub fn new(map: PairMap, policy: PolicyScores<B>) -> Result<Self> {
-        let policy = PolicyScores::flat(&map, policy.0.chosen, policy.0.rejected)?;
-        Ok(Self {
-            map,
+    /// A batch with what every objective needs: the policy's log-probabilities.
+    pub fn new(policy: Logps<B>) -> Self {
+        Self {
             policy,
             reference: None,
             similarity: None,
@@ -309,24 +290,34 @@ impl<B: Backend> PreferenceBatch<B> {
             changed: None,
             corrupted: None,
             stats: None,
-        })
+        }
     }
 
-    /// With the reference model's log-probabilities of the same tokens.
+    /// With the reference model's log-probabilities of the same tokens, as constants.
     ///
     /// # Errors
-    /// Scores of another number of tokens than the map's.
-    pub fn with_reference(mut self, reference: ReferenceScores<B>) -> Result<Self> {
-        self.reference = Some(ReferenceScores::flat(&self.map, reference.0.chosen, reference.0.rejected)?);
+    /// Another layout than the policy's.
+    pub fn with_reference(mut self, reference: Logps<B>) -> Result<Self> {
+        if reference.layout != *self.layout() {
+            let sizes = |layout: &PairLayout| {
+                let [c, r] = [&layout.chosen, &layout.rejected].map(ResponseLayout::num_tokens);
+                format!("{} pairs with {c} and {r} tokens", layout.batch_size())
+            };
+            let (found, expected) = (sizes(&reference.layout), sizes(self.layout()));
+            let what = "layout of the reference log-probabilities".into();
+            let why = "the policy's layout, in positions and sentences too";
+            return Err(Error::Shape { what, found, expected, why });
+        }
+        self.reference = Some(reference.detach());
         Ok(self)
     }
 
     /// With the similarity of each chosen sentence to the image.
     ///
     /// # Errors
-    /// Rows or sentences other than the map's, named by row.
+    /// Rows or sentences other than the layout's, named by row.
     pub fn with_similarity(mut self, similarity: Similarity) -> Result<Self> {
-        similarity.check("chosen", &self.map.chosen)?;
+        similarity.check("chosen", &self.layout().chosen)?;
         self.similarity = Some(similarity);
         Ok(self)
     }
@@ -334,9 +325,9 @@ impl<B: Backend> PreferenceBatch<B> {
     /// With the similarity of each rejected sentence to the image, for [`Weigh::Both`](crate::Weigh::Both).
     ///
     /// # Errors
-    /// Rows or sentences other than the map's, named by row.
+    /// Rows or sentences other than the layout's, named by row.
     pub fn with_rejected_similarity(mut self, similarity: Similarity) -> Result<Self> {
-        similarity.check("rejected", &self.map.rejected)?;
+        similarity.check("rejected", &self.layout().rejected)?;
         self.rejected_similarity = Some(similarity);
         Ok(self)
     }
@@ -345,14 +336,14 @@ impl<B: Backend> PreferenceBatch<B> {
     /// [`changed_tokens`](crate::changed_tokens).
     ///
     /// # Errors
-    /// Rows or tokens other than the map's, named by row.
+    /// Rows or tokens other than the layout's, named by row.
     pub fn with_changed<R: AsRef<[bool]>>(mut self, chosen: &[R], rejected: &[R]) -> Result<Self> {
-        let flat = |what: &str, rows: &[R], map: &SentenceMap| -> Result<Vec<bool>> {
-            if rows.len() != map.batch_size() {
-                return Err(Error::shape(what, rows.len(), map.batch_size(), "the rows of the sentence map"));
+        let flat = |what: &str, rows: &[R], layout: &ResponseLayout| -> Result<Vec<bool>> {
+            if rows.len() != layout.batch_size() {
+                return Err(Error::shape(what, rows.len(), layout.batch_size(), "the rows of the layout"));
             }
             for (row, flags) in rows.iter().enumerate() {
-                let (found, expected) = (flags.as_ref().len(), map.row_tokens(row));
+                let (found, expected) = (flags.as_ref().len(), layout.row_tokens(row));
                 if found != expected {
                     let what = format!("{what}, row {row}");
                     return Err(Error::shape(what, found, expected, "one flag per response token"));
@@ -360,8 +351,8 @@ impl<B: Backend> PreferenceBatch<B> {
             }
             Ok(rows.iter().flat_map(|r| r.as_ref().iter().copied()).collect())
         };
-        let chosen = flat("chosen changed tokens", chosen, &self.map.chosen)?;
-        let rejected = flat("rejected changed tokens", rejected, &self.map.rejected)?;
+        let chosen = flat("chosen changed tokens", chosen, &self.layout().chosen)?;
+        let rejected = flat("rejected changed tokens", rejected, &self.layout().rejected)?;
         self.changed = Some([chosen, rejected]);
         Ok(self)
     }
@@ -373,14 +364,14 @@ impl<B: Backend> PreferenceBatch<B> {
     /// A length other than the chosen side's number of tokens.
     pub fn with_corrupted(mut self, policy: Tensor<B, 1>, reference: Tensor<B, 1>) -> Result<Self> {
         for (what, scores) in [("policy", &policy), ("reference", &reference)] {
-            let ([found], expected) = (scores.dims(), self.map.chosen.num_tokens());
+            let ([found], expected) = (scores.dims(), self.layout().chosen.num_tokens());
             if found != expected {
                 let what = format!("{what} log-probabilities given the corrupted image");
                 return Err(Error::shape(what, found, expected, "one value per chosen token"));
             }
         }
-        let (policy, reference) = (math::f32(policy), math::detached(math::f32(reference)));
-        self.corrupted = Some(CorruptedScores { policy, reference });
+        let (policy, reference) = (math::to_f32(policy), math::detached(math::to_f32(reference)));
+        self.corrupted = Some(CorruptedLogps { policy, reference });
         Ok(self)
     }
 
@@ -388,23 +379,23 @@ impl<B: Backend> PreferenceBatch<B> {
     /// `mean_token_accuracy`, `logits/chosen` and `logits/rejected`.
     ///
     /// # Errors
-    /// A length other than the map's number of tokens, a statistic that is not finite.
+    /// A length other than the layout's number of tokens, a statistic that is not finite.
     pub fn with_stats(mut self, chosen: TokenStats, rejected: TokenStats) -> Result<Self> {
-        for (side, stats, map) in
-            [("chosen", &chosen, &self.map.chosen), ("rejected", &rejected, &self.map.rejected)]
+        for (side, stats, layout) in
+            [("chosen", &chosen, &self.layout().chosen), ("rejected", &rejected, &self.layout().rejected)]
         {
-            if stats.len() != map.num_tokens() {
+            if stats.len() != layout.num_tokens() {
                 let what = format!("{side} token statistics");
                 return Err(Error::shape(
                     what,
                     stats.len(),
-                    map.num_tokens(),
+                    layout.num_tokens(),
                     "one value per response token",
                 ));
             }
-            for row in 0..map.batch_size() {
+            for row in 0..layout.batch_size() {
                 for values in [&stats.log_sum_sq_probs, &stats.entropy] {
-                    check_finite(&format!("{side} token statistics"), row, &values[map.range(row)])?;
+                    check_finite(&format!("{side} token statistics"), row, &values[layout.range(row)])?;
                 }
             }
         }
@@ -413,51 +404,52 @@ impl<B: Backend> PreferenceBatch<B> {
     }
 
     /// All log-probabilities on the host, in one read, checked.
-    pub(crate) fn host(&self) -> Result<HostScores> {
+    pub(crate) fn host(&self) -> Result<HostLogps> {
+        let layout = self.layout();
         let mut held = vec![
-            ("policy chosen", &self.policy.0.chosen, &self.map.chosen),
-            ("policy rejected", &self.policy.0.rejected, &self.map.rejected),
+            ("policy chosen", &self.policy.chosen, &layout.chosen),
+            ("policy rejected", &self.policy.rejected, &layout.rejected),
         ];
-        if let Some(ReferenceScores(reference)) = &self.reference {
-            held.push(("reference chosen", &reference.chosen, &self.map.chosen));
-            held.push(("reference rejected", &reference.rejected, &self.map.rejected));
+        if let Some(reference) = &self.reference {
+            held.push(("reference chosen", &reference.chosen, &layout.chosen));
+            held.push(("reference rejected", &reference.rejected, &layout.rejected));
         }
         if let Some(corrupted) = &self.corrupted {
-            held.push(("corrupted policy", &corrupted.policy, &self.map.chosen));
-            held.push(("corrupted reference", &corrupted.reference, &self.map.chosen));
+            held.push(("corrupted policy", &corrupted.policy, &layout.chosen));
+            held.push(("corrupted reference", &corrupted.reference, &layout.chosen));
         }
-        let columns = held.iter().map(|(_, scores, _)| math::detached((*scores).clone())).collect();
+        let columns = held.iter().map(|(_, logps, _)| math::detached((*logps).clone())).collect();
         let all = math::host(&Tensor::cat(columns, 0));
         let (mut start, mut parts) = (0, vec![]);
-        for (who, _, map) in held {
-            let part = &all[start..start + map.num_tokens()];
-            check_log_probs(&format!("{who} log-probabilities"), part, map)?;
+        for (who, _, layout) in held {
+            let part = &all[start..start + layout.num_tokens()];
+            check_log_probs(&format!("{who} log-probabilities"), part, layout)?;
             parts.push(part.to_vec());
-            start += map.num_tokens();
+            start += layout.num_tokens();
         }
         let mut parts = parts.into_iter();
         let mut sides = || Some([parts.next()?, parts.next()?]);
         let policy = sides().unwrap_or_default();
-        Ok(HostScores { policy, reference: self.reference.as_ref().and_then(|_| sides()) })
+        Ok(HostLogps { policy, reference: self.reference.as_ref().and_then(|_| sides()) })
     }
 
     /// The layout of the batch.
-    pub fn map(&self) -> &PairMap {
-        &self.map
+    pub fn layout(&self) -> &PairLayout {
+        &self.policy.layout
     }
 
     /// The policy's log-probabilities.
-    pub fn policy(&self) -> &PolicyScores<B> {
+    pub fn policy(&self) -> &Logps<B> {
         &self.policy
     }
 
-    /// The reference model's log-probabilities, if given.
-    pub fn reference(&self) -> Option<&ReferenceScores<B>> {
+    /// The reference model's log-probabilities, if given; constants.
+    pub fn reference(&self) -> Option<&Logps<B>> {
         self.reference.as_ref()
     }
 
     /// Number of pairs, B.
     pub fn batch_size(&self) -> usize {
-        self.map.batch_size()
+        self.layout().batch_size()
     }
 }

@@ -6,7 +6,7 @@
 use burn::prelude::*;
 use burn::tensor::IndexingUpdateOp;
 
-use crate::map::SentenceMap;
+use crate::layout::ResponseLayout;
 use crate::math;
 
 /// The exponent of a perplexity is capped here so that it stays finite (C).
@@ -14,7 +14,7 @@ pub const MAX_PERPLEXITY_EXPONENT: f64 = 80.0;
 
 /// Sums of a flat vector `[N]` over sentences: `[B, K]`, zero where a row has fewer than K sentences.
 /// `Σ_i log π(s_i) = log π(y)` holds row by row, since every response token is in exactly one sentence.
-pub fn sentence_sums<B: Backend>(tokens: Tensor<B, 1>, map: &SentenceMap) -> Tensor<B, 2> {
+pub fn sentence_sums<B: Backend>(tokens: Tensor<B, 1>, map: &ResponseLayout) -> Tensor<B, 2> {
     let (rows, width) = (map.batch_size(), map.max_sentences());
     let place = |row: usize| map.sentences(row).iter().map(move |s| (row * width + s) as i32);
     let places: Vec<i32> = (0..rows).flat_map(place).collect();
@@ -22,7 +22,7 @@ pub fn sentence_sums<B: Backend>(tokens: Tensor<B, 1>, map: &SentenceMap) -> Ten
 }
 
 /// Sums of a flat vector `[N]` over responses: `[B]`.
-pub fn response_sums<B: Backend>(tokens: Tensor<B, 1>, map: &SentenceMap) -> Tensor<B, 1> {
+pub fn response_sums<B: Backend>(tokens: Tensor<B, 1>, map: &ResponseLayout) -> Tensor<B, 1> {
     let place = |row: usize| core::iter::repeat_n(row as i32, map.row_tokens(row));
     let places: Vec<i32> = (0..map.batch_size()).flat_map(place).collect();
     add_up(tokens, places, map.batch_size())
@@ -35,7 +35,7 @@ fn add_up<B: Backend>(tokens: Tensor<B, 1>, places: Vec<i32>, bins: usize) -> Te
 }
 
 /// [`sentence_sums`] on the host, ragged, in f64.
-pub fn host_sentence_sums(tokens: &[f64], map: &SentenceMap) -> Vec<Vec<f64>> {
+pub fn host_sentence_sums(tokens: &[f64], map: &ResponseLayout) -> Vec<Vec<f64>> {
     let sums = |row: usize| {
         let mut sums = vec![0.0; map.counts(row).len()];
         for (&sentence, &value) in map.sentences(row).iter().zip(&tokens[map.range(row)]) {

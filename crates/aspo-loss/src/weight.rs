@@ -1,10 +1,7 @@
 //! Sentence weights and the scaling that keeps long responses from gaining by them (steps 2 to 6 of docs/method.md), as
 //! pure functions of detached host numbers.
 
-use core::fmt;
-use core::str::FromStr;
-
-use crate::error::{Error, Result};
+use crate::names::{by_name, serde_as_text};
 
 /// Values closer than this count as tied (C). It is below f32's resolution of cosines and perplexities: only equal values are
 /// tied.
@@ -34,7 +31,7 @@ pub fn sentence_weights(similarity: Option<&[f64]>, perplexity: &[f64], alpha: f
 /// The weights of a rejected response under [`Weigh::Both`] (our extension): by how little each sentence fits,
 /// `α (1 - S'_i) + (1-α) (1 - P'_i)`. It is the min-max of the *negated* scores, which is `1 - S'` wherever that is
 /// defined and, by the same rule as for the chosen response, 0 for one sentence and for ties.
-pub fn misfit_weights(similarity: Option<&[f64]>, perplexity: &[f64], alpha: f64) -> Vec<f64> {
+pub fn rejected_weights(similarity: Option<&[f64]>, perplexity: &[f64], alpha: f64) -> Vec<f64> {
     fuse(similarity, perplexity, alpha, -1.0)
 }
 
@@ -71,13 +68,13 @@ pub enum RewardScaling {
     TokenWeight,
     /// `Σ d_i / Σ (1+w_i) d_i`, clamped to [½, 1]; where `|β Σ (1+w_i) d_i| < 1e-8`, the value of `TotalWeight`.
     RewardRatio,
-    /// 1.
-    None,
+    /// 1: no scaling.
+    Off,
 }
 
 impl RewardScaling {
     /// All readings.
-    pub const ALL: [Self; 4] = [Self::TotalWeight, Self::TokenWeight, Self::RewardRatio, Self::None];
+    pub const ALL: [Self; 4] = [Self::TotalWeight, Self::TokenWeight, Self::RewardRatio, Self::Off];
 
     /// ρ of one response: weights `w`, tokens per sentence `N_i`, log-ratios `d`, all of one length.
     pub fn factor(self, weights: &[f64], tokens: &[usize], log_ratios: &[f64], beta: f64) -> f64 {
@@ -95,7 +92,7 @@ impl RewardScaling {
                 }
                 (log_ratios.iter().sum::<f64>() / weighted).clamp(0.5, 1.0)
             }
-            Self::None => 1.0,
+            Self::Off => 1.0,
         }
     }
 
@@ -105,7 +102,7 @@ impl RewardScaling {
             Self::TotalWeight => "total_weight",
             Self::TokenWeight => "token_weight",
             Self::RewardRatio => "reward_ratio",
-            Self::None => "none",
+            Self::Off => "none",
         }
     }
 }
@@ -117,7 +114,7 @@ pub enum Weigh {
     /// The chosen response; the rejected one stays whole (F).
     #[default]
     Chosen,
-    /// Our extension: the rejected one as well, by [`misfit_weights`].
+    /// Our extension: the rejected one as well, by [`rejected_weights`].
     Both,
 }
 
@@ -131,27 +128,6 @@ impl Weigh {
     }
 }
 
-macro_rules! by_name {
-    ($type:ty, $what:literal, $all:expr) => {
-        impl fmt::Display for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(self.name())
-            }
-        }
-
-        impl FromStr for $type {
-            type Err = Error;
-
-            fn from_str(name: &str) -> Result<Self> {
-                $all.into_iter().find(|x| x.name().eq_ignore_ascii_case(name)).ok_or_else(|| Error::Unknown {
-                    what: $what,
-                    found: name.into(),
-                    known: $all.map(|x| x.name()).join(", "),
-                })
-            }
-        }
-    };
-}
-
 by_name!(RewardScaling, "reward scaling", RewardScaling::ALL);
 by_name!(Weigh, "weighing", [Weigh::Chosen, Weigh::Both]);
+serde_as_text!(RewardScaling, Weigh);

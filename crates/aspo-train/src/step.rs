@@ -3,14 +3,16 @@
 use std::ops::Range;
 
 use aspo_data::{EncodedAnswer, EncodedPair, HostBatch, Padding};
+use aspo_loss::objective::changed_tokens;
+use aspo_loss::stats::{TokenStats, chunked_log_probs_with_stats};
 use aspo_loss::{
-    ChunkOptions, ChunkedBackend, LmHead, Metrics, Objective, PairMap, PolicyScores, PreferenceBatch,
-    ReferenceScores, SentenceMap, Similarity, TokenStats, Totals, changed_tokens, chunked_log_probs,
-    chunked_log_probs_forward, chunked_log_probs_with_stats,
+    ChunkOptions, LmHead, Logps, Metrics, Objective, PairLayout, PreferenceBatch, ResponseLayout, Similarity,
+    Totals, chunked_log_probs, chunked_log_probs_forward,
 };
 use aspo_models::{ImageFeatures, Instruction, LanguageModel, ModelInput, recompute_backward};
 use burn::backend::Autodiff;
 use burn::optim::GradientsParams;
+use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 
@@ -161,11 +163,14 @@ impl<B: Backend> MicroBatch<B> {
     }
 
     /// The layout of the answers' tokens, for the loss.
-    fn map(&self) -> Result<PairMap> {
+    fn map(&self) -> Result<PairLayout> {
         let ids: Vec<i64> = self.host.responses.sentence_ids.iter().map(|&id| i64::from(id)).collect();
         let (rows, pairs, all) = (self.by_sequence(&ids), self.pairs(), self.host.pairs());
         let [chosen, rejected] = [&rows[..pairs], &rows[all..all + pairs]];
-        Ok(PairMap::from_maps(SentenceMap::new(chosen)?, SentenceMap::new(rejected)?)?)
+        Ok(PairLayout::from_sides(
+            ResponseLayout::from_labels(chosen)?,
+            ResponseLayout::from_labels(rejected)?,
+        )?)
     }
 
     /// The reference's log-probabilities of every pair: `reference` is the policy with its adapter off.
@@ -196,7 +201,7 @@ impl<B: Backend> MicroBatch<B> {
     }
 
     /// Log-probabilities of the answers' tokens, and what their distributions say if the loss asks for it.
-    fn scores<A: ChunkedBackend<Device = B::Device>>(
+    fn scores<A: AutodiffBackend<Device = B::Device>>(
         &self,
         hidden: Tensor<A, 2>,
         head: &LmHead<A>,
@@ -294,8 +299,8 @@ impl<B: Backend> MicroBatch<B> {
         let map = self.map()?;
         let [chosen, corrupted, rejected] = self.ranges();
         let part = |range: Range<usize>| log_probs.clone().slice([range]);
-        let policy = PolicyScores::flat(&map, part(chosen), part(rejected))?;
-        let mut batch = PreferenceBatch::new(map.clone(), policy)?;
+        let policy = Logps::new(&map, part(chosen), part(rejected))?;
+        let mut batch = PreferenceBatch::new(policy);
         if let (true, Some(rows)) = (self.corrupted, reference) {
             let corrupted = part(corrupted);
             let known: Vec<f32> = rows.iter().flat_map(|row| row.corrupted.iter().copied()).collect();
@@ -305,7 +310,7 @@ impl<B: Backend> MicroBatch<B> {
         if let Some(rows) = reference {
             let chosen: Vec<&[f32]> = rows.iter().map(|row| row.chosen.as_slice()).collect();
             let rejected: Vec<&[f32]> = rows.iter().map(|row| row.rejected.as_slice()).collect();
-            batch = batch.with_reference(ReferenceScores::rows(&map, &chosen, &rejected, &self.device)?)?;
+            batch = batch.with_reference(Logps::from_rows(&map, &chosen, &rejected, &self.device)?)?;
         }
         let (pairs, all) = (self.pairs(), self.host.pairs());
         let similarity = &self.host.responses.similarity;
@@ -345,7 +350,7 @@ fn twin(pair: &EncodedPair) -> EncodedPair {
 
 impl<B: Backend> MicroBatch<B> {
     /// Which answer tokens a correction changed, as RLHF-V marks them: in whole sequences from the second token on.
-    fn changed(&self, map: &PairMap) -> (Vec<Vec<bool>>, Vec<Vec<bool>>) {
+    fn changed(&self, map: &PairLayout) -> (Vec<Vec<bool>>, Vec<Vec<bool>>) {
         let [chosen, _, rejected] = self.ranges().map(|range| &self.host.responses.targets[range]);
         let sequence = |row: usize, answer: &[i32]| -> Vec<i32> {
             self.prompts[row].iter().skip(1).map(|&id| id as i32).chain(answer.iter().copied()).collect()

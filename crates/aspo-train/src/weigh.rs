@@ -1,7 +1,9 @@
 //! The weights that ASPO gives to the sentences of any answer, for reports and for looking.
 
 use aspo_data::EncodedPair;
-use aspo_loss::{ChunkOptions, perplexity, sentence_weights};
+use aspo_loss::ChunkOptions;
+use aspo_loss::sentence::perplexity;
+use aspo_loss::weight::sentence_weights;
 use aspo_models::VisionLanguageModel;
 use burn::tensor::backend::Backend;
 use serde::Serialize;

@@ -5,61 +5,26 @@
 
 use burn::prelude::*;
 
-use super::output::Sides;
-use super::{Aspo, Seen, Sequences};
-use crate::map::SentenceMap;
+use super::loss_type::Aspo;
+use super::output::{Seen, Sides};
+use super::sequences::Sequences;
+use super::weighting::{SideWeighting, Weighting};
+use crate::layout::ResponseLayout;
 use crate::math;
-use crate::record::{HostScores, PreferenceBatch, Similarity};
+use crate::record::{HostLogps, PreferenceBatch, Similarity};
 use crate::sentence::{host_sentence_sums, perplexity, response_sums, sentence_sums};
-use crate::weight::{Weigh, misfit_weights, sentence_weights};
-
-/// What ASPO made of each sentence: constants of the step, on the host.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Weighting {
-    /// The chosen side.
-    pub chosen: SideWeighting,
-    /// The rejected side, under [`Weigh::Both`].
-    pub rejected: Option<SideWeighting>,
-}
-
-/// One side of a [`Weighting`]; every inner vector has one value per sentence.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SideWeighting {
-    /// `w_i`.
-    pub weights: Vec<Vec<f64>>,
-    /// `PPL_i` of the policy.
-    pub perplexity: Vec<Vec<f64>>,
-    /// `log π(s_i)`.
-    pub log_probs: Vec<Vec<f64>>,
-    /// `d_i = log[π(s_i)/π_ref(s_i)]`.
-    pub log_ratios: Vec<Vec<f64>>,
-    /// ρ of each row.
-    pub scale: Vec<f64>,
-}
-
-impl SideWeighting {
-    /// `ρ (1+w_i)` of each sentence of a row.
-    fn factors(&self, row: usize) -> impl Iterator<Item = f64> + '_ {
-        self.weights[row].iter().map(move |w| self.scale[row] * (1.0 + w))
-    }
-
-    /// `ρ Σ_i (1+w_i) d_i` of each row.
-    fn weighed_ratios(&self) -> Vec<f64> {
-        let rows = self.log_ratios.iter().enumerate();
-        rows.map(|(row, d)| self.factors(row).zip(d).map(|(factor, d)| factor * d).sum()).collect()
-    }
-}
+use crate::weight::{Weigh, rejected_weights, sentence_weights};
 
 /// The losses, `[B]`.
 pub(super) fn losses<B: Backend>(
     aspo: Aspo,
     batch: &PreferenceBatch<B>,
     sequences: &Sequences<'_, B>,
-    scores: &HostScores,
+    scores: &HostLogps,
     beta: f64,
     seen: &mut Seen<B>,
 ) -> Tensor<B, 1> {
-    let [chosen_map, rejected_map] = [&batch.map.chosen, &batch.map.rejected];
+    let [chosen_map, rejected_map] = [&batch.layout().chosen, &batch.layout().rejected];
     let [chosen_tokens, rejected_tokens] = sequences.token_ratios();
     let weigher = |side: usize, map, similarity: &Option<Similarity>, fuse| {
         weigh(map, &scores.policy[side], &scores.ratios(side), similarity.as_ref(), aspo, beta, fuse)
@@ -69,7 +34,7 @@ pub(super) fn losses<B: Backend>(
     let (rejected_rewards, rejected) = match aspo.weigh {
         Weigh::Chosen => (response_sums(rejected_tokens, rejected_map).mul_scalar(beta), None),
         Weigh::Both => {
-            let side = weigher(1, rejected_map, &batch.rejected_similarity, misfit_weights);
+            let side = weigher(1, rejected_map, &batch.rejected_similarity, rejected_weights);
             (reward(rejected_tokens, rejected_map, &side, beta), Some(side))
         }
     };
@@ -85,7 +50,7 @@ pub(super) fn losses<B: Backend>(
 /// `ρ β Σ_i (1+w_i) d_i`, `[B]`.
 fn reward<B: Backend>(
     ratios: Tensor<B, 1>,
-    map: &SentenceMap,
+    map: &ResponseLayout,
     side: &SideWeighting,
     beta: f64,
 ) -> Tensor<B, 1> {
@@ -104,7 +69,7 @@ type Fuse = fn(Option<&[f64]>, &[f64], f64) -> Vec<f64>;
 
 /// Weights and scaling of one side, from the policy's log-probabilities and the log-ratios of its tokens.
 fn weigh(
-    map: &SentenceMap,
+    map: &ResponseLayout,
     policy: &[f32],
     ratios: &[f64],
     similarity: Option<&Similarity>,

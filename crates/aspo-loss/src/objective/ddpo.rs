@@ -3,11 +3,11 @@
 
 use burn::prelude::*;
 
-use super::output::Sides;
-use super::{Seen, Sequences};
-use crate::map::SentenceMap;
+use super::output::{Seen, Sides};
+use super::sequences::Sequences;
+use crate::layout::ResponseLayout;
 use crate::math::{self, log_sigmoid};
-use crate::record::{HostScores, PreferenceBatch};
+use crate::record::{HostLogps, PreferenceBatch};
 use crate::sentence::response_sums;
 
 /// The losses, `[B]`.
@@ -15,12 +15,12 @@ pub(super) fn losses<B: Backend>(
     gamma: f64,
     batch: &PreferenceBatch<B>,
     sequences: &Sequences<'_, B>,
-    scores: &HostScores,
+    scores: &HostLogps,
     beta: f64,
     seen: &mut Seen<B>,
 ) -> Tensor<B, 1> {
     let changed = batch.changed.as_ref().expect("evaluated only where the flags were given");
-    let maps = [&batch.map.chosen, &batch.map.rejected];
+    let maps = [&batch.layout().chosen, &batch.layout().rejected];
     let factors = [0, 1].map(|side| factors(maps[side], &changed[side], gamma));
     let host = |side: usize| {
         let weighed: Vec<f64> = scores.ratios(side).iter().zip(&factors[side]).map(|(d, f)| d * f).collect();
@@ -39,7 +39,7 @@ pub(super) fn losses<B: Backend>(
 }
 
 /// `1/N` or `γ/N` for each token, `N = |unchanged| + γ|changed|` of its response.
-fn factors(map: &SentenceMap, changed: &[bool], gamma: f64) -> Vec<f64> {
+fn factors(map: &ResponseLayout, changed: &[bool], gamma: f64) -> Vec<f64> {
     let weight = |changed: &bool| if *changed { gamma } else { 1.0 };
     let row = |row: usize| {
         let flags = &changed[map.range(row)];

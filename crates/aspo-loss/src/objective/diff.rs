@@ -17,7 +17,7 @@ const JUNK_FROM: usize = 200;
 /// count ([`PreferenceBatch::with_changed`](crate::PreferenceBatch::with_changed)). Memory is linear in the lengths.
 ///
 /// ```
-/// let (chosen, rejected) = aspo_loss::changed_tokens(&[1, 2, 3, 4, 5, 6, 7], &[1, 2, 3, 9, 8, 5, 6, 7]);
+/// let (chosen, rejected) = aspo_loss::objective::changed_tokens(&[1, 2, 3, 4, 5, 6, 7], &[1, 2, 3, 9, 8, 5, 6, 7]);
 /// assert_eq!(chosen, [false, false, false, true, false, false, false]);
 /// assert_eq!(rejected, [false, false, false, true, true, false, false, false]);
 /// ```

@@ -4,6 +4,7 @@ use core::fmt;
 use core::str::FromStr;
 
 use crate::error::{Error, Result};
+use crate::names::{call, number, serde_as_text};
 use crate::weight::{RewardScaling, Weigh};
 
 /// One preference loss with its own options. The names ([`name`](Self::name), `FromStr`) are TRL's where TRL has the loss.
@@ -125,6 +126,8 @@ impl Default for Aspo {
         Self { alpha: 0.5, scaling: RewardScaling::default(), weigh: Weigh::default() }
     }
 }
+
+serde_as_text!(LossType);
 
 impl From<Aspo> for LossType {
     fn from(aspo: Aspo) -> Self {
@@ -298,7 +301,7 @@ impl LossType {
         for (name, slot) in self.slots() {
             if name == option {
                 match slot {
-                    Slot::Number(number) => *number = super::text::number(name, value)?,
+                    Slot::Number(slot) => *slot = number(name, value)?,
                     Slot::Scaling(scaling) => *scaling = value.parse()?,
                     Slot::Weigh(weigh) => *weigh = value.parse()?,
                 }
@@ -396,7 +399,7 @@ impl FromStr for LossType {
 
     /// What [`Display`](fmt::Display) writes, in any case; `dpo` is `sigmoid`.
     fn from_str(text: &str) -> Result<Self> {
-        let (name, options) = super::text::call(text)?;
+        let (name, options) = call(text)?;
         let wanted = if name.eq_ignore_ascii_case("dpo") { "sigmoid" } else { name };
         let loss = Self::ALL.iter().find(|loss| loss.name().eq_ignore_ascii_case(wanted));
         let mut loss = *loss.ok_or_else(|| Error::Unknown {

@@ -16,7 +16,7 @@ pub(super) fn conditional<B: Backend>(
 ) -> Tensor<B, 1> {
     let corrupted = batch.corrupted.as_ref().expect("evaluated only where the corrupted scores were given");
     let ratios = corrupted.policy.clone() - corrupted.reference.clone();
-    log_sigmoid(chosen - response_sums(ratios, &batch.map.chosen).mul_scalar(beta)).neg()
+    log_sigmoid(chosen - response_sums(ratios, &batch.layout().chosen).mul_scalar(beta)).neg()
 }
 
 /// Anchor: the chosen response's reward stays above δ, `-log σ(β r_c - δ)`.

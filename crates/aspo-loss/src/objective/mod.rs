@@ -1,4 +1,4 @@
-//! The objectives: ASPO and its kin, by the names TRL uses, over one set of records.
+//! The objectives: ASPO and the other preference losses, by the names TRL uses, over one set of records.
 //!
 //! An [`Objective`] is a sum of [`LossType`]s with weights and the options they share. Preferences are averaged over pairs,
 //! likelihoods over the chosen tokens of the batch, as in TRL; [`LossOutput::share`] keeps both means exact over
@@ -15,24 +15,25 @@ mod output;
 mod pairwise;
 mod sequences;
 mod text;
+mod weighting;
 mod wpo;
 
 use burn::prelude::*;
 
-pub use aspo::{SideWeighting, Weighting};
 pub use diff::changed_tokens;
 pub use divergence::FDivergence;
 pub use loss_type::{Aspo, LossType};
 pub use output::{LossOutput, Sides, Totals};
+pub use weighting::{SideWeighting, Weighting};
 
-use output::Likelihood;
+use output::{Likelihood, Seen};
 use pairwise::{aot, mean_difference, smoothed};
 use sequences::Sequences;
 
 use crate::error::{Error, Result};
 use crate::math::{self, log_sigmoid};
 use crate::metric::Metrics;
-use crate::record::{HostScores, PreferenceBatch};
+use crate::record::{HostLogps, PreferenceBatch};
 use crate::weight::Weigh;
 
 /// A sum of losses with weights, and the options they share.
@@ -216,7 +217,7 @@ impl Objective {
         }
         let likelihood = likelihood_weight.map(|weight| Likelihood {
             sums: sequences.chosen_log_probs().neg(),
-            tokens: batch.map.chosen.num_tokens(),
+            tokens: batch.layout().chosen.num_tokens(),
             weight,
         });
         let alone = likelihood.as_ref().map(|likelihood| {
@@ -227,13 +228,13 @@ impl Objective {
             (one, other) => one.or(other).expect("every loss is a preference or a likelihood"),
         };
         let means = self.logs_means();
-        let logps = sequences::log_probs(&batch.map, &scores, self.ld_alpha, means);
+        let logps = sequences::log_probs(batch.layout(), &scores, self.ld_alpha, means);
         let rewards = if means {
             Some(logps.clone())
         } else {
-            sequences::log_ratios(&batch.map, &scores, self.ld_alpha)
+            sequences::log_ratios(batch.layout(), &scores, self.ld_alpha)
         };
-        let totals = Totals { pairs: batch.batch_size(), chosen_tokens: batch.map.chosen.num_tokens() };
+        let totals = Totals { pairs: batch.batch_size(), chosen_tokens: batch.layout().chosen.num_tokens() };
         let loss = output::share(preferences.as_ref(), likelihood.as_ref(), totals);
         Ok(LossOutput {
             loss: loss.expect("every loss is a preference or a likelihood"),
@@ -255,7 +256,7 @@ impl Objective {
         loss: LossType,
         batch: &PreferenceBatch<B>,
         sequences: &Sequences<'_, B>,
-        scores: &HostScores,
+        scores: &HostLogps,
         seen: &mut Seen<B>,
     ) -> Option<Tensor<B, 1>> {
         let beta = self.beta;
@@ -338,25 +339,12 @@ impl Objective {
     }
 }
 
-/// What losses leave behind beside their value.
-struct Seen<B: Backend> {
-    weighed_rewards: Option<Sides>,
-    weighting: Option<Weighting>,
-    log_odds: Option<Tensor<B, 1>>,
-}
-
-impl<B: Backend> Default for Seen<B> {
-    fn default() -> Self {
-        Self { weighed_rewards: None, weighting: None, log_odds: None }
-    }
-}
-
 fn token_metrics<B: Backend>(batch: &PreferenceBatch<B>) -> Metrics {
     let mut metrics = Metrics::default();
     if let Some([chosen, rejected]) = &batch.stats {
         let wide = |values: &[f32]| values.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
         metrics.add("entropy", wide(&chosen.entropy).into_iter().chain(wide(&rejected.entropy)));
-        metrics.add("mean_token_accuracy", chosen.is_top1.iter().map(|&hit| f64::from(u8::from(hit))));
+        metrics.add("mean_token_accuracy", chosen.is_argmax.iter().map(|&hit| f64::from(u8::from(hit))));
         metrics.add("logits/chosen", wide(&chosen.mean_logit));
         metrics.add("logits/rejected", wide(&rejected.mean_logit));
     }

@@ -2,7 +2,7 @@
 
 use burn::prelude::*;
 
-use super::Weighting;
+use super::weighting::Weighting;
 use crate::math;
 use crate::metric::{Mean, Metrics};
 use crate::weight::weight_entropy;
@@ -124,6 +124,19 @@ impl<B: Backend> LossOutput<B> {
             }
         }
         metrics
+    }
+}
+
+/// What losses leave behind beside their values.
+pub(super) struct Seen<B: Backend> {
+    pub(super) weighed_rewards: Option<Sides>,
+    pub(super) weighting: Option<Weighting>,
+    pub(super) log_odds: Option<Tensor<B, 1>>,
+}
+
+impl<B: Backend> Default for Seen<B> {
+    fn default() -> Self {
+        Self { weighed_rewards: None, weighting: None, log_odds: None }
     }
 }
 

@@ -1,10 +1,10 @@
-//! The losses that read nothing but whole responses: DPO and most of its kin. Their equations and papers stand at
+//! The losses that read nothing but whole responses: DPO and most others. Their equations and papers stand at
 //! [`LossType`](super::LossType).
 
 use burn::prelude::*;
 use burn::tensor::activation::relu;
 
-use super::Sequences;
+use super::sequences::Sequences;
 use crate::math::{self, log_sigmoid, sigmoid};
 
 /// `-(1-ε) log σ(x) - ε log σ(-x)`.

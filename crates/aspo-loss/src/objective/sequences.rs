@@ -4,9 +4,9 @@
 use burn::prelude::*;
 
 use super::output::Sides;
-use crate::map::{PairMap, SentenceMap};
+use crate::layout::{PairLayout, ResponseLayout};
 use crate::math;
-use crate::record::{HostScores, PreferenceBatch};
+use crate::record::{HostLogps, PreferenceBatch};
 use crate::sentence::response_sums;
 
 /// Both responses of each pair as wholes, chosen first; `[B]` each. With `ld_alpha`, LD-DPO's weight (arXiv 2409.06411),
@@ -21,19 +21,19 @@ pub(super) struct Sequences<'a, B: Backend> {
 impl<'a, B: Backend> Sequences<'a, B> {
     pub(super) fn new(batch: &'a PreferenceBatch<B>, ld_alpha: Option<f64>) -> Self {
         let device = batch.policy.chosen().device();
-        let maps = [&batch.map.chosen, &batch.map.rejected];
+        let maps = [&batch.layout().chosen, &batch.layout().rejected];
         let vector = |values: Vec<f64>| {
             let n = values.len();
             math::constant(values.into_iter().map(|x| x as f32).collect(), [n], &device)
         };
         let lengths = maps.map(|map| (0..map.batch_size()).map(|row| map.row_tokens(row) as f64).collect());
         let factors =
-            ld_alpha.map(|alpha| maps.map(|side| factors(&batch.map, side, alpha).collect()).map(vector));
+            ld_alpha.map(|alpha| maps.map(|side| factors(batch.layout(), side, alpha).collect()).map(vector));
         Self { batch, lengths: lengths.map(vector), factors }
     }
 
-    fn maps(&self) -> [&'a SentenceMap; 2] {
-        [&self.batch.map.chosen, &self.batch.map.rejected]
+    fn maps(&self) -> [&'a ResponseLayout; 2] {
+        [&self.batch.layout().chosen, &self.batch.layout().rejected]
     }
 
     fn policy(&self) -> [&'a Tensor<B, 1>; 2] {
@@ -91,7 +91,7 @@ impl<'a, B: Backend> Sequences<'a, B> {
 }
 
 /// One factor per token of one side: 1 up to the shorter length of the pair, `alpha` beyond.
-fn factors<'a>(map: &'a PairMap, side: &'a SentenceMap, alpha: f64) -> impl Iterator<Item = f64> + 'a {
+fn factors<'a>(map: &'a PairLayout, side: &'a ResponseLayout, alpha: f64) -> impl Iterator<Item = f64> + 'a {
     (0..map.batch_size()).flat_map(move |row| {
         let shared = map.chosen.row_tokens(row).min(map.rejected.row_tokens(row));
         (0..side.row_tokens(row)).map(move |i| if i < shared { 1.0 } else { alpha })
@@ -99,7 +99,7 @@ fn factors<'a>(map: &'a PairMap, side: &'a SentenceMap, alpha: f64) -> impl Iter
 }
 
 /// TRL's `logps/*`, with `ld_alpha`: `log π(y)`, or its mean over tokens.
-pub(super) fn log_probs(map: &PairMap, scores: &HostScores, ld_alpha: Option<f64>, means: bool) -> Sides {
+pub(super) fn log_probs(map: &PairLayout, scores: &HostLogps, ld_alpha: Option<f64>, means: bool) -> Sides {
     let tokens = |side: usize| scores.policy[side].iter().map(|&p| f64::from(p)).collect();
     let mut sums = host_sums(map, ld_alpha, tokens);
     if means {
@@ -111,13 +111,13 @@ pub(super) fn log_probs(map: &PairMap, scores: &HostScores, ld_alpha: Option<f64
 }
 
 /// `log[π(y)/π_ref(y)]`, with `ld_alpha`; none without a reference.
-pub(super) fn log_ratios(map: &PairMap, scores: &HostScores, ld_alpha: Option<f64>) -> Option<Sides> {
+pub(super) fn log_ratios(map: &PairLayout, scores: &HostLogps, ld_alpha: Option<f64>) -> Option<Sides> {
     scores.reference.as_ref()?;
     Some(host_sums(map, ld_alpha, |side| scores.ratios(side)))
 }
 
-fn host_sums(map: &PairMap, ld_alpha: Option<f64>, tokens: impl Fn(usize) -> Vec<f64>) -> Sides {
-    let sums = |index: usize, side: &SentenceMap| {
+fn host_sums(map: &PairLayout, ld_alpha: Option<f64>, tokens: impl Fn(usize) -> Vec<f64>) -> Sides {
+    let sums = |index: usize, side: &ResponseLayout| {
         let mut tokens = tokens(index);
         if let Some(alpha) = ld_alpha {
             tokens.iter_mut().zip(factors(map, side, alpha)).for_each(|(x, factor)| *x *= factor);

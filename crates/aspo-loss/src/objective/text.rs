@@ -4,36 +4,16 @@
 use core::fmt;
 use core::str::FromStr;
 
+use burn::config::Config;
+
 use super::{FDivergence, LossType, Objective};
 use crate::error::{Error, Result};
+use crate::names::{assignments, number, serde_as_text};
 
-/// A number of an option.
-pub(super) fn number(option: &'static str, text: &str) -> Result<f64> {
-    text.trim().parse().map_err(|_| Error::option(option, text, "give a number"))
-}
+serde_as_text!(Objective);
 
-/// Names and values of `a=1, b=2`.
-fn assignments(text: &str) -> Result<Vec<(&str, &str)>> {
-    let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
-    let pair = |part: &'_ str| -> Result<usize> {
-        part.find('=').ok_or_else(|| Error::option("objective", part, "write options as name=value"))
-    };
-    parts
-        .map(|part| {
-            let at = pair(part)?;
-            Ok((part[..at].trim(), part[at + 1..].trim()))
-        })
-        .collect()
-}
-
-/// Name and options of `name` or `name(a=1, b=2)`.
-pub(super) fn call(text: &str) -> Result<(&str, Vec<(&str, &str)>)> {
-    let text = text.trim();
-    match text.strip_suffix(')').and_then(|open| open.split_once('(')) {
-        Some((name, options)) => Ok((name.trim(), assignments(options)?)),
-        None => Ok((text, vec![])),
-    }
-}
+/// `save` and `load` of Burn's configurations; in a struct of settings it is one field, a line of text.
+impl Config for Objective {}
 
 impl fmt::Display for Objective {
     /// Losses with weights other than 1 in front, then, after a semicolon, the shared options that are not their defaults.

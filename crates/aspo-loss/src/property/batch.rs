@@ -7,10 +7,10 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use crate::error::Result;
+use crate::layout::PairLayout;
 use crate::log_prob::TokenStats;
-use crate::map::PairMap;
 use crate::math;
-use crate::record::{PolicyScores, PreferenceBatch, ReferenceScores, Similarity};
+use crate::record::{Logps, PreferenceBatch, Similarity};
 
 /// One response as plain numbers; every vector but `sentences` and `similarity` has one value per response token.
 #[derive(Debug, Clone, PartialEq)]
@@ -126,11 +126,11 @@ impl HostBatch {
         let sides = [self.chosen(), self.rejected()];
         let [chosen_ids, rejected_ids] =
             [0, 1].map(|side| sides[side].iter().map(|r| r.ids()).collect::<Vec<_>>());
-        let map = PairMap::new(&chosen_ids, &rejected_ids)?;
-        let policy = PolicyScores::flat(&map, chosen, rejected)?;
+        let layout = PairLayout::from_labels(&chosen_ids, &rejected_ids)?;
+        let policy = Logps::new(&layout, chosen, rejected)?;
         let of = |side: usize, f: fn(&HostResponse) -> Vec<f32>| flat::<B>(&sides[side], f, &device);
         let reference = |r: &HostResponse| r.reference.clone();
-        let reference = ReferenceScores::flat(&map, of(0, reference), of(1, reference))?;
+        let reference = Logps::new(&layout, of(0, reference), of(1, reference))?;
         let rows = |side: usize| sides[side].iter().map(|r| r.similarity.clone()).collect::<Vec<_>>();
         let changed = |side: usize| sides[side].iter().map(|r| r.changed.clone()).collect::<Vec<_>>();
         let stats = |side: usize| {
@@ -138,11 +138,11 @@ impl HostBatch {
                 all.log_sum_sq_probs.extend(&one.log_sum_sq_probs);
                 all.entropy.extend(&one.entropy);
                 all.mean_logit.extend(&one.mean_logit);
-                all.is_top1.extend(&one.is_top1);
+                all.is_argmax.extend(&one.is_argmax);
                 all
             })
         };
-        PreferenceBatch::new(map, policy)?
+        PreferenceBatch::new(policy)
             .with_reference(reference)?
             .with_similarity(Similarity::new(&rows(0))?)?
             .with_rejected_similarity(Similarity::new(&rows(1))?)?
@@ -253,7 +253,7 @@ fn response(log_prob: core::ops::Range<f32>) -> impl Strategy<Value = HostRespon
                     log_sum_sq_probs: tokens.iter().map(|t| t.4.0).collect(),
                     entropy: tokens.iter().map(|t| t.4.1).collect(),
                     mean_logit: tokens.iter().map(|t| t.4.2).collect(),
-                    is_top1: tokens.iter().map(|t| t.4.3).collect(),
+                    is_argmax: tokens.iter().map(|t| t.4.3).collect(),
                 },
                 similarity,
             },

@@ -1,10 +1,10 @@
 //! What holds of ASPO alone: its gradient, where it is DPO, its weights and scales.
 
 use aspo_loss::property::{HostResponse, batches};
-use aspo_loss::{
-    Aspo, LossOutput, Objective, PreferenceBatch, RewardScaling, TokenStats, Weigh, min_max, misfit_weights,
-    response_sums, sentence_sums, sentence_weights,
-};
+use aspo_loss::sentence::{response_sums, sentence_sums};
+use aspo_loss::stats::TokenStats;
+use aspo_loss::weight::{min_max, rejected_weights, sentence_weights};
+use aspo_loss::{Aspo, LossOutput, Objective, PreferenceBatch, RewardScaling, Weigh};
 use burn::prelude::*;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -35,11 +35,11 @@ fn aspo_gradient_is_that_of_its_constants<B: Backend>() {
             let output: LossOutput<A<B>> = Objective::new(aspo).loss(batch).unwrap();
             let weighting = output.weighting.unwrap();
             let reference = batch.reference().unwrap();
-            let reward = |side: Option<aspo_loss::SideWeighting>, rejected: bool| {
+            let reward = |side: Option<aspo_loss::objective::SideWeighting>, rejected: bool| {
                 let (policy, reference, map) = if rejected {
-                    (batch.policy().rejected(), reference.rejected(), &batch.map().rejected)
+                    (batch.policy().rejected(), reference.rejected(), &batch.layout().rejected)
                 } else {
-                    (batch.policy().chosen(), reference.chosen(), &batch.map().chosen)
+                    (batch.policy().chosen(), reference.chosen(), &batch.layout().chosen)
                 };
                 let ratios = policy.clone() - reference.clone();
                 let Some(side) = side else { return response_sums(ratios, map) * 0.1 };
@@ -130,7 +130,7 @@ fn equal_weights_reduce_to_dpo<B: Backend>() {
                 1e-5,
             )?;
             // Equal weights other than 0: two sentences whose two scores mirror each other, at α = ½, all give ½.
-            if scaling == RewardScaling::None || weigh == Weigh::Both {
+            if scaling == RewardScaling::Off || weigh == Weigh::Both {
                 return Ok(());
             }
             let mirrored = host.map(|r| {
@@ -144,7 +144,7 @@ fn equal_weights_reduce_to_dpo<B: Backend>() {
                     log_sum_sq_probs: vec![-1.0; 2],
                     entropy: vec![1.0; 2],
                     mean_logit: vec![0.0; 2],
-                    is_top1: vec![true; 2],
+                    is_argmax: vec![true; 2],
                 };
             });
             let expected = evaluate::<B>(&mirrored, losses::<B>(dpo()));
@@ -187,7 +187,7 @@ fn undetached_reward_ratio_would_be_dpo<B: Backend>() {
         };
         let weighed = |batch: &PreferenceBatch<A<B>>| {
             let weights = weights_of(batch);
-            let map = &batch.map().chosen;
+            let map = &batch.layout().chosen;
             let width = map.max_sentences();
             let pad = |w: &Vec<f64>| {
                 (0..width).map(|i| w.get(i).map_or(1.0, |w| 1.0 + *w as f32)).collect::<Vec<_>>()
@@ -203,7 +203,7 @@ fn undetached_reward_ratio_would_be_dpo<B: Backend>() {
             let chosen = weighed.clone() * (plain / weighed) * 0.1;
             let reference = batch.reference().unwrap().rejected().clone();
             let rejected =
-                response_sums(batch.policy().rejected().clone() - reference, &batch.map().rejected) * 0.1;
+                response_sums(batch.policy().rejected().clone() - reference, &batch.layout().rejected) * 0.1;
             burn::tensor::activation::log_sigmoid(chosen - rejected).neg()
         };
         let batch = host.batch::<A<B>>(&Default::default()).unwrap();
@@ -281,16 +281,16 @@ fn weights_follow_a_monotone_change_of_similarity() {
 
 /// `Both` weighs the rejected side by 1 - S' and 1 - P' wherever those are defined.
 #[test]
-fn misfit_weights_are_one_minus_the_fit() {
+fn rejected_weights_are_one_minus_the_fit() {
     let values = vec((-1.0..1.0_f64, 1.0..50.0_f64), 2..=8);
     check(1000, (values, 0.0..=1.0_f64), |(values, alpha)| {
         let (similarity, perplexity): (Vec<f64>, Vec<f64>) = values.into_iter().unzip();
         let fit = sentence_weights(Some(&similarity), &perplexity, alpha);
-        for (fit, misfit) in fit.iter().zip(misfit_weights(Some(&similarity), &perplexity, alpha)) {
+        for (fit, misfit) in fit.iter().zip(rejected_weights(Some(&similarity), &perplexity, alpha)) {
             prop_assert!((fit + misfit - 1.0).abs() <= 1e-9, "{fit} and {misfit}");
         }
         Ok(())
     });
-    assert_eq!(misfit_weights(Some(&[0.3]), &[2.0], 0.5), [0.0], "one sentence weighs nothing");
-    assert_eq!(misfit_weights(Some(&[0.3, 0.3]), &[2.0, 2.0], 0.5), [0.0, 0.0], "ties weigh nothing");
+    assert_eq!(rejected_weights(Some(&[0.3]), &[2.0], 0.5), [0.0], "one sentence weighs nothing");
+    assert_eq!(rejected_weights(Some(&[0.3, 0.3]), &[2.0, 2.0], 0.5), [0.0, 0.0], "ties weigh nothing");
 }

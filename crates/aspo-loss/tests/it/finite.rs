@@ -1,10 +1,10 @@
 //! Finite everywhere: values and gradients at the edges of f32 and of half precision.
 
 use aspo_loss::property::{HostBatch, HostPair, HostResponse};
+use aspo_loss::stats::{TokenStats, chunked_log_probs_with_stats, dense_log_probs_with_stats};
 use aspo_loss::{
-    Aspo, ChunkOptions, FDivergence, LmHead, LossType, Objective, PairMap, PolicyScores, PreferenceBatch,
-    ReferenceScores, RewardScaling, Similarity, TokenStats, Weigh, chunked_log_probs,
-    chunked_log_probs_with_stats, dense_log_probs, dense_log_probs_with_stats,
+    Aspo, ChunkOptions, FDivergence, LmHead, Logps, LossType, Objective, PairLayout, PreferenceBatch,
+    RewardScaling, Similarity, Weigh, chunked_log_probs, dense_log_probs,
 };
 use burn::backend::Autodiff;
 use burn::prelude::*;
@@ -56,7 +56,7 @@ fn one_token(policy: [f32; 2], reference: [f32; 2]) -> HostBatch {
             log_sum_sq_probs: vec![-1.0],
             entropy: vec![1.0],
             mean_logit: vec![0.5],
-            is_top1: vec![true],
+            is_argmax: vec![true],
         },
         similarity: vec![0.3],
     };
@@ -193,7 +193,7 @@ fn tiles_far_apart_and_masked_vocabulary_keep_statistics_finite<B: Backend>() {
             assert!(expected[0].is_finite(), "{what} of the dense way");
             assert_close(what, &wide(found), &wide(expected), 1e-5, 1e-5);
         }
-        assert_eq!(tiled.is_top1, [false]);
+        assert_eq!(tiled.is_argmax, [false]);
         assert_eq!(tiled.mean_logit[0].is_finite(), has_mean);
     }
 }
@@ -248,11 +248,11 @@ fn half_precision_scores_of_minus_ten_thousand_are_finite<B: Backend>() {
         let leaf = |v: f32| tensor::<Autodiff<B>, 1>(&[v, v], [2]).cast(dtype).detach().require_grad();
         let losses = ["aspo", "sigmoid", "discopop", "orpo"].map(|name| name.parse::<LossType>().unwrap());
         for loss in losses {
-            let map = PairMap::new(&[[0, 1]], &[[0, 0]]).unwrap();
+            let map = PairLayout::from_labels(&[[0, 1]], &[[0, 0]]).unwrap();
             let (chosen, rejected) = (leaf(-1e4), leaf(-0.5));
-            let policy = PolicyScores::flat(&map, chosen.clone(), rejected.clone()).unwrap();
-            let reference = ReferenceScores::flat(&map, leaf(-0.5), leaf(-1e4)).unwrap();
-            let batch = PreferenceBatch::new(map, policy).unwrap().with_reference(reference).unwrap();
+            let policy = Logps::new(&map, chosen.clone(), rejected.clone()).unwrap();
+            let reference = Logps::new(&map, leaf(-0.5), leaf(-1e4)).unwrap();
+            let batch = PreferenceBatch::new(policy).with_reference(reference).unwrap();
             let batch = batch.with_similarity(Similarity::new(&[[0.1, 0.2]]).unwrap()).unwrap();
             let output = Objective { beta: 1.0, ..Objective::new(loss) }.loss(&batch).unwrap();
             assert_eq!(output.loss.dtype(), DType::F32);

@@ -8,7 +8,8 @@
 //! so Δ = 1.5 and βΔ = 0.375. Values are to 9 digits; f32 carries 1e-6.
 
 use aspo_loss::property::{HostBatch, HostPair, HostResponse};
-use aspo_loss::{Aspo, FDivergence, LossType, Objective, RewardScaling, TokenStats, Weigh};
+use aspo_loss::stats::TokenStats;
+use aspo_loss::{Aspo, FDivergence, LossType, Objective, RewardScaling, Weigh};
 use burn::prelude::*;
 
 use crate::common::{assert_close, on_every_backend, values};
@@ -38,7 +39,7 @@ fn response(policy: &[f32], reference: &[f32], similarity: &[f32]) -> HostRespon
             log_sum_sq_probs: vec![if n == 1 { -2.0 } else { -1.5 }; n],
             entropy: vec![1.0; n],
             mean_logit: vec![0.0; n],
-            is_top1: vec![false; n],
+            is_argmax: vec![false; n],
         },
         similarity: similarity.to_vec(),
     }
@@ -159,7 +160,7 @@ fn aspo_has_its_value_by_hand_in_all_four_readings<B: Backend>() {
         // Σd/Σ(1+w)d = 1/2, so M is DPO's 0.375 and the loss as well
         (RewardScaling::RewardRatio, 0.5, 0.523123264),
         // M = ¼·2 + 0.125
-        (RewardScaling::None, 1.0, 0.428700678),
+        (RewardScaling::Off, 1.0, 0.428700678),
     ];
     for (scaling, scale, value) in expected {
         let aspo = quarter(Aspo { alpha: 0.25, scaling, ..Aspo::default() });
@@ -238,7 +239,8 @@ fn changed_tokens_are_those_that_difflib_finds() {
         let numbers = |name: &str| -> Vec<u64> {
             case[name].as_array().unwrap().iter().map(|x| x.as_u64().unwrap()).collect()
         };
-        let (chosen, rejected) = aspo_loss::changed_tokens(&numbers("chosen"), &numbers("rejected"));
+        let (chosen, rejected) =
+            aspo_loss::objective::changed_tokens(&numbers("chosen"), &numbers("rejected"));
         for (what, found) in [("chosen_changed", chosen), ("rejected_changed", rejected)] {
             let found: Vec<u64> =
                 found.iter().enumerate().filter(|(_, mark)| **mark).map(|(at, _)| at as u64).collect();

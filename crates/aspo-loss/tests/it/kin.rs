@@ -3,10 +3,11 @@
 
 use std::collections::BTreeSet;
 
+use aspo_loss::objective::changed_tokens;
+use aspo_loss::stats::{TokenStats, chunked_log_probs_with_stats, dense_log_probs_with_stats};
 use aspo_loss::{
-    ChunkOptions, FDivergence, LmHead, LossType, Objective, PairMap, PolicyScores, PreferenceBatch,
-    ReferenceScores, SentenceMap, TokenStats, changed_tokens, chunked_log_probs_with_stats,
-    dense_log_probs_with_stats,
+    ChunkOptions, FDivergence, LmHead, Logps, LossType, Objective, PairLayout, PreferenceBatch,
+    ResponseLayout,
 };
 use burn::backend::Autodiff;
 use burn::prelude::*;
@@ -158,14 +159,14 @@ impl<'a> Run<'a> {
             let rows = self.mask(&format!("{side}_mask"));
             rows.iter().map(|row| row.iter().map(|m| m - 1).collect::<Vec<i64>>()).collect::<Vec<_>>()
         });
-        let map = PairMap::new(&ids[0], &ids[1]).unwrap();
+        let map = PairLayout::from_labels(&ids[0], &ids[1]).unwrap();
         let policy = SIDES.map(|side| self.matrix::<B>(&format!("policy_{side}_logps")).require_grad());
         let reference = SIDES.map(|side| self.matrix::<B>(&format!("reference_{side}_logps")));
         let [chosen, rejected] = policy.clone();
-        let scores = PolicyScores::padded(&map, chosen, rejected).unwrap();
-        let mut batch = PreferenceBatch::new(map.clone(), scores).unwrap();
+        let scores = Logps::padded(&map, chosen, rejected).unwrap();
+        let mut batch = PreferenceBatch::new(scores);
         let [chosen, rejected] = reference;
-        batch = batch.with_reference(ReferenceScores::padded(&map, chosen, rejected).unwrap()).unwrap();
+        batch = batch.with_reference(Logps::padded(&map, chosen, rejected).unwrap()).unwrap();
         if self.has("policy_chosen_logits") {
             let [chosen, rejected] = [&map.chosen, &map.rejected];
             let stats = [self.token_stats::<B>(0, chosen), self.token_stats::<B>(1, rejected)];
@@ -183,7 +184,7 @@ impl<'a> Run<'a> {
         });
         if let Some((policy, reference)) = &corrupted {
             let flat = |scores: &Tensor<A<B>, 2>| {
-                let rows = map.chosen.select_rows(scores.clone().unsqueeze_dim(2)).unwrap();
+                let rows = map.chosen.select_hidden(scores.clone().unsqueeze_dim(2)).unwrap();
                 rows.flatten::<1>(0, 1)
             };
             batch = batch.with_corrupted(flat(policy), flat(reference)).unwrap();
@@ -192,15 +193,15 @@ impl<'a> Run<'a> {
     }
 
     /// The statistics of one side from its logits, dense and in tiles, each token held against the file.
-    fn token_stats<B: Backend>(&mut self, side: usize, map: &SentenceMap) -> TokenStats {
+    fn token_stats<B: Backend>(&mut self, side: usize, map: &ResponseLayout) -> TokenStats {
         let name = SIDES[side];
         let logits = format!("policy_{name}_logits");
         self.compared.insert(logits.clone());
         let (shape, cells) = self.case.entry(&logits);
         let cells: Vec<f32> = cells.iter().map(|&x| x as f32).collect();
-        let logits = map.select_rows(tensor::<A<B>, 3>(&cells, [shape[0], shape[1], shape[2]])).unwrap();
+        let logits = map.select_hidden(tensor::<A<B>, 3>(&cells, [shape[0], shape[1], shape[2]])).unwrap();
         let labels = self.mask(&format!("{name}_labels")).concat();
-        let labels = map.select_labels(ints::<A<B>, 2>(&labels, [shape[0], shape[1]])).unwrap();
+        let labels = map.select_targets(ints::<A<B>, 2>(&labels, [shape[0], shape[1]])).unwrap();
         let (dense, stats) = dense_log_probs_with_stats(logits.clone(), labels.clone()).unwrap();
         let head = LmHead::hugging_face(Tensor::eye(shape[2], &logits.device()));
         let options = ChunkOptions { byte_budget: 4 * 15, rows: Some(3) };
@@ -215,7 +216,7 @@ impl<'a> Run<'a> {
                 (format!("{name}_mean_logits"), wide(&stats.mean_logit)),
                 (
                     format!("{name}_is_top1"),
-                    stats.is_top1.iter().map(|&hit| f64::from(u8::from(hit))).collect(),
+                    stats.is_argmax.iter().map(|&hit| f64::from(u8::from(hit))).collect(),
                 ),
             ] {
                 let all = self.get(&what);
@@ -227,7 +228,7 @@ impl<'a> Run<'a> {
     }
 
     /// RLHF-V's marks of both sides, made from the labels and held against the file, prompt included.
-    fn changed(&mut self, map: &PairMap) -> [Vec<Vec<bool>>; 2] {
+    fn changed(&mut self, map: &PairLayout) -> [Vec<Vec<bool>>; 2] {
         let [labels, real, marks] = ["labels", "attention_mask", "changed"]
             .map(|what| SIDES.map(|side| self.mask(&format!("{side}_{what}"))));
         let mut flags = [vec![], vec![]];

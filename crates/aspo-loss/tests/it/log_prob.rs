@@ -1,13 +1,12 @@
 //! Three ways to a log-probability, one mathematics.
 
-use aspo_loss::{
-    ChunkOptions, ChunkedBackend, LmHead, TokenStats, chunked_log_probs, chunked_log_probs_forward,
-    chunked_log_probs_with_stats, dense_log_probs, dense_log_probs_with_stats,
-};
+use aspo_loss::stats::{TokenStats, chunked_log_probs_with_stats, dense_log_probs_with_stats};
+use aspo_loss::{ChunkOptions, LmHead, chunked_log_probs, chunked_log_probs_forward, dense_log_probs};
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::{BalancedCheckpointing, CheckpointStrategy};
 use burn::prelude::*;
 use burn::tensor::TensorPrimitive;
+use burn::tensor::backend::AutodiffBackend;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -258,13 +257,13 @@ fn token_statistics_are_as_by_hand<B: Backend>() {
     let entropy = 8_f64.ln() - (2.0 * 2_f64.ln() + 5.0 * 5_f64.ln()) / 8.0;
     assert_close("entropy", &wide(&stats.entropy), &twice(entropy), 1e-5, 0.0);
     assert_close("mean logit", &wide(&stats.mean_logit), &twice(10_f64.ln() / 3.0), 1e-5, 0.0);
-    assert_eq!(stats.is_top1, [true, false]);
+    assert_eq!(stats.is_argmax, [true, false]);
     // Of tokens as likely as each other the first is the likeliest, as in TRL.
     let tied = tensor::<B, 2>(&[1.0, 2.0, 2.0, 2.0].repeat(3), [3, 4]);
     let (_, ties) = dense_log_probs_with_stats(tied, ints(&[1, 2, 3], [3])).unwrap();
-    assert_eq!(ties.is_top1, [true, false, false]);
+    assert_eq!(ties.is_argmax, [true, false, false]);
     let (first, rest) = stats.split_at(1);
-    assert_eq!((first.len(), rest.len(), rest.is_top1), (1, 1, vec![false]));
+    assert_eq!((first.len(), rest.len(), rest.is_argmax), (1, 1, vec![false]));
 }
 
 fn token_statistics_do_not_depend_on_the_tile<B: Backend>() {
@@ -276,7 +275,7 @@ fn token_statistics_do_not_depend_on_the_tile<B: Backend>() {
             chunked_log_probs_with_stats(hidden, &head, problem.labels(), &problem.options).unwrap();
         agree(&[values(&chunked), vec![], vec![]], &[values(&dense), vec![], vec![]])?;
         // Rounding may tell two logits apart in one way that tie in the other; none of these do.
-        prop_assert_eq!(&stats.is_top1, &expected.is_top1);
+        prop_assert_eq!(&stats.is_argmax, &expected.is_argmax);
         let columns =
             |s: &TokenStats| [s.log_sum_sq_probs.clone(), s.entropy.clone(), s.mean_logit.clone()].concat();
         let (found, expected) = (columns(&stats), columns(&expected));
@@ -292,7 +291,7 @@ fn token_statistics_do_not_depend_on_the_tile<B: Backend>() {
 /// gradients of weight and bias are those of its own forward, in code that is generic over a backend with gradients.
 fn a_linear_layer_is_the_head_that_its_forward_is<B: Backend>() {
     use burn::nn::{Linear, LinearConfig};
-    fn both<A: ChunkedBackend>(
+    fn both<A: AutodiffBackend>(
         layer: &Linear<A>,
         hidden: Tensor<A, 2>,
         targets: Tensor<A, 1, Int>,

@@ -1,7 +1,8 @@
 //! Metrics by TRL's names, exact over micro-batches.
 
 use aspo_loss::property::{HostBatch, HostPair, HostResponse};
-use aspo_loss::{Aspo, LossType, Metrics, Objective, TokenStats, Totals};
+use aspo_loss::stats::TokenStats;
+use aspo_loss::{Aspo, LossType, Metrics, Objective, Totals};
 use burn::prelude::*;
 
 use crate::common::{assert_close, on_every_backend, values};
@@ -27,7 +28,7 @@ fn response(policy: &[f32], reference: &[f32], rank: usize) -> HostResponse {
             log_sum_sq_probs: vec![-1.0; n],
             entropy: (0..n).map(|i| (rank + i) as f32).collect(),
             mean_logit: (0..n).map(|i| 0.5 - (rank * i) as f32).collect(),
-            is_top1: (0..n).map(|i| (rank + i).is_multiple_of(2)).collect(),
+            is_argmax: (0..n).map(|i| (rank + i).is_multiple_of(2)).collect(),
         },
         similarity: (0..n).map(|i| i as f32 * 0.1).collect(),
     }
@@ -124,7 +125,7 @@ fn losses_without_a_reference_log_means<B: Backend>() {
     }
     // A likelihood alone has rewards where a reference is at hand, as in TRL, and none where it is not.
     let batch = host().batch::<B>(&Default::default()).unwrap();
-    let bare = aspo_loss::PreferenceBatch::new(batch.map().clone(), batch.policy().clone()).unwrap();
+    let bare = aspo_loss::PreferenceBatch::new(batch.policy().clone());
     let sft = Objective::new(LossType::Sft);
     assert_metrics(
         &metrics::<B>(&sft, &host()),

@@ -1,10 +1,8 @@
 //! What holds of the objectives for any batch: symmetries, invariances and gradients.
 
 use aspo_loss::property::{Applies, HostBatch, HostResponse, batches, check_objective};
-use aspo_loss::{
-    Aspo, FDivergence, LossType, Objective, PreferenceBatch, RewardScaling, Totals, Weigh, response_sums,
-    sentence_sums,
-};
+use aspo_loss::sentence::{response_sums, sentence_sums};
+use aspo_loss::{Aspo, FDivergence, LossType, Objective, PreferenceBatch, RewardScaling, Totals, Weigh};
 use burn::backend::Autodiff;
 use burn::prelude::*;
 use proptest::collection::vec;
@@ -115,7 +113,7 @@ fn aspo_holds_its_properties<B: Backend>() {
             hold::<B>(Objective::new(Aspo { scaling, weigh, ..Aspo::default() }), applies);
         }
         // With α = 1 and a ρ of weights alone nothing does: the gradient is whole.
-        for scaling in [RewardScaling::TotalWeight, RewardScaling::TokenWeight, RewardScaling::None] {
+        for scaling in [RewardScaling::TotalWeight, RewardScaling::TokenWeight, RewardScaling::Off] {
             hold::<B>(Objective::new(Aspo { alpha: 1.0, scaling, weigh }), at(2_f64.ln()));
         }
     }
@@ -268,7 +266,7 @@ fn swapping_answers_negates_the_dpo_margin<B: Backend>() {
 fn sentences_add_up_to_the_response<B: Backend>() {
     check(cases::<B>(), batches(), |host| {
         let batch = host.batch::<B>(&Default::default()).unwrap();
-        let (tokens, map) = (batch.policy().chosen().clone(), &batch.map().chosen);
+        let (tokens, map) = (batch.policy().chosen().clone(), &batch.layout().chosen);
         let sentences = values(&sentence_sums(tokens.clone(), map).sum_dim(1));
         let responses = values(&response_sums(tokens, map));
         prop_assert_eq!((sentences.len(), responses.len()), (host.pairs.len(), host.pairs.len()));

@@ -1,10 +1,10 @@
 //! Every golden case of ASPO and DPO, in value and gradient: dense, chunked with a frozen head and chunked with a trained
 //! one. Shapes, options and readings come from the files.
 
+use aspo_loss::sentence::sentence_sums;
 use aspo_loss::{
-    Aspo, ChunkOptions, LmHead, LossOutput, LossType, Objective, PairMap, PolicyScores, PreferenceBatch,
-    ReferenceScores, SentenceMap, Similarity, chunked_log_probs, chunked_log_probs_forward, dense_log_probs,
-    sentence_sums,
+    Aspo, ChunkOptions, LmHead, Logps, LossOutput, LossType, Objective, PairLayout, PreferenceBatch,
+    ResponseLayout, Similarity, chunked_log_probs, chunked_log_probs_forward, dense_log_probs,
 };
 use burn::backend::Autodiff;
 use burn::prelude::*;
@@ -49,12 +49,12 @@ struct Loaded<B: Backend> {
 fn load<B: Backend>(case: &Case, way: Way) -> Loaded<B> {
     let sides = ["chosen", "rejected"];
     let ids = sides.map(|side| case.rows(&format!("{side}_sentence_ids")));
-    let map = PairMap::new(&ids[0], &ids[1]).unwrap();
+    let map = PairLayout::from_labels(&ids[0], &ids[1]).unwrap();
     let maps = [&map.chosen, &map.rejected];
-    let labels = |side: usize, map: &SentenceMap| {
+    let labels = |side: usize, map: &ResponseLayout| {
         let (shape, labels) = case.entry(&format!("{}_labels", sides[side]));
         let labels: Vec<i64> = labels.iter().map(|&l| l as i64).collect();
-        map.select_labels(ints::<A<B>, 2>(&labels, [shape[0], shape[1]])).unwrap()
+        map.select_targets(ints::<A<B>, 2>(&labels, [shape[0], shape[1]])).unwrap()
     };
     let logits = |who: &str, side: usize| {
         let (shape, logits) = case.entry(&format!("{who}_{}_logits", sides[side]));
@@ -63,7 +63,7 @@ fn load<B: Backend>(case: &Case, way: Way) -> Loaded<B> {
     };
     let options = ChunkOptions { rows: Some(7), ..ChunkOptions::default() };
     let score = |logits: Tensor<A<B>, 3>, side: usize| {
-        let rows = maps[side].select_rows(logits).unwrap();
+        let rows = maps[side].select_hidden(logits).unwrap();
         let targets = labels(side, maps[side]);
         // Logits as hidden states and the identity as the head: the same logits, exactly.
         let identity = || Tensor::<A<B>, 2>::eye(rows.dims()[1], &rows.device());
@@ -78,7 +78,7 @@ fn load<B: Backend>(case: &Case, way: Way) -> Loaded<B> {
         .unwrap()
     };
     let reference = [0, 1].map(|side| {
-        let rows = maps[side].select_rows(logits("reference", side)).unwrap();
+        let rows = maps[side].select_hidden(logits("reference", side)).unwrap();
         let identity = LmHead::hugging_face(Tensor::eye(rows.dims()[1], &rows.device()));
         match way {
             Way::Dense => dense_log_probs(rows, labels(side, maps[side])),
@@ -88,15 +88,15 @@ fn load<B: Backend>(case: &Case, way: Way) -> Loaded<B> {
     });
     let leaves = [0, 1].map(|side| logits("policy", side).require_grad());
     let [chosen, rejected] = [0, 1].map(|side| score(leaves[side].clone(), side));
-    let policy = PolicyScores::flat(&map, chosen, rejected).unwrap();
+    let policy = Logps::new(&map, chosen, rejected).unwrap();
     let [chosen, rejected] = reference;
-    let reference = ReferenceScores::flat(&map, chosen, rejected).unwrap();
+    let reference = Logps::new(&map, chosen, rejected).unwrap();
     let (shape, similarity) = case.entry("similarity");
     let similarity: Vec<Vec<f32>> =
         similarity.chunks(shape[1]).map(|row| row.iter().map(|&s| s as f32).collect()).collect();
     let counts: Vec<usize> = case.get("sentence_counts").iter().map(|&n| n as usize).collect();
     let similarity = Similarity::padded(&similarity, &counts).unwrap();
-    let batch = PreferenceBatch::new(map, policy).unwrap();
+    let batch = PreferenceBatch::new(policy);
     let batch = batch.with_reference(reference).unwrap().with_similarity(similarity).unwrap();
     Loaded { batch, logits: leaves }
 }
@@ -114,7 +114,7 @@ fn run<B: Backend>(way: Way) {
         };
 
         let loaded = load::<B>(&case, way);
-        let map = loaded.batch.map().clone();
+        let map = loaded.batch.layout().clone();
         let sums = values(&sentence_sums(loaded.batch.policy().chosen().clone(), &map.chosen));
         close("sentence_logps", &sums, case.get("sentence_logps"));
         let reference = loaded.batch.reference().unwrap().chosen().clone();

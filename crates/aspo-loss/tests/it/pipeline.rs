@@ -2,8 +2,8 @@
 
 use aspo_loss::property::{HostBatch, HostResponse, batches};
 use aspo_loss::{
-    ChunkOptions, LmHead, Objective, PairMap, PolicyScores, PreferenceBatch, ReferenceScores, SentenceMap,
-    Similarity, chunked_log_probs, chunked_log_probs_forward,
+    ChunkOptions, LmHead, Logps, Objective, PairLayout, PreferenceBatch, ResponseLayout, Similarity,
+    chunked_log_probs, chunked_log_probs_forward,
 };
 use burn::backend::Autodiff;
 use burn::prelude::*;
@@ -89,15 +89,20 @@ impl<B: Backend> Side<B> {
         }
     }
 
-    fn policy(&self, map: &SentenceMap, head: &Tensor<A<B>, 2>, options: &ChunkOptions) -> Tensor<A<B>, 1> {
-        let rows = map.select_rows(self.hidden.clone()).unwrap();
-        let labels = map.select_labels(self.labels.clone()).unwrap();
+    fn policy(
+        &self,
+        map: &ResponseLayout,
+        head: &Tensor<A<B>, 2>,
+        options: &ChunkOptions,
+    ) -> Tensor<A<B>, 1> {
+        let rows = map.select_hidden(self.hidden.clone()).unwrap();
+        let labels = map.select_targets(self.labels.clone()).unwrap();
         chunked_log_probs(rows, &LmHead::hugging_face(head.clone()), labels, options).unwrap()
     }
 
-    fn reference(&self, map: &SentenceMap, options: &ChunkOptions) -> Tensor<A<B>, 1> {
-        let rows = map.select_rows(self.hidden.clone()).unwrap();
-        let labels = map.select_labels(self.labels.clone()).unwrap();
+    fn reference(&self, map: &ResponseLayout, options: &ChunkOptions) -> Tensor<A<B>, 1> {
+        let rows = map.select_hidden(self.hidden.clone()).unwrap();
+        let labels = map.select_targets(self.labels.clone()).unwrap();
         chunked_log_probs_forward(rows, &LmHead::hugging_face(head(0.3)), labels, options).unwrap()
     }
 }
@@ -107,15 +112,15 @@ fn run<B: Backend>(host: &HostBatch, layout: &Layout, head_trains: bool) -> [Vec
     let chosen: Vec<_> = host.pairs.iter().map(|pair| &pair.chosen).collect();
     let rejected: Vec<_> = host.pairs.iter().map(|pair| &pair.rejected).collect();
     let sides = [Side::<B>::new(&chosen, layout), Side::<B>::new(&rejected, layout)];
-    let map = PairMap::new(&sides[0].ids, &sides[1].ids).unwrap();
+    let map = PairLayout::from_labels(&sides[0].ids, &sides[1].ids).unwrap();
     let head = head::<A<B>>(0.0).set_require_grad(head_trains);
     let maps = [&map.chosen, &map.rejected];
     let [c, r] = [0, 1].map(|side| sides[side].policy(maps[side], &head, &layout.options));
-    let policy = PolicyScores::flat(&map, c, r).unwrap();
+    let policy = Logps::new(&map, c, r).unwrap();
     let [c, r] = [0, 1].map(|side| sides[side].reference(maps[side], &layout.options));
-    let reference = ReferenceScores::flat(&map, c, r).unwrap();
+    let reference = Logps::new(&map, c, r).unwrap();
     let similarity: Vec<_> = chosen.iter().map(|r| r.similarity.clone()).collect();
-    let batch = PreferenceBatch::new(map.clone(), policy).unwrap().with_reference(reference).unwrap();
+    let batch = PreferenceBatch::new(policy).with_reference(reference).unwrap();
     let batch = batch.with_similarity(Similarity::new(&similarity).unwrap()).unwrap();
     let output = Objective { beta: 0.5, ..Objective::default() }.loss(&batch).unwrap();
     let grads = output.losses.clone().sum().backward();

@@ -2,7 +2,8 @@
 //! that it breaks. On flex alone: it is the checker that is tested.
 
 use aspo_loss::property::{Applies, check_objective};
-use aspo_loss::{LossType, Objective, PreferenceBatch, Result, response_sums, sentence_sums};
+use aspo_loss::sentence::{response_sums, sentence_sums};
+use aspo_loss::{LossType, Objective, PreferenceBatch, Result};
 use burn::backend::Autodiff;
 use burn::prelude::*;
 use burn::tensor::activation::{log_sigmoid, relu, sigmoid};
@@ -13,7 +14,7 @@ type Loss = fn(&PreferenceBatch<B>) -> Result<Tensor<B, 1>>;
 
 /// `log[π(y_c)/π_ref(y_c)] - log[π(y_r)/π_ref(y_r)]`, written against the public records only.
 fn margin(batch: &PreferenceBatch<B>) -> Tensor<B, 1> {
-    let (policy, map) = (batch.policy(), batch.map());
+    let (policy, map) = (batch.policy(), batch.layout());
     let reference = batch.reference().expect("the strategies give every record");
     response_sums(policy.chosen().clone() - reference.chosen().clone(), &map.chosen)
         - response_sums(policy.rejected().clone() - reference.rejected().clone(), &map.rejected)
@@ -37,7 +38,7 @@ fn a_wrong_loss_is_caught_by_the_property_it_breaks() {
     let wrong: [(&str, Loss); 12] = [
         // No reference: likelihoods instead of ratios.
         ("only ratios matter", |batch| {
-            let (policy, map) = (batch.policy(), batch.map());
+            let (policy, map) = (batch.policy(), batch.layout());
             let chosen = response_sums(policy.chosen().clone(), &map.chosen);
             let rejected = response_sums(policy.rejected().clone(), &map.rejected);
             Ok(relu((chosen - rejected).mul_scalar(-0.1).add_scalar(1.0)))
@@ -58,7 +59,7 @@ fn a_wrong_loss_is_caught_by_the_property_it_breaks() {
             Ok(losses * Tensor::from_data(TensorData::new(weights, [rows]), &Default::default()))
         }),
         // Averaged over the padded length.
-        ("padding changes nothing", |batch| Ok(right(batch)? / batch.map().chosen.width() as f32)),
+        ("padding changes nothing", |batch| Ok(right(batch)? / batch.layout().chosen.width() as f32)),
         // Overflows far from 0.
         ("finite at extremes", |batch| Ok(sigmoid(margin(batch)).log().neg())),
         // Is never finite.
@@ -73,14 +74,14 @@ fn a_wrong_loss_is_caught_by_the_property_it_breaks() {
         // Adds the two ratios.
         ("direction", |batch| {
             let rejected = batch.policy().rejected().clone() - batch.reference().unwrap().rejected().clone();
-            let both = margin(batch) + response_sums(rejected, &batch.map().rejected).mul_scalar(2.0);
+            let both = margin(batch) + response_sums(rejected, &batch.layout().rejected).mul_scalar(2.0);
             Ok(relu(both.mul_scalar(-0.1).add_scalar(1.0)))
         }),
         // Sees the first sentence only.
         ("every token counts", |batch| {
             let [policy, reference] = [batch.policy().chosen(), batch.reference().unwrap().chosen()];
             let first =
-                sentence_sums(policy.clone() - reference.clone(), &batch.map().chosen).narrow(1, 0, 1);
+                sentence_sums(policy.clone() - reference.clone(), &batch.layout().chosen).narrow(1, 0, 1);
             Ok(relu(first.flatten::<1>(0, 1).mul_scalar(-0.1).add_scalar(1.0)))
         }),
         // One loss for the batch.
@@ -120,7 +121,8 @@ fn a_claim_that_does_not_hold_is_caught() {
 fn a_loss_is_held_against_a_known_one() {
     let dpo = |batch: &PreferenceBatch<B>| Ok(log_sigmoid(margin(batch).mul_scalar(0.3)).neg());
     let averaged = |batch: &PreferenceBatch<B>| {
-        let tokens = (0..batch.batch_size()).map(|row| batch.map().chosen.row_tokens(row) as f32).collect();
+        let tokens =
+            (0..batch.batch_size()).map(|row| batch.layout().chosen.row_tokens(row) as f32).collect();
         let tokens = TensorData::new::<f32, _>(tokens, [batch.batch_size()]);
         let tokens = Tensor::<B, 1>::from_data(tokens, &Default::default());
         Ok(log_sigmoid(margin(batch).mul_scalar(0.3) / tokens).neg())

@@ -1,9 +1,9 @@
 //! Records refuse what does not fit, naming record, row and remedy.
 
+use aspo_loss::stats::TokenStats;
 use aspo_loss::{
-    Aspo, ChunkOptions, Error, FDivergence, LmHead, LossType, Objective, PairMap, PolicyScores,
-    PreferenceBatch, ReferenceScores, RewardScaling, SentenceMap, Similarity, TokenStats, Weigh,
-    chunked_log_probs_forward, dense_log_probs,
+    Aspo, ChunkOptions, Error, FDivergence, LmHead, Logps, LossType, Objective, PairLayout, PreferenceBatch,
+    ResponseLayout, RewardScaling, Similarity, Weigh, chunked_log_probs_forward, dense_log_probs,
 };
 use burn::prelude::*;
 
@@ -13,6 +13,8 @@ on_every_backend!(
     scores_have_one_value_per_response_token,
     padded_joined_flat_and_host_scores_are_the_same,
     only_response_positions_are_selected,
+    a_layout_of_tokens_makes_the_shift_itself,
+    log_probabilities_of_another_layout_are_refused,
     an_objective_names_the_record_it_lacks,
     a_score_that_is_not_finite_is_named,
     labels_outside_the_vocabulary_are_an_error,
@@ -20,26 +22,28 @@ on_every_backend!(
 
 #[test]
 fn a_row_without_response_tokens_is_an_error() {
-    let error = PairMap::new(&[vec![0, 0], vec![-1, -1]], &[[0, 0], [0, 0]]).unwrap_err();
+    let error = PairLayout::from_labels(&[vec![0, 0], vec![-1, -1]], &[[0, 0], [0, 0]]).unwrap_err();
     assert_eq!(error, Error::NoResponse { what: "chosen sentence ids".into(), row: 1 });
     assert!(error.to_string().contains("row 1"), "{error}");
-    assert!(matches!(SentenceMap::new::<[i64; 0]>(&[]), Err(Error::Empty { .. })));
-    assert!(matches!(SentenceMap::whole(&[3, 0]), Err(Error::NoResponse { row: 1, .. })));
+    assert!(matches!(ResponseLayout::from_labels::<[i64; 0]>(&[]), Err(Error::Empty { .. })));
 }
 
 #[test]
 fn sentence_ids_count_from_zero_without_gaps() {
-    let gap = SentenceMap::new(&[[-1, 0, 2, 2]]).unwrap_err();
+    let gap = ResponseLayout::from_labels(&[[-1, 0, 2, 2]]).unwrap_err();
     assert_eq!(gap, Error::EmptySentence { what: "sentence ids".into(), row: 0, sentence: 1, sentences: 3 });
-    let odd = SentenceMap::new(&[vec![0], vec![0, -100]]).unwrap_err();
+    let odd = ResponseLayout::from_labels(&[vec![0], vec![0, -100]]).unwrap_err();
     assert_eq!(odd, Error::SentenceId { what: "sentence ids".into(), row: 1, position: 1, found: -100 });
     // An id that no row of this length can reach is refused before anything of its size is made.
-    assert!(matches!(SentenceMap::new(&[[0, i64::MAX]]), Err(Error::SentenceId { position: 1, .. })));
+    assert!(matches!(
+        ResponseLayout::from_labels(&[[0, i64::MAX]]),
+        Err(Error::SentenceId { position: 1, .. })
+    ));
 }
 
 #[test]
-fn a_sentence_map_is_ragged() {
-    let map = SentenceMap::new(&[vec![-1, 0, 0, 1], vec![0, 1, 1, 2, -1, 2, -1]]).unwrap();
+fn a_layout_is_ragged() {
+    let map = ResponseLayout::from_labels(&[vec![-1, 0, 0, 1], vec![0, 1, 1, 2, -1, 2, -1]]).unwrap();
     assert_eq!((map.batch_size(), map.num_tokens(), map.max_sentences(), map.width()), (2, 8, 3, 7));
     assert_eq!((map.counts(0), map.counts(1)), (&[2, 1][..], &[1, 2, 2][..]));
     assert_eq!(map.range(1), 3..8);
@@ -48,7 +52,7 @@ fn a_sentence_map_is_ragged() {
 
 #[test]
 fn both_sides_have_the_same_rows() {
-    let error = PairMap::new(&[[0], [0]], &[[0]]).unwrap_err();
+    let error = PairLayout::from_labels(&[[0], [0]], &[[0]]).unwrap_err();
     assert!(error.to_string().starts_with("rejected sentence ids: found 1, expected 2"), "{error}");
 }
 
@@ -143,6 +147,23 @@ fn objectives_are_read_as_they_are_written() {
 }
 
 #[test]
+fn a_configuration_holds_an_objective_as_its_line() {
+    use burn::config::Config;
+    let objective: Objective = "0.8 dpo + aspo(alpha=0.7, weigh=both); beta=0.2".parse().unwrap();
+    let text = serde_json::to_string(&objective).unwrap();
+    assert_eq!(text, r#""0.8 sigmoid + aspo(alpha=0.7, weigh=both); beta=0.2""#);
+    assert_eq!(serde_json::from_str::<Objective>(&text).unwrap(), objective);
+    assert_eq!(Objective::load_binary(text.as_bytes()).unwrap(), objective);
+    let error = serde_json::from_str::<Objective>(r#""dop""#).unwrap_err().to_string();
+    assert!(error.contains("unknown loss type `dop`"), "{error}");
+    let scaling: RewardScaling = serde_json::from_str(r#""none""#).unwrap();
+    assert_eq!(scaling, RewardScaling::Off);
+    let options: ChunkOptions = serde_json::from_str(r#"{"byte_budget": 4096}"#).unwrap();
+    assert_eq!(options, ChunkOptions { byte_budget: 4096, rows: None });
+    assert!(serde_json::from_str::<ChunkOptions>(r#"{"budget": 4096}"#).is_err());
+}
+
+#[test]
 fn options_are_checked_before_use() {
     let weighed = |weight| Objective { terms: vec![(LossType::Sigmoid, weight)], ..Objective::default() };
     let with = |name: &str, option: &str, value: &str| {
@@ -213,27 +234,26 @@ fn a_tile_stays_within_its_budget() {
     assert!(ChunkOptions { rows: Some(0), ..ChunkOptions::default() }.tile(1, 1).is_err());
 }
 
-fn map() -> PairMap {
-    PairMap::new(&[vec![-1, 0, 1], vec![0]], &[vec![0, -1, 0], vec![-1, 0]]).unwrap()
+fn map() -> PairLayout {
+    PairLayout::from_labels(&[vec![-1, 0, 1], vec![0]], &[vec![0, -1, 0], vec![-1, 0]]).unwrap()
 }
 
 fn batch<B: Backend>() -> PreferenceBatch<B> {
     let scores = tensor::<B, 1>(&[-1.0, -2.0, -3.0, -4.0, -5.0, -6.0], [6]);
-    PreferenceBatch::new(map(), PolicyScores::joined(&map(), scores).unwrap()).unwrap()
+    PreferenceBatch::new(Logps::joined(&map(), scores).unwrap())
 }
 
 fn scores_have_one_value_per_response_token<B: Backend>() {
     let three = || tensor::<B, 1>(&[-1.0; 3], [3]);
-    assert!(PolicyScores::flat(&map(), three(), three()).is_ok());
-    let error = PolicyScores::flat(&map(), three(), tensor(&[-1.0; 2], [2])).unwrap_err().to_string();
-    assert!(error.contains("policy rejected log-probabilities: found 2, expected 3"), "{error}");
-    assert!(ReferenceScores::joined(&map(), three()).is_err());
-    let error =
-        ReferenceScores::padded(&map(), tensor::<B, 2>(&[-1.0; 4], [2, 2]), tensor(&[-1.0; 6], [2, 3]));
+    assert!(Logps::new(&map(), three(), three()).is_ok());
+    let error = Logps::new(&map(), three(), tensor(&[-1.0; 2], [2])).unwrap_err().to_string();
+    assert!(error.contains("rejected log-probabilities: found 2, expected 3"), "{error}");
+    assert!(Logps::joined(&map(), three()).is_err());
+    let error = Logps::padded(&map(), tensor::<B, 2>(&[-1.0; 4], [2, 2]), tensor(&[-1.0; 6], [2, 3]));
     assert!(error.unwrap_err().to_string().contains("[2, at least 3, …]"));
     let rows = [vec![-1.0, -1.0], vec![-1.0, -1.0]];
-    let error = PolicyScores::<B>::rows(&map(), &rows, &rows, &Default::default()).unwrap_err().to_string();
-    assert!(error.contains("policy chosen log-probabilities, row 1"), "{error}");
+    let error = Logps::<B>::from_rows(&map(), &rows, &rows, &Default::default()).unwrap_err().to_string();
+    assert!(error.contains("chosen log-probabilities, row 1"), "{error}");
     let similarity = Similarity::new(&[[0.1], [0.2]]).unwrap();
     let error = batch::<B>().with_similarity(similarity).unwrap_err().to_string();
     assert!(error.contains("chosen similarity, row 0: found 1, expected 2"), "{error}");
@@ -244,18 +264,14 @@ fn scores_have_one_value_per_response_token<B: Backend>() {
 
 fn padded_joined_flat_and_host_scores_are_the_same<B: Backend>() {
     let padded = |values: &[f32]| tensor::<B, 2>(values, [2, 3]);
-    let both = |s: &PolicyScores<B>| [values(s.chosen()), values(s.rejected())].concat();
+    let both = |s: &Logps<B>| [values(s.chosen()), values(s.rejected())].concat();
     // 9 stands where there is no response token.
     let (chosen, rejected) = ([9.0, -1.0, -2.0, -3.0, 9.0, 9.0], [-4.0, 9.0, -5.0, 9.0, -6.0, 9.0]);
-    let from_padded = PolicyScores::padded(&map(), padded(&chosen), padded(&rejected)).unwrap();
+    let from_padded = Logps::padded(&map(), padded(&chosen), padded(&rejected)).unwrap();
     let rows = |a: &[f32], b: &[f32]| [a.to_vec(), b.to_vec()];
     let device = Default::default();
-    let from_rows = PolicyScores::<B>::rows(
-        &map(),
-        &rows(&[-1.0, -2.0], &[-3.0]),
-        &rows(&[-4.0, -5.0], &[-6.0]),
-        &device,
-    );
+    let from_rows =
+        Logps::<B>::from_rows(&map(), &rows(&[-1.0, -2.0], &[-3.0]), &rows(&[-4.0, -5.0], &[-6.0]), &device);
     let expected = [-1.0, -2.0, -3.0, -4.0, -5.0, -6.0];
     assert_eq!(both(&from_padded), expected);
     assert_eq!(both(&from_rows.unwrap()), expected);
@@ -265,12 +281,53 @@ fn padded_joined_flat_and_host_scores_are_the_same<B: Backend>() {
 fn only_response_positions_are_selected<B: Backend>() {
     let map = map();
     let states: Vec<f32> = (0..12).map(|i| i as f32).collect();
-    let rows = map.chosen.select_rows(tensor::<B, 3>(&states, [2, 3, 2])).unwrap();
+    let rows = map.chosen.select_hidden(tensor::<B, 3>(&states, [2, 3, 2])).unwrap();
     assert_eq!(values(&rows), [2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
-    let labels = map.chosen.select_labels(ints::<B, 2>(&[-100, 5, 6, 7, -100, -100], [2, 3])).unwrap();
+    let labels = map.chosen.select_targets(ints::<B, 2>(&[-100, 5, 6, 7, -100, -100], [2, 3])).unwrap();
     assert_eq!(labels.to_data().iter::<i64>().collect::<Vec<_>>(), [5, 6, 7]);
-    let error = map.chosen.select_rows(tensor::<B, 3>(&[0.0; 6], [1, 3, 2])).unwrap_err();
-    assert!(error.to_string().contains("states [B, T, D]"), "{error}");
+    let error = map.chosen.select_hidden(tensor::<B, 3>(&[0.0; 6], [1, 3, 2])).unwrap_err();
+    assert!(error.to_string().contains("hidden states [B, T, D]"), "{error}");
+}
+
+/// What the two alignments differ in: the same log-probabilities from ids as a model reads them and from shifted labels.
+fn a_layout_of_tokens_makes_the_shift_itself<B: Backend>() {
+    use burn::tensor::backend::AutodiffBackend;
+    fn scores<A: AutodiffBackend>(layout: &PairLayout, hidden: &[f32], ids: [&[i64]; 2]) -> Vec<f64> {
+        let hidden = || tensor::<A, 3>(hidden, [1, 5, 2]);
+        let ids = ids.map(|row| ints::<A, 2>(row, [1, row.len()]));
+        let head: Vec<f32> = (0..14).map(|i| (i as f32 * 0.7).cos()).collect();
+        let head = LmHead::hugging_face(tensor(&head, [7, 2]));
+        let options = ChunkOptions::default();
+        let logps = Logps::chunked(layout, [hidden(), hidden()], ids, &head, &options).unwrap();
+        [values(logps.chosen()), values(logps.rejected())].concat()
+    }
+    let hidden: Vec<f32> = (0..10).map(|i| (i as f32 * 1.3).sin()).collect();
+    let tokens = PairLayout::from_tokens(&[[-1, -1, 0, 1, -1]], &[[-1, 0, 0, 0, 0]]).unwrap();
+    let labels = PairLayout::from_labels(&[[-1, 0, 1, -1]], &[[0, 0, 0, 0]]).unwrap();
+    assert_eq!((tokens.chosen.positions(0), tokens.rejected.width()), (&[1, 2][..], 4));
+    let from_tokens =
+        scores::<burn::backend::Autodiff<B>>(&tokens, &hidden, [&[5, 6, 1, 2, 0], &[5, 3, 4, 2, 1]]);
+    // The last hidden state scores nothing.
+    let from_labels =
+        scores::<burn::backend::Autodiff<B>>(&labels, &hidden, [&[6, 1, 2, 0, -100], &[3, 4, 2, 1, -100]]);
+    assert_eq!(from_tokens, from_labels);
+    assert_eq!(from_tokens.len(), 6);
+
+    let error = PairLayout::from_tokens(&[[-1, 0]], &[[0, 0]]).unwrap_err();
+    assert_eq!(error, Error::FirstToken { what: "rejected sentence ids".into(), row: 0 });
+    let error = tokens.chosen.select_targets(ints::<B, 2>(&[1, 2, 3, 4], [1, 4])).unwrap_err().to_string();
+    assert!(error.contains("ids [B, T]: found [1, 4, …], expected [1, at least 5, …]"), "{error}");
+}
+
+fn log_probabilities_of_another_layout_are_refused<B: Backend>() {
+    // As many tokens on either side, but in other rows.
+    let other = PairLayout::from_labels(&[vec![0], vec![-1, 0, 1]], &[vec![0, 0], vec![0]]).unwrap();
+    let scores = || tensor::<B, 1>(&[-1.0; 6], [6]);
+    let error =
+        batch::<B>().with_reference(Logps::joined(&other, scores()).unwrap()).unwrap_err().to_string();
+    assert!(error.starts_with("layout of the reference log-probabilities"), "{error}");
+    // The same layout, made again.
+    assert!(batch::<B>().with_reference(Logps::joined(&map(), scores()).unwrap()).is_ok());
 }
 
 fn an_objective_names_the_record_it_lacks<B: Backend>() {
@@ -288,8 +345,7 @@ fn an_objective_names_the_record_it_lacks<B: Backend>() {
     let simpo = LossType::Simpo { gamma: 0.5, label_smoothing: 0.0 };
     lacks(Objective { use_weighting: true, ..Objective::new(simpo) }, "with_stats");
     let both = || tensor::<B, 1>(&[-1.0; 6], [6]);
-    let referenced =
-        || batch::<B>().with_reference(ReferenceScores::joined(&map(), both()).unwrap()).unwrap();
+    let referenced = || batch::<B>().with_reference(Logps::joined(&map(), both()).unwrap()).unwrap();
     let method = |objective: Objective| match objective.loss(&referenced()) {
         Err(Error::Missing { method, .. }) => method,
         _ => "nothing",
@@ -313,8 +369,8 @@ fn a_score_that_is_not_finite_is_named<B: Backend>() {
         tensor::<B, 1>(&scores, [6])
     };
     let error = |policy: Tensor<B, 1>, reference: Tensor<B, 1>| {
-        let batch = PreferenceBatch::new(map(), PolicyScores::joined(&map(), policy).unwrap()).unwrap();
-        let batch = batch.with_reference(ReferenceScores::joined(&map(), reference).unwrap()).unwrap();
+        let batch = PreferenceBatch::new(Logps::joined(&map(), policy).unwrap());
+        let batch = batch.with_reference(Logps::joined(&map(), reference).unwrap()).unwrap();
         Objective::new(LossType::Hinge).loss(&batch).map(|_| ()).unwrap_err()
     };
     for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
@@ -335,10 +391,10 @@ fn a_score_that_is_not_finite_is_named<B: Backend>() {
     assert!(matches!(found, Error::Positive { row: 0, element: 0, .. }), "{found}");
     assert!(found.to_string().contains("at most 0"), "{found}");
     // The rounding of a probability of 1 is none.
-    let batch = PreferenceBatch::new(map(), PolicyScores::joined(&map(), bad(0, 1e-6)).unwrap()).unwrap();
+    let batch = PreferenceBatch::new(Logps::joined(&map(), bad(0, 1e-6)).unwrap());
     assert!(Objective::new(LossType::Sft).loss(&batch).is_ok());
     let rows = [vec![1.0, 2.0], vec![3.0]];
-    let found = PolicyScores::<B>::rows(&map(), &rows, &rows, &Default::default()).unwrap_err();
+    let found = Logps::<B>::from_rows(&map(), &rows, &rows, &Default::default()).unwrap_err();
     assert!(matches!(found, Error::Positive { row: 0, element: 0, .. }), "{found}");
 }
 
