@@ -7,7 +7,7 @@ use std::time::Duration;
 use aspo_benches::{peak, serve, served};
 use aspo_models::lora::{LoraConfig, Names, attach};
 use aspo_models::{
-    GenerateConfig, Llama, LlamaConfig, ModelConfig, ModelInput, generate, recompute_backward,
+    GenerateConfig, LanguageModel, Llama, LlamaConfig, ModelConfig, ModelInput, generate, recompute_backward,
 };
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;

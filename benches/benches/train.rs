@@ -260,11 +260,12 @@ impl Run {
             let reference = without_adapters(&policy.valid());
             let rows = dense_scores(&reference, &batch.host, features.clone(), &self.device);
             let reference = Tensor::<A, 1>::from_inner(rows);
-            let scores = dense_scores(&policy, &batch.host, features.map(Tensor::from_inner), &self.device);
+            let features = features.into_iter().map(ImageFeatures::from_inner).collect();
+            let scores = dense_scores(&policy, &batch.host, features, &self.device);
             let map = map(&batch.host);
             let policy_scores = Logps::joined(&map, scores).expect("the map's tokens");
-            let loss = PreferenceBatch::new(policy_scores)
-                .and_then(|batch| batch.with_reference(Logps::joined(&map, reference)?))
+            let loss = Logps::joined(&map, reference)
+                .and_then(|reference| PreferenceBatch::new(policy_scores).with_reference(reference))
                 .and_then(|batch| config.objective().expect("a loss").loss(&batch))
                 .expect("a finite loss");
             let loss = loss.losses.sum().div_scalar(config.global_batch() as f64);
