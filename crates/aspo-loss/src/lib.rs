@@ -128,7 +128,7 @@
 //!
 //! | the paper (arXiv 2505.19100) | here |
 //! |---|---|
-//! | sentences tile the response: `Σ_i log π(s_i) = log π(y_c)` (F, C) | [`ResponseLayout`], [`sentence_sums`] |
+//! | sentences tile the response: `Σ_i log π(s_i) = log π(y_c)` (F, C) | [`ResponseLayout`], [`sentence::sentence_sums`] |
 //! | `PPL_i` of the current policy (F), exponent capped at 80 (C), detached (C) | [`sentence::perplexity`] |
 //! | min-max over the sentences of a response (F), ties to 0 (C) | [`weight::min_max`] |
 //! | `w_i = α S'_i + (1-α) P'_i` (F), α = ½ (C) | [`weight::sentence_weights`] |
@@ -146,6 +146,7 @@ mod fused;
 mod head;
 mod layout;
 mod log_prob;
+mod logps;
 mod math;
 mod metric;
 mod names;
@@ -154,6 +155,8 @@ pub mod objective;
 pub mod property;
 mod record;
 pub mod sentence;
+#[cfg(feature = "train")]
+mod train;
 pub mod weight;
 
 pub use chunk::ChunkOptions;
@@ -162,9 +165,12 @@ pub use fused::{chunked_log_probs, chunked_log_probs_forward};
 pub use head::LmHead;
 pub use layout::{PairLayout, ResponseLayout};
 pub use log_prob::dense_log_probs;
+pub use logps::Logps;
 pub use metric::Metrics;
 pub use objective::{Aspo, FDivergence, LossOutput, LossType, Objective, Totals};
-pub use record::{Logps, PreferenceBatch, Similarity};
+pub use record::{PreferenceBatch, Similarity};
+#[cfg(feature = "train")]
+pub use train::PreferenceMetric;
 pub use weight::{RewardScaling, Weigh};
 
 /// What the full distribution says of each response token, for WPO and for TRL's metrics of tokens.

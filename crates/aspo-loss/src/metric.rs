@@ -60,6 +60,13 @@ impl Metrics {
         self.iter().find(|(found, _)| *found == name).map(|(_, value)| value)
     }
 
+    /// How many values, or tokens, the mean under a name is taken over.
+    #[cfg(feature = "train")]
+    pub(crate) fn count(&self, name: &str) -> f64 {
+        let counts = self.sums.iter().filter(|((found, _), _)| *found == name).map(|(_, (_, count))| *count);
+        counts.fold(0.0, f64::max)
+    }
+
     /// Names and values, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, f64)> + '_ {
         let mut values: Vec<(&'static str, f64)> = Vec::with_capacity(self.sums.len());

@@ -1,173 +1,12 @@
-//! The named records that a loss reads, checked when they are made.
-//!
-//! [`Logps`] holds one log-probability for each response token of a [`PairLayout`], on the device. Prompt, image and padding
-//! positions have no place in it, so nothing has to be masked later.
+//! What a loss reads of a batch, checked when it is given.
 
 use burn::prelude::*;
-use burn::tensor::backend::AutodiffBackend;
 
-use crate::chunk::ChunkOptions;
 use crate::error::{Error, Result};
-use crate::fused::chunked_log_probs;
-use crate::head::LmHead;
 use crate::layout::{PairLayout, ResponseLayout};
 use crate::log_prob::TokenStats;
+use crate::logps::{Logps, check_log_probs};
 use crate::math;
-
-/// Log-probabilities of the response tokens of both sides, `[N_chosen]` and `[N_rejected]`, in f32, with the layout that
-/// they belong to: of the policy, with its gradients, or of the reference model.
-#[derive(Debug, Clone)]
-pub struct Logps<B: Backend> {
-    layout: PairLayout,
-    chosen: Tensor<B, 1>,
-    rejected: Tensor<B, 1>,
-}
-
-impl<B: Backend> Logps<B> {
-    /// From flat vectors `[N_chosen]` and `[N_rejected]`, as [`chunked_log_probs`] makes them.
-    ///
-    /// # Errors
-    /// A length other than the layout's number of response tokens.
-    pub fn new(layout: &PairLayout, chosen: Tensor<B, 1>, rejected: Tensor<B, 1>) -> Result<Self> {
-        for (side, logps, layout) in
-            [("chosen", &chosen, &layout.chosen), ("rejected", &rejected, &layout.rejected)]
-        {
-            let ([found], expected) = (logps.dims(), layout.num_tokens());
-            if found != expected {
-                let what = format!("{side} log-probabilities");
-                return Err(Error::shape(what, found, expected, "one value per response token"));
-            }
-        }
-        let (chosen, rejected) = (math::to_f32(chosen), math::to_f32(rejected));
-        Ok(Self { layout: layout.clone(), chosen, rejected })
-    }
-
-    /// From one flat vector `[N_chosen + N_rejected]`, all chosen responses first: one pass of a model over both sides.
-    ///
-    /// # Errors
-    /// A length other than the layout's number of response tokens.
-    pub fn joined(layout: &PairLayout, both: Tensor<B, 1>) -> Result<Self> {
-        let ([found], expected) = (both.dims(), layout.num_tokens());
-        if found != expected {
-            let what = "log-probabilities, chosen then rejected";
-            return Err(Error::shape(what, found, expected, "one value per response token"));
-        }
-        let split = layout.chosen.num_tokens();
-        let chosen = both.clone().narrow(0, 0, split);
-        Self::new(layout, chosen, both.narrow(0, split, found - split))
-    }
-
-    /// From padded tensors `[B, T]` of both sides, in which value t is that of the token that hidden state t scores;
-    /// positions outside the responses are not read.
-    ///
-    /// # Errors
-    /// Another number of rows than the layout's, or rows shorter than its longest.
-    pub fn padded(layout: &PairLayout, chosen: Tensor<B, 2>, rejected: Tensor<B, 2>) -> Result<Self> {
-        let chosen = layout.chosen.select_log_probs("chosen log-probabilities [B, T]", chosen)?;
-        let rejected = layout.rejected.select_log_probs("rejected log-probabilities [B, T]", rejected)?;
-        Self::new(layout, chosen, rejected)
-    }
-
-    /// From host rows, one value per response token: a cache.
-    ///
-    /// # Errors
-    /// Another number of rows or tokens than the layout's; a value that is not finite or above 0.
-    pub fn from_rows<R: AsRef<[f32]>>(
-        layout: &PairLayout,
-        chosen: &[R],
-        rejected: &[R],
-        device: &B::Device,
-    ) -> Result<Self> {
-        let side = |what: &str, rows: &[R], layout: &ResponseLayout| -> Result<Tensor<B, 1>> {
-            let flat = flatten(what, rows, layout)?;
-            check_log_probs(what, &flat, layout)?;
-            Ok(math::constant(flat, [layout.num_tokens()], device))
-        };
-        let chosen = side("chosen log-probabilities", chosen, &layout.chosen)?;
-        let rejected = side("rejected log-probabilities", rejected, &layout.rejected)?;
-        Self::new(layout, chosen, rejected)
-    }
-
-    /// The same values as constants, for a reference model.
-    pub fn detach(self) -> Self {
-        let (chosen, rejected) = (math::detached(self.chosen), math::detached(self.rejected));
-        Self { chosen, rejected, ..self }
-    }
-
-    /// The layout that they belong to.
-    pub fn layout(&self) -> &PairLayout {
-        &self.layout
-    }
-
-    /// The chosen side, `[N_chosen]`, f32.
-    pub fn chosen(&self) -> &Tensor<B, 1> {
-        &self.chosen
-    }
-
-    /// The rejected side, `[N_rejected]`, f32.
-    pub fn rejected(&self) -> &Tensor<B, 1> {
-        &self.rejected
-    }
-}
-
-impl<B: AutodiffBackend> Logps<B> {
-    /// From what a model gives: hidden states `[B, T, D]` and ids `[B, T]` of both sides, chosen first, and its head. Ids are
-    /// aligned as the layout's are ([`ResponseLayout::select_targets`]); only response positions are projected, by
-    /// [`chunked_log_probs`]. Where nothing is tracked (a model after `no_grad()`), no graph is made.
-    ///
-    /// # Errors
-    /// Shapes that do not fit, a response token outside the vocabulary, a chunk of 0.
-    pub fn chunked(
-        layout: &PairLayout,
-        hidden: [Tensor<B, 3>; 2],
-        ids: [Tensor<B, 2, Int>; 2],
-        head: &LmHead<B>,
-        options: &ChunkOptions,
-    ) -> Result<Self> {
-        let side = |layout: &ResponseLayout, hidden, ids| {
-            chunked_log_probs(layout.select_hidden(hidden)?, head, layout.select_targets(ids)?, options)
-        };
-        let ([chosen_hidden, rejected_hidden], [chosen_ids, rejected_ids]) = (hidden, ids);
-        let chosen = side(&layout.chosen, chosen_hidden, chosen_ids)?;
-        Self::new(layout, chosen, side(&layout.rejected, rejected_hidden, rejected_ids)?)
-    }
-}
-
-/// Host rows, one value per response token, as one flat vector.
-fn flatten<R: AsRef<[f32]>>(what: &str, rows: &[R], layout: &ResponseLayout) -> Result<Vec<f32>> {
-    if rows.len() != layout.batch_size() {
-        return Err(Error::shape(what, rows.len(), layout.batch_size(), "the rows of the layout"));
-    }
-    let mut flat = Vec::with_capacity(layout.num_tokens());
-    for (row, values) in rows.iter().enumerate() {
-        let values = values.as_ref();
-        if values.len() != layout.row_tokens(row) {
-            let what = format!("{what}, row {row}");
-            return Err(Error::shape(
-                what,
-                values.len(),
-                layout.row_tokens(row),
-                "one value per response token",
-            ));
-        }
-        flat.extend_from_slice(values);
-    }
-    Ok(flat)
-}
-
-/// Above 0 by more than this is no rounding of a log-probability of 0.
-const ROUNDING: f32 = 1e-3;
-
-/// Refuses what is not finite or above 0, by row. NaN is looked for on the host: a device may compare as it likes.
-fn check_log_probs(what: &str, flat: &[f32], layout: &ResponseLayout) -> Result<()> {
-    let Some(at) = flat.iter().position(|v| !v.is_finite() || *v > ROUNDING) else { return Ok(()) };
-    let row = (0..layout.batch_size()).find(|&row| layout.range(row).contains(&at)).unwrap_or(0);
-    let (what, element, found) = (what.into(), at - layout.range(row).start, f64::from(flat[at]));
-    Err(match found.is_finite() {
-        true => Error::Positive { what, row, element, found },
-        false => Error::NotFinite { what, row, element, found },
-    })
-}
 
 fn check_finite(what: &str, row: usize, values: &[f32]) -> Result<()> {
     match values.iter().position(|v| !v.is_finite()) {
@@ -298,12 +137,12 @@ impl<B: Backend> PreferenceBatch<B> {
     /// # Errors
     /// Another layout than the policy's.
     pub fn with_reference(mut self, reference: Logps<B>) -> Result<Self> {
-        if reference.layout != *self.layout() {
+        if reference.layout() != self.layout() {
             let sizes = |layout: &PairLayout| {
                 let [c, r] = [&layout.chosen, &layout.rejected].map(ResponseLayout::num_tokens);
                 format!("{} pairs with {c} and {r} tokens", layout.batch_size())
             };
-            let (found, expected) = (sizes(&reference.layout), sizes(self.layout()));
+            let (found, expected) = (sizes(reference.layout()), sizes(self.layout()));
             let what = "layout of the reference log-probabilities".into();
             let why = "the policy's layout, in positions and sentences too";
             return Err(Error::Shape { what, found, expected, why });
@@ -333,7 +172,7 @@ impl<B: Backend> PreferenceBatch<B> {
     }
 
     /// With one flag per response token, true where the token differs between the two responses, for `ddpo`; see
-    /// [`changed_tokens`](crate::changed_tokens).
+    /// [`changed_tokens`](crate::objective::changed_tokens).
     ///
     /// # Errors
     /// Rows or tokens other than the layout's, named by row.
@@ -407,12 +246,12 @@ impl<B: Backend> PreferenceBatch<B> {
     pub(crate) fn host(&self) -> Result<HostLogps> {
         let layout = self.layout();
         let mut held = vec![
-            ("policy chosen", &self.policy.chosen, &layout.chosen),
-            ("policy rejected", &self.policy.rejected, &layout.rejected),
+            ("policy chosen", self.policy.chosen(), &layout.chosen),
+            ("policy rejected", self.policy.rejected(), &layout.rejected),
         ];
         if let Some(reference) = &self.reference {
-            held.push(("reference chosen", &reference.chosen, &layout.chosen));
-            held.push(("reference rejected", &reference.rejected, &layout.rejected));
+            held.push(("reference chosen", reference.chosen(), &layout.chosen));
+            held.push(("reference rejected", reference.rejected(), &layout.rejected));
         }
         if let Some(corrupted) = &self.corrupted {
             held.push(("corrupted policy", &corrupted.policy, &layout.chosen));
@@ -435,7 +274,7 @@ impl<B: Backend> PreferenceBatch<B> {
 
     /// The layout of the batch.
     pub fn layout(&self) -> &PairLayout {
-        &self.policy.layout
+        self.policy.layout()
     }
 
     /// The policy's log-probabilities.

@@ -9,8 +9,9 @@ use proptest::prelude::*;
 use crate::error::Result;
 use crate::layout::PairLayout;
 use crate::log_prob::TokenStats;
+use crate::logps::Logps;
 use crate::math;
-use crate::record::{Logps, PreferenceBatch, Similarity};
+use crate::record::{PreferenceBatch, Similarity};
 
 /// One response as plain numbers; every vector but `sentences` and `similarity` has one value per response token.
 #[derive(Debug, Clone, PartialEq)]
