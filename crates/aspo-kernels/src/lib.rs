@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | [`linear()`] | up to three layers of one input, biases, LoRA, norm or activation before, residual after | `in + Σ rank` |
 //! | [`attention()`] | rotary positions, grouped queries, causal order and segments | `(2 heads + 2 groups) dim + heads` |
+//! | [`KvCache::attention`] | the same for new tokens behind those of a cache, without a backward | |
 //! | [`rms_norm`], [`layer_norm`], [`Activation`] | | `in` |
 //! | [`head_pass`] | log-probabilities of given tokens and their gradients, by tiles of logits | as told |
 //!
@@ -63,6 +64,7 @@ mod activation;
 mod attention;
 #[cfg(feature = "flex")]
 mod cpu;
+mod decode;
 mod head;
 mod linear;
 mod mask;
@@ -73,6 +75,7 @@ use burn::tensor::{DType, Tensor, backend::Backend};
 
 pub use activation::Activation;
 pub use attention::{CHUNK_SCORES, Context, Heads, attend, attention, merge_heads, split_heads};
+pub use decode::{KvCache, Step};
 pub use head::{HeadGradients, HeadPass, HeadWant, head_pass};
 pub use linear::{Before, Factors, GROUP, Layer, linear};
 pub use mask::BlockMask;

@@ -61,17 +61,6 @@ impl Positions {
             real.flat_map(|token| self.axes.iter().map(move |axis| axis[row * self.tokens + token] + 1));
         ends.max().unwrap_or(0)
     }
-
-    /// Whether token `token` of row `row` does not see the key in this column, counted from the first of the past.
-    pub(crate) fn hides(&self, row: usize, token: usize, column: usize) -> bool {
-        let width = self.past + self.tokens;
-        let segments = &self.segments[row * width..][..width];
-        let own = segments[self.past + token];
-        match segments.get(column) {
-            Some(&key) => column > self.past + token || key < 0 || (key != 0 && key != own),
-            None => true,
-        }
-    }
 }
 
 #[cfg(test)]
@@ -91,20 +80,5 @@ mod tests {
         let axes = vec![vec![0, 1, 1, 1], vec![0, 1, 1, 1], vec![0, 1, 2, 3]];
         let positions = Positions { batch: 1, tokens: 4, past: 0, axes, segments: vec![0; 4] };
         assert_eq!(positions.next(0), 4);
-    }
-
-    #[test]
-    fn new_tokens_see_the_real_columns_up_to_themselves() {
-        let positions = Positions {
-            batch: 1,
-            tokens: 2,
-            past: 3,
-            axes: vec![vec![2, 3]],
-            segments: vec![-1, 0, 0, 0, 0],
-        };
-        let seen =
-            |token: usize| (0..7).filter(|&column| !positions.hides(0, token, column)).collect::<Vec<_>>();
-        assert_eq!(seen(0), [1, 2, 3]);
-        assert_eq!(seen(1), [1, 2, 3, 4]);
     }
 }

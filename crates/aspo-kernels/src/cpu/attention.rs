@@ -276,7 +276,7 @@ fn gather(
 
 /// Turn the pairs of a head by the angles of a token; back with `sign` -1.
 #[inline(always)]
-fn rotate(x: &mut [f32], rotary: &Rotary, token: usize, sign: f32) {
+pub fn rotate(x: &mut [f32], rotary: &Rotary, token: usize, sign: f32) {
     let half = rotary.half;
     let (left, right) = x.split_at_mut(half);
     let (cos, sin) = (&rotary.cos[token * half..][..half], &rotary.sin[token * half..][..half]);

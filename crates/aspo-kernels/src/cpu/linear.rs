@@ -10,7 +10,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::matrix::{Mat, MatMut, Threads, product, written};
-use super::vector::vectorize;
+use super::vector::{dot, vectorize};
 
 /// One layer, borrowed.
 #[derive(Clone, Copy)]
@@ -197,9 +197,53 @@ fn start(y: &mut [f32], width: usize, layers: &[Layer], residual: Option<&[f32]>
     });
 }
 
+/// Rows up to which a weight is read once for all of them: gemm would pack it first, which costs as much as the product.
+const FEW: usize = 8;
+
+/// Outputs of a layer for few rows that one thread does at a time.
+const OUTPUTS: usize = 64;
+
+/// Multiplications that one thread does at least: below, waking another costs more than it does.
+const LEAST: usize = 1 << 16;
+
+/// `y (+)= x Wᵀ` for few rows: a dot product for each value.
+fn apply_to_few(layer: &Layer, x: &[f32], inputs: usize, y: MatMut, keep: bool) {
+    let rows = x.len() / inputs;
+    let widths = (0..layer.out).step_by(OUTPUTS).map(|from| OUTPUTS.min(layer.out - from));
+    let tasks: Vec<_> = y.deal(widths).into_iter().enumerate().collect();
+    let least = LEAST / (rows * inputs * OUTPUTS);
+    tasks.into_par_iter().with_min_len(least).for_each(|(task, mut y)| {
+        let from = task * OUTPUTS;
+        let mut wide = vec![0f32; if matches!(layer.weight, Weight::Bf16(_)) { inputs } else { 0 }];
+        vectorize!(|m| {
+            for out in 0..y.width() {
+                let place = (from + out) * inputs;
+                let w = match layer.weight {
+                    Weight::F32(w) => &w[place..][..inputs],
+                    Weight::Bf16(w) => {
+                        let w = &w[place..][..inputs];
+                        for i in 0..inputs {
+                            wide[i] = f32::from_bits(u32::from(w[i].to_bits()) << 16);
+                        }
+                        &wide
+                    }
+                };
+                for row in 0..rows {
+                    let value = dot(m, &x[row * inputs..][..inputs], w);
+                    let to = &mut y.row(row)[out];
+                    *to = if keep { *to + value } else { value };
+                }
+            }
+        });
+    });
+}
+
 /// `y (+)= x Wᵀ`.
 fn apply(layer: &Layer, x: Mat, y: &mut MatMut, keep: bool) {
     let inputs = x.width();
+    if let Some(rows) = x.few_rows(FEW).filter(|rows| !rows.is_empty()) {
+        return apply_to_few(layer, rows, inputs, y.reborrow(), keep);
+    }
     match layer.weight {
         Weight::F32(w) => {
             let w = Mat::new(w, layer.out, inputs).transposed();

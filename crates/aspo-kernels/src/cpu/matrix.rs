@@ -30,6 +30,12 @@ impl<'a> Mat<'a> {
         self.columns
     }
 
+    /// The values of rows that stand one behind the other, if there are no more than this many.
+    pub fn few_rows(self, most: usize) -> Option<&'a [f32]> {
+        let plain = self.rows <= most && self.column_stride == 1 && self.row_stride == self.columns;
+        plain.then(|| &self.data[..self.rows * self.columns])
+    }
+
     pub fn transposed(self) -> Self {
         Self {
             rows: self.columns,
@@ -91,6 +97,11 @@ impl<'a> MatMut<'a> {
     /// The same for a while.
     pub fn reborrow(&mut self) -> MatMut<'_> {
         MatMut { owner: PhantomData, ..*self }
+    }
+
+    /// Columns there are.
+    pub fn width(&self) -> usize {
+        self.columns
     }
 
     pub fn row(&mut self, row: usize) -> &mut [f32] {

@@ -1,12 +1,13 @@
 //! The kernels for Burn's CPU backend.
 //!
-//! `attention`, `linear`, `row` and `head` are functions over slices. `vector` and `matrix` are what they are made of, and hold all
+//! `attention`, `decode`, `linear`, `row` and `head` are functions over slices. `vector` and `matrix` are what they are made of, and hold all
 //! `unsafe` code. `bridge` is the way between Burn's tensors and slices, `ops` the operations on tensors.
 
 #![allow(clippy::needless_range_loop)] // Loops by index over slices of one length become vectors, zipped iterators not always.
 
 mod attention;
 pub(crate) mod bridge;
+mod decode;
 mod head;
 mod linear;
 mod matrix;
@@ -15,3 +16,5 @@ mod row;
 #[cfg(test)]
 mod tests;
 mod vector;
+
+pub(crate) use decode::Cache;

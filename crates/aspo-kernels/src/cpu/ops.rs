@@ -1,5 +1,6 @@
 //! The operations on Burn's tensors in flex's memory.
 
+use core::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::{DType, Tensor, backend::Backend};
@@ -7,6 +8,7 @@ use burn_flex::FlexTensor;
 use half::bf16;
 
 use super::bridge::{Fast, Fused, is_flex, record, shape, tensor, values};
+use super::decode::Cache;
 use super::linear::{Dropout, Factors, Grads, Wanted, Weight};
 use super::{attention as slices, head, linear as group, row};
 use crate::activation::Activation;
@@ -58,6 +60,37 @@ pub fn attention<B: Backend>(qkv: Tensor<B, 3>, heads: Heads, context: &Context<
     let kept = out.clone();
     record([Some(&parent)], out, || Attention { qkv, out: kept, sums: Arc::new(sums), heads, mask, rotary })
         .back()
+}
+
+/// A cache that holds the keys and values of the first tokens; none where the kernels do not take them.
+pub fn begin_cache<B: Backend>(qkv: &Tensor<B, 3>, heads: Heads, context: &Context<B>) -> Option<Cache> {
+    if !takes(qkv) {
+        return None;
+    }
+    let qkv = Fast::of(qkv.clone());
+    if qkv.is_tracked() {
+        return None;
+    }
+    let (mask, rotary) = context.parts();
+    let mut cache = Cache::new(mask.batch(), heads);
+    cache.append(values(&qkv.solid()), heads, mask.tokens(), rotary.as_deref());
+    Some(cache)
+}
+
+/// New tokens into a cache and their attention out of it.
+pub fn step<B: Backend>(
+    qkv: Tensor<B, 3>,
+    heads: Heads,
+    cache: &mut Cache,
+    rotary: Option<&Rotary>,
+    seen: &[Vec<Range<usize>>],
+) -> Tensor<B, 3> {
+    let [batch, tokens, _] = qkv.dims();
+    let beside = fast(qkv);
+    let qkv = beside.solid();
+    cache.append(values(&qkv), heads, tokens, rotary);
+    let out = cache.attend(values(&qkv), heads, tokens, rotary, seen);
+    beside.beside(tensor(out, [batch, tokens, heads.heads * heads.dim])).back()
 }
 
 // Linear layers.

@@ -4,7 +4,7 @@ use burn::tensor::backend::Backend;
 
 use super::sample::log_softmax;
 use super::state::State;
-use super::{GenerateConfig, check_finite, rows_of};
+use super::{GenerateConfig, Scores, check_finite};
 use crate::error::Result;
 use crate::input::ModelInput;
 use crate::model::LanguageModel;
@@ -49,8 +49,8 @@ pub(super) fn search<B: Backend, M: LanguageModel<B>>(
     eos: &[u32],
 ) -> Result<Vec<Vec<u32>>> {
     let (mut state, logits) = State::prefill(model, input)?;
-    let mut scores = rows_of(logits);
-    let rows = scores.len();
+    let mut scores = Scores::of(logits);
+    let rows = scores.rows().len();
     let start =
         || Search { running: vec![Beam { tokens: Vec::new(), score: 0.0 }], ended: Vec::new(), done: false };
     let mut searches: Vec<Search> = (0..rows).map(|_| start()).collect();
@@ -58,13 +58,14 @@ pub(super) fn search<B: Backend, M: LanguageModel<B>>(
         // Rows of the state and the tokens to feed to them next.
         let (mut keep, mut feed) = (Vec::new(), Vec::new());
         let mut slot = 0;
+        let all: Vec<&[f32]> = scores.rows().collect();
         for (row, search) in searches.iter_mut().enumerate().filter(|(_, s)| !s.done) {
             let first = slot;
             slot += search.running.len();
             let mut candidates: Vec<(f64, usize, u32)> = Vec::new();
             for (i, beam) in search.running.iter().enumerate() {
-                check_finite(&scores[first + i], row, length - 1)?;
-                let mut logps = log_softmax(&scores[first + i]);
+                check_finite(all[first + i], row, length - 1)?;
+                let mut logps = log_softmax(all[first + i]);
                 if length <= config.min_new_tokens {
                     for &id in eos {
                         if let Some(logp) = logps.get_mut(id as usize) {
@@ -108,7 +109,7 @@ pub(super) fn search<B: Backend, M: LanguageModel<B>>(
             break;
         }
         state.keep(&keep);
-        scores = rows_of(state.step(model, &feed));
+        scores = Scores::of(state.step(model, &feed));
     }
     Ok(searches
         .into_iter()

@@ -132,7 +132,7 @@ pub fn generate<B: Backend, M: LanguageModel<B>>(
     // Which row of the input each row of the state is.
     let mut active: Vec<usize> = (0..rows).collect();
     loop {
-        let next = choose(rows_of(logits), config, &eos, &active, &out, &mut draws)?;
+        let next = choose(Scores::of(logits), config, &eos, &active, &out, &mut draws)?;
         let mut running = Vec::with_capacity(active.len());
         let mut tokens = Vec::with_capacity(active.len());
         for (slot, (&row, &token)) in active.iter().zip(&next).enumerate() {
@@ -156,14 +156,14 @@ pub fn generate<B: Backend, M: LanguageModel<B>>(
 
 /// The next token of each running row.
 fn choose(
-    mut scores: Vec<Vec<f32>>,
+    mut scores: Scores,
     config: &GenerateConfig,
     eos: &[u32],
     active: &[usize],
     out: &[Vec<u32>],
     draws: &mut [ChaCha8Rng],
 ) -> Result<Vec<u32>> {
-    for (scores, &row) in scores.iter_mut().zip(active) {
+    for (scores, &row) in scores.rows_mut().zip(active) {
         check_finite(scores, row, out[row].len())?;
         if out[row].len() < config.min_new_tokens {
             for &id in eos {
@@ -173,10 +173,10 @@ fn choose(
             }
         }
     }
-    let pick = |(scores, &row): (&Vec<f32>, &usize)| {
+    let pick = |(scores, &row): (&[f32], &usize)| {
         if config.do_sample { sample::draw(scores, config, &mut draws[row]) } else { sample::argmax(scores) }
     };
-    Ok(scores.iter().zip(active).map(pick).collect())
+    Ok(scores.rows().zip(active).map(pick).collect())
 }
 
 /// No token is taken from scores that are no numbers. On the host: a device may compute as if there were none such.
@@ -187,11 +187,27 @@ fn check_finite(scores: &[f32], row: usize, tokens: usize) -> Result<()> {
     }
 }
 
-/// Scores on the host, one vector a row.
-fn rows_of<B: Backend>(logits: Tensor<B, 2>) -> Vec<Vec<f32>> {
-    let width = logits.dims()[1];
-    let flat: Vec<f32> = logits.to_data().iter::<f32>().collect();
-    flat.chunks(width.max(1)).map(<[f32]>::to_vec).collect()
+/// Scores of the next token on the host, row by row.
+struct Scores {
+    values: Vec<f32>,
+    width: usize,
+}
+
+impl Scores {
+    /// Of `[rows, vocabulary]`; no copy where the backend's memory is the host's.
+    fn of<B: Backend>(logits: Tensor<B, 2>) -> Self {
+        let width = logits.dims()[1].max(1);
+        let values = logits.into_data().into_vec().expect("the head's product is cast to f32");
+        Self { values, width }
+    }
+
+    fn rows(&self) -> impl ExactSizeIterator<Item = &[f32]> {
+        self.values.chunks_exact(self.width)
+    }
+
+    fn rows_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
+        self.values.chunks_exact_mut(self.width)
+    }
 }
 
 fn refuse(reason: impl Into<String>) -> Error {

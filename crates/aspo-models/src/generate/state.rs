@@ -88,10 +88,8 @@ impl<B: Backend> State<B> {
     pub(super) fn keep(&mut self, rows: &[usize]) {
         self.before = rows.iter().map(|&row| self.before[row]).collect();
         self.next = rows.iter().map(|&row| self.next[row]).collect();
-        let index: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
-        let index = Tensor::from_data(TensorData::new(index, [rows.len()]), &self.device);
         for cache in &mut self.caches {
-            cache.select_rows(&index);
+            cache.select_rows(rows);
         }
     }
 

@@ -14,9 +14,10 @@ mod norm;
 pub use crate::each_linear;
 pub use activation::Activation;
 pub use aspo_kernels::{
-    Before, CHUNK_SCORES, Context, Heads, Layer, Rotary, attend, attention, has_kernels, linear, merge_heads,
+    Before, CHUNK_SCORES, Context, Heads, KvCache, Layer, Rotary, attend, attention, has_kernels, linear,
+    merge_heads,
 };
-pub use attention::{CausalContext, KvCache, bidirectional, unmasked};
+pub use attention::{CausalContext, bidirectional, unmasked};
 pub use embedding::{Embedding, PatchEmbedding};
 pub use init::{Init, initialize};
 pub(crate) use init::{normal, ones, path_hash, rng_for, zeros};
