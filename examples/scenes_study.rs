@@ -202,7 +202,7 @@ impl Study<'_> {
                     seed,
                     logging_steps: 1,
                     save_steps: 0,
-                    precompute_ref_log_probs: true,
+                    precompute_ref_log_probs: Some(true),
                     output_dir: folder,
                     ..self.config.clone()
                 };

@@ -129,7 +129,7 @@ impl Size {
             gradient_accumulation_steps: self.batches,
             pair_packing: !way.unpacked,
             gradient_checkpointing: way.recompute,
-            precompute_ref_log_probs: way.cached,
+            precompute_ref_log_probs: Some(way.cached),
             learning_rate: 1e-5,
             max_steps: 1,
             lora: LoraConfig {

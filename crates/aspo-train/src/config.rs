@@ -105,8 +105,10 @@ pub struct TrainConfig {
     /// Seed of the order of pairs, of the adapter's start and of dropout. Default 42.
     pub seed: u64,
 
-    /// Compute the reference's log-probabilities of all pairs first and keep them in a file. Default false.
-    pub precompute_ref_log_probs: bool,
+    /// Compute the reference's log-probabilities of all pairs first and keep them in a file. Left out, this is done where a
+    /// pair is seen more than once ([`caches_reference`](Self::caches_reference)).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub precompute_ref_log_probs: Option<bool>,
     /// Recompute each block in the backward pass: much less memory, about a third more time. Default false.
     pub gradient_checkpointing: bool,
     /// One row a pair (`prompt ‖ chosen ‖ rejected`) instead of two, so that image and prompt are computed once.
@@ -208,7 +210,7 @@ impl Default for TrainConfig {
             adam_epsilon: 1e-8,
             weight_decay: 0.0,
             seed: 42,
-            precompute_ref_log_probs: false,
+            precompute_ref_log_probs: None,
             gradient_checkpointing: false,
             pair_packing: true,
             bf16: false,
@@ -276,6 +278,16 @@ impl TrainConfig {
             Ok(steps) if steps > 0 => steps,
             _ => (pairs.div_ceil(self.global_batch()) as f64 * self.num_train_epochs).ceil() as usize,
         }
+    }
+
+    /// Whether the reference's log-probabilities come from a file, in a run over `pairs` pairs: as `precompute_ref_log_probs`
+    /// says, else where the loss has a reference, no corrupted pictures, and some pair is seen twice.
+    pub fn caches_reference(&self, pairs: usize) -> bool {
+        self.precompute_ref_log_probs.unwrap_or_else(|| {
+            let objective = self.objective();
+            let can = objective.is_ok_and(|loss| loss.needs_reference() && !loss.needs_corrupted());
+            can && self.total_steps(pairs) * self.global_batch() >= pairs + self.global_batch()
+        })
     }
 
     /// The loss that the options describe.
@@ -423,7 +435,7 @@ impl TrainConfig {
             let remedy = "it sorts the pairs of a forward pass: give 2 or more, better many";
             return Err(Error::option("loss_type", found, remedy));
         }
-        if objective.needs_corrupted() && self.precompute_ref_log_probs {
+        if objective.needs_corrupted() && self.precompute_ref_log_probs == Some(true) {
             let found = "true, but its file holds nothing of mdpo_conditional's corrupted pictures";
             return Err(Error::option("precompute_ref_log_probs", found, "leave it out"));
         }
@@ -437,7 +449,7 @@ impl TrainConfig {
         }
         if !objective.needs_reference() {
             let remedy = "leave it out: this loss has no reference";
-            if self.precompute_ref_log_probs {
+            if self.precompute_ref_log_probs == Some(true) {
                 return Err(Error::option("precompute_ref_log_probs", true, remedy));
             }
             if let Some(folder) = &self.ref_model {

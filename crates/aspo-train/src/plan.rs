@@ -130,7 +130,7 @@ impl Plan {
             step_flops,
             recompute: config.gradient_checkpointing,
             accumulated: config.gradient_accumulation_steps > 1,
-            precompute: config.precompute_ref_log_probs,
+            precompute: config.caches_reference(pairs.len()),
         })
     }
 

@@ -64,7 +64,7 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
         if !replica.objective.needs_reference() {
             return Ok(replica);
         }
-        let cache = config.precompute_ref_log_probs.then(|| replica.cache()).transpose()?;
+        let cache = config.caches_reference(data.pairs.len()).then(|| replica.cache()).transpose()?;
         let known = cache.as_ref().map_or(0, ReferenceCache::len);
         // A second checkpoint is read only if it has something to say.
         let asked = cache.is_none() || known < data.pairs.len() || !data.held_out.is_empty();
@@ -174,6 +174,11 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
     /// The seed of corrupted pictures, if the loss asks for them.
     fn corrupt(&self) -> Option<u64> {
         self.objective.needs_corrupted().then_some(self.config.seed)
+    }
+
+    /// Tokens of a pair.
+    pub fn length(&self, pair: usize) -> usize {
+        self.data.pairs[pair].length()
     }
 
     /// What the loss of a step over these pairs is averaged over.

@@ -29,8 +29,11 @@ impl<B: Backend> Team<B> {
         step: usize,
         checkpoint: &str,
     ) -> Result<StepGradients> {
+        // Rows of like length stand together, so that little is padded.
+        let mut pairs = pairs.to_vec();
+        pairs.sort_by_key(|&pair| first.length(pair));
         let parts: Vec<&[usize]> = pairs.chunks(first.config.per_device_train_batch_size).collect();
-        let totals = first.totals(pairs);
+        let totals = first.totals(&pairs);
         #[cfg(feature = "collective")]
         if let Some(others) = &self.others {
             return others.gradients(first, &parts, totals, step, checkpoint);

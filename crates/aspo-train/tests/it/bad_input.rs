@@ -93,7 +93,7 @@ fn options_that_cannot_be_honoured_are_refused_before_anything_is_read() {
         ),
         (
             &["`precompute_ref_log_probs`", "no reference"],
-            TrainConfig { precompute_ref_log_probs: true, ..other_loss("sft") },
+            TrainConfig { precompute_ref_log_probs: Some(true), ..other_loss("sft") },
         ),
         (
             &["`eval_data`", "eval_steps is 0"],

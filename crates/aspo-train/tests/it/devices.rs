@@ -84,7 +84,7 @@ fn devices_share_a_second_checkpoint_a_cache_and_recomputation() {
     for (precompute, recompute) in [(false, true), (true, false)] {
         let with = |name: &str| TrainConfig {
             ref_model: Some(other.clone()),
-            precompute_ref_log_probs: precompute,
+            precompute_ref_log_probs: Some(precompute),
             gradient_checkpointing: recompute,
             max_steps: 3,
             ..config(&world, &format!("{name}-{precompute}"))

@@ -32,7 +32,7 @@ fn the_loss_of_pairs_held_out_is_what_a_step_on_them_would_have<B: Backend>() {
             eval_data: Some(world.config.data.clone()),
             eval_steps: 1,
             ref_model: ref_model.cloned(),
-            precompute_ref_log_probs,
+            precompute_ref_log_probs: Some(precompute_ref_log_probs),
             per_device_train_batch_size: 10,
             gradient_accumulation_steps: 1,
             max_steps: 3,

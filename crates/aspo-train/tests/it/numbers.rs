@@ -99,3 +99,22 @@ fn gradients<B: AutodiffBackend>(module: &Two<B>) -> GradientsParams {
     let b = module.b.val() * Tensor::from_floats([[0.0, 12.0]], &device);
     GradientsParams::from_grads((a.sum() + b.sum()).backward(), module)
 }
+
+#[test]
+fn the_reference_is_cached_by_itself_where_a_pair_is_seen_twice() {
+    let config = |steps: i64| TrainConfig {
+        per_device_train_batch_size: 4,
+        gradient_accumulation_steps: 2,
+        loss_type: vec!["sigmoid".into()],
+        max_steps: steps,
+        ..TrainConfig::default()
+    };
+    let caches = |steps| config(steps).caches_reference(20);
+    // Three steps of at most eight are an epoch of twenty pairs.
+    assert_eq!([1, 3, 4, 9].map(caches), [false, false, true, true]);
+    let asked = |way| TrainConfig { precompute_ref_log_probs: Some(way), ..config(4) };
+    assert!(!asked(false).caches_reference(20) && asked(true).caches_reference(1000));
+    let other = |name: &str| TrainConfig { loss_type: vec![name.into()], ..config(9) };
+    assert!(!other("sft").caches_reference(20), "a loss without a reference");
+    assert!(!other("mdpo_conditional").caches_reference(20), "the file holds nothing of corrupted pictures");
+}

@@ -43,7 +43,7 @@ fn the_model_itself_as_second_checkpoint_is_the_adapter_turned_off<B: Backend>()
     let model = Some(world.config.model.clone());
     for precompute_ref_log_probs in [false, true] {
         let config = |name: &str| TrainConfig {
-            precompute_ref_log_probs,
+            precompute_ref_log_probs: Some(precompute_ref_log_probs),
             ..into(&world, &format!("{name}-{precompute_ref_log_probs}"))
         };
         let off = losses::<B>(&config("off"));
@@ -102,7 +102,7 @@ fn cached_rows_of_a_second_checkpoint_train_as_live_ones_do<B: Backend>() {
     other_model(&other, "");
     let live = TrainConfig { ref_model: Some(other), ..into(&world, "live") };
     let cached = TrainConfig {
-        precompute_ref_log_probs: true,
+        precompute_ref_log_probs: Some(true),
         output_dir: world.folder.join("cached"),
         ..live.clone()
     };
@@ -116,7 +116,7 @@ fn cached_rows_of_a_second_checkpoint_train_as_live_ones_do<B: Backend>() {
 #[test]
 fn a_cache_is_refused_when_the_reference_is_another() {
     let world = World::new();
-    let first = TrainConfig { precompute_ref_log_probs: true, ..into(&world, "first") };
+    let first = TrainConfig { precompute_ref_log_probs: Some(true), ..into(&world, "first") };
     losses::<Flex>(&first);
     let cache = |config: &TrainConfig| config.output_dir.join("reference_log_probs.jsonl");
     let give = |config: &TrainConfig| {
@@ -221,7 +221,7 @@ fn the_plan_counts_the_weights_of_a_second_checkpoint() {
     };
     let off = plan(&world.config);
     let live = TrainConfig { ref_model: Some(world.config.model.clone()), ..world.config.clone() };
-    let cached = TrainConfig { precompute_ref_log_probs: true, ..live.clone() };
+    let cached = TrainConfig { precompute_ref_log_probs: Some(true), ..live.clone() };
     let (live, cached) = (plan(&live), plan(&cached));
     assert_eq!((off.reference_bytes, live.reference_bytes), (0, off.weight_bytes));
     assert_eq!(live.total_bytes(), off.total_bytes() + off.weight_bytes);
