@@ -80,6 +80,31 @@ impl BlockMask {
         Self { batch, tokens, blocks: (0..batch).map(row).collect() }
     }
 
+    /// Every token sees every token of its own group, and no other: windows, or pictures side by side.
+    ///
+    /// `groups` is `[batch, tokens]`, row by row; the tokens of a group stand together, and a group below zero is padding.
+    ///
+    /// # Panics
+    /// If `groups` has another length.
+    pub fn within(batch: usize, tokens: usize, groups: &[i64]) -> Self {
+        assert_eq!(groups.len(), batch * tokens, "one group a token");
+        let row = |row: usize| {
+            let row = &groups[row * tokens..][..tokens];
+            let (mut blocks, mut from) = (Vec::new(), 0);
+            for group in row.chunk_by(|a, b| a == b) {
+                let end = from + group.len();
+                let keys = ranges((from..end).filter(|_| group[0] >= 0), false);
+                while from < end {
+                    let to = (from + block_rows(tokens)).min(end);
+                    blocks.push(Block { queries: from..to, keys: keys.clone() });
+                    from = to;
+                }
+            }
+            blocks
+        };
+        Self { batch, tokens, blocks: (0..batch).map(row).collect() }
+    }
+
     /// The same for some queries: a block without a `wanted` place (`row · tokens + column`) sees nothing and costs nothing.
     /// What queries that are not wanted see means nothing.
     #[must_use]
@@ -195,6 +220,18 @@ mod tests {
                         prop_assert_eq!(found, sees(segments, query, key), "row {} query {} key {}", row, query, key);
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_token_sees_its_own_group_alone() {
+        let groups = [0, 0, 0, 1, -1, 7, 7, 7, 7, 8];
+        let hidden = BlockMask::within(1, 10, &groups).hidden();
+        for query in 0..10 {
+            for key in 0..10 {
+                let sees = groups[query] == groups[key] && groups[key] >= 0;
+                assert_eq!(!hidden[10 * query + key], sees, "query {query}, key {key}");
             }
         }
     }

@@ -29,8 +29,18 @@ impl Rotary {
         let half = dim / 2;
         let inverse: Vec<f32> =
             (0..half).map(|i| (1.0 / theta.powf(2.0 * i as f64 / dim as f64) / factor) as f32).collect();
-        let angles = || positions.iter().flat_map(|&p| inverse.iter().map(move |i| p as f32 * i));
-        Self { cos: angles().map(f32::cos).collect(), sin: angles().map(f32::sin).collect(), half }
+        let angles = positions.iter().flat_map(|&p| inverse.iter().map(move |i| p as f32 * i));
+        Self::from_angles(&angles.collect::<Vec<f32>>(), half)
+    }
+
+    /// Of the angles themselves, `[tokens, half]` in radians: positions of several axes, or a base of their own.
+    ///
+    /// # Panics
+    /// If `half` does not divide the angles.
+    pub fn from_angles(angles: &[f32], half: usize) -> Self {
+        assert!(half > 0 && angles.len().is_multiple_of(half), "{half} angles a token");
+        let all = |of: fn(f32) -> f32| angles.iter().map(|&angle| of(angle)).collect();
+        Self { cos: all(f32::cos), sin: all(f32::sin), half }
     }
 }
 

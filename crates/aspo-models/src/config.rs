@@ -17,6 +17,8 @@ const MAX_LAYERS: usize = 1024;
 pub trait ModelConfig: Serialize + DeserializeOwned {
     /// `model_type` of such a config.
     const MODEL_TYPE: &'static str;
+    /// Where several kinds are one model: all their `model_type`s.
+    const MODEL_TYPES: &'static [&'static str] = &[Self::MODEL_TYPE];
     /// Names in `architectures` that mean this model.
     const ARCHITECTURES: &'static [&'static str];
 
@@ -53,7 +55,7 @@ pub trait ModelConfig: Serialize + DeserializeOwned {
         let Value::Object(mut json) = json else {
             return Err(unreadable(serde::de::Error::custom("expected an object")));
         };
-        check_architecture(&json, Self::MODEL_TYPE, Self::ARCHITECTURES)?;
+        check_architecture(&json, Self::MODEL_TYPES, Self::ARCHITECTURES)?;
         drop_nulls(&mut json);
         Self::normalize(&mut json);
         let config: Self = serde_json::from_value(Value::Object(json)).map_err(unreadable)?;
@@ -95,7 +97,7 @@ fn drop_nulls(json: &mut Map<String, Value>) {
 
 fn check_architecture(
     json: &Map<String, Value>,
-    model_type: &str,
+    model_types: &[&str],
     known: &'static [&'static str],
 ) -> Result<()> {
     let expected = known.first().copied().unwrap_or_default();
@@ -108,7 +110,7 @@ fn check_architecture(
         }
     }
     match json.get("model_type").and_then(Value::as_str) {
-        Some(found) if found != model_type => refuse(found),
+        Some(found) if !model_types.contains(&found) => refuse(found),
         Some(_) => Ok(()),
         None if json.contains_key("architectures") => Ok(()),
         None => refuse("(neither `model_type` nor `architectures` given)"),

@@ -77,6 +77,8 @@ pub struct RopeParameters {
     pub rope_theta: Option<f64>,
     /// Positions are divided by it; 1 is no scaling.
     pub factor: f64,
+    /// Qwen2-VL's: how many pairs of a head's channels turn by time, by height and by width (M-RoPE).
+    pub mrope_section: Option<[usize; 3]>,
     /// The key of the kind was `type`, as before transformers 4.43.
     old_key: bool,
 }
@@ -93,6 +95,8 @@ struct RopeJson {
     r#type: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     factor: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mrope_section: Option<[usize; 3]>,
     #[serde(skip_serializing)]
     partial_rotary_factor: Option<f64>,
 }
@@ -116,9 +120,12 @@ impl TryFrom<RopeJson> for RopeParameters {
             (None, None) => "default".into(),
         };
         let factor = match (kind.as_str(), json.factor) {
-            ("default", None | Some(1.0)) => 1.0,
-            ("default", Some(factor)) => {
-                return Err(format!("factor {factor} beside rope_type `default`, which has none"));
+            ("mrope", _) if json.mrope_section.is_none() => {
+                return Err("rope_type `mrope` without its mrope_section".into());
+            }
+            ("default" | "mrope", None | Some(1.0)) => 1.0,
+            (kind @ ("default" | "mrope"), Some(factor)) => {
+                return Err(format!("factor {factor} beside rope_type `{kind}`, which has none"));
             }
             ("linear", Some(factor)) => factor,
             ("linear", None) => return Err("rope_type `linear` without its factor".into()),
@@ -128,20 +135,27 @@ impl TryFrom<RopeJson> for RopeParameters {
                 ));
             }
         };
-        Ok(Self { rope_theta: json.rope_theta, factor, old_key })
+        Ok(Self { rope_theta: json.rope_theta, factor, mrope_section: json.mrope_section, old_key })
     }
 }
 
 impl From<RopeParameters> for RopeJson {
     fn from(rope: RopeParameters) -> Self {
         let linear = rope.factor != 1.0;
-        let kind = Some(if linear { "linear" } else { "default" }.to_owned());
+        let kind = match rope.mrope_section {
+            _ if linear => "linear",
+            // The older key's word for it.
+            Some(_) if rope.old_key => "mrope",
+            _ => "default",
+        };
+        let kind = Some(kind.to_owned());
         let (rope_type, r#type) = if rope.old_key { (None, kind) } else { (kind, None) };
         Self {
             rope_theta: rope.rope_theta,
             rope_type,
             r#type,
             factor: linear.then_some(rope.factor),
+            mrope_section: rope.mrope_section,
             partial_rotary_factor: None,
         }
     }
@@ -181,6 +195,11 @@ impl ModelConfig for LlamaConfig {
     const ARCHITECTURES: &'static [&'static str] = &["LlamaForCausalLM"];
 
     fn check(&self) -> Result<()> {
+        if self.mrope_section().is_some() {
+            let reason =
+                "positions of pictures, which a language model alone has not; leave mrope_section out";
+            return Err(Error::config("rope_scaling", reason));
+        }
         self.check_at("", &["llama"])
     }
 }
@@ -209,6 +228,12 @@ impl LlamaConfig {
     /// A bias in attention's output projection; Qwen2 has none.
     pub fn output_bias(&self) -> bool {
         self.attention_bias && !self.is_qwen2()
+    }
+
+    /// Pairs of channels that turn by time, by height and by width, where a model has such positions.
+    pub fn mrope_section(&self) -> Option<[usize; 3]> {
+        let given = |rope: &Option<RopeParameters>| rope.as_ref().and_then(|rope| rope.mrope_section);
+        given(&self.rope_parameters).or_else(|| given(&self.rope_scaling))
     }
 
     /// Ids that end a text.
@@ -271,6 +296,12 @@ impl LlamaConfig {
             return Err(Error::config("head_dim", "rotary positions need an even width"));
         }
         self.check_rope(at)?;
+        if let Some(sections) = self.mrope_section()
+            && sections.iter().sum::<usize>() * 2 != self.head_width()
+        {
+            let reason = format!("{sections:?} are not half of a head's {} channels", self.head_width());
+            return Err(Error::config("mrope_section", reason));
+        }
         // Hugging Face's code would act on these, ours does not.
         let full = |value: &Value| {
             value.as_array().is_some_and(|types| types.iter().all(|kind| kind == "full_attention"))
