@@ -82,6 +82,7 @@ mod model;
 pub mod nn;
 mod picture;
 mod positions;
+pub mod qwen_vl;
 mod recompute;
 
 pub use checkpoint::{Checkpoint, LoadOptions, LoadReport, Precision, Pretrained, SaveOptions, stable_ids};
@@ -99,6 +100,7 @@ pub use model::{LanguageModel, VisionLanguageModel, embed_with_images};
 pub use nn::EachLinear;
 pub use picture::{ImageFeatures, Picture, PictureShape};
 pub use positions::Positions;
+pub use qwen_vl::{QwenVl, QwenVlConfig};
 pub use recompute::{Recomputed, recompute_backward};
 
 /// The examples of the README compile and run too.

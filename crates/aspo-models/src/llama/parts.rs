@@ -173,7 +173,12 @@ impl<B: Backend> Decoder<B> for LlamaModel<B> {
     }
 
     fn context(&self, positions: &Positions, device: &B::Device) -> CausalContext<B> {
-        let rotary = Rotary::new(&positions.axes[0], self.config.head_width(), self.theta, self.factor);
+        let rotary = match (self.config.mrope_section(), positions.axes.as_slice()) {
+            (Some(sections), [time, height, width]) => {
+                multimodal_rotary([time, height, width], sections, self.theta)
+            }
+            _ => Rotary::new(&positions.axes[0], self.config.head_width(), self.theta, self.factor),
+        };
         CausalContext::new(positions, Some(rotary), device)
     }
 
@@ -212,4 +217,16 @@ impl<B: Backend> Decoder<B> for LlamaModel<B> {
     fn split(&self, index: usize) -> Option<&dyn SplitBlock<B, CausalContext<B>>> {
         Some(&self.layers[index])
     }
+}
+
+/// Angles by three axes (M-RoPE; Wang et al. 2024, arXiv 2409.12191, §2.1): the pairs of a head's channels are cut into
+/// `sections`, which turn by time, by height and by width. Where all axes are alike it is plain rotation.
+fn multimodal_rotary(axes: [&[i64]; 3], sections: [usize; 3], theta: f64) -> Rotary {
+    let half: usize = sections.iter().sum();
+    let of_pair = axes.into_iter().zip(sections).flat_map(|(axis, count)| std::iter::repeat_n(axis, count));
+    let turn = |pair: usize| (1.0 / theta.powf(pair as f64 / half as f64)) as f32;
+    let pairs: Vec<(&[i64], f32)> = of_pair.enumerate().map(|(pair, axis)| (axis, turn(pair))).collect();
+    let angles =
+        (0..axes[0].len()).flat_map(|token| pairs.iter().map(move |(axis, turn)| axis[token] as f32 * turn));
+    Rotary::from_angles(&angles.collect::<Vec<f32>>(), half)
 }

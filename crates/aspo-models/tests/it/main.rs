@@ -2,12 +2,14 @@
 
 mod adapters;
 mod checkpoints;
+mod conversations;
 mod corpora;
 mod corrupt;
 mod generation;
 mod layers;
 mod memory;
 mod oracle;
+mod qwen;
 mod recompute;
 mod support;
 mod trajectory;

@@ -50,7 +50,7 @@ pub fn oracle(sub: &str, expected: &str) -> Vec<PathBuf> {
 }
 
 /// Models that are implemented here; the oracle has others too.
-const KNOWN: [&str; 4] = ["clip", "llama", "llava", "instructblip"];
+const KNOWN: [&str; 6] = ["clip", "llama", "llava", "instructblip", "qwen2_vl", "qwen2_5_vl"];
 
 fn model_type(case: &Path) -> String {
     aspo_models::config::model_type(case).unwrap_or_else(|e| panic!("{}: {e}", case.display()))
@@ -71,6 +71,39 @@ pub fn cases(kind: &str) -> Vec<PathBuf> {
         models().into_iter().filter(|(found, _)| found == kind).map(|(_, case)| case).collect();
     assert!(!found.is_empty() || std::env::var_os("ASPO_ORACLE").is_some(), "no {kind}");
     found
+}
+
+/// A folder of files, some of which may be there for the test alone.
+pub struct Laid {
+    pub path: PathBuf,
+    _temporary: Option<tempfile::TempDir>,
+}
+
+/// Copies a folder's files, and those of its folders, to where none of the name is.
+fn lay(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            lay(&entry.path(), &target);
+        } else if !target.exists() {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// A case as it lies, and with the files laid over it that transformers 4 spelt otherwise (`hub4/`).
+pub fn generations(case: &Path) -> Vec<Laid> {
+    let mut out = vec![Laid { path: case.to_owned(), _temporary: None }];
+    let older = case.join("hub4");
+    if older.is_dir() {
+        let laid = tempfile::tempdir().unwrap();
+        // What is there is not written over: the older spelling comes first.
+        lay(&older, laid.path());
+        lay(case, laid.path());
+        out.push(Laid { path: laid.path().to_owned(), _temporary: Some(laid) });
+    }
+    out
 }
 
 /// The base of the oracle's adapters and trajectories.
