@@ -7,6 +7,7 @@ pub mod backend;
 pub mod checkpoint;
 pub mod measure;
 pub mod out;
+pub mod own;
 pub mod pretrain;
 pub mod progress;
 pub mod spread;

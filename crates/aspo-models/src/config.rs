@@ -19,19 +19,22 @@ pub trait ModelConfig: Serialize + DeserializeOwned {
     const MODEL_TYPE: &'static str;
     /// Where several kinds are one model: all their `model_type`s.
     const MODEL_TYPES: &'static [&'static str] = &[Self::MODEL_TYPE];
-    /// Names in `architectures` that mean this model.
-    const ARCHITECTURES: &'static [&'static str];
+    /// Names in `architectures` that mean this model; the first is what a message tells. None by default: a config then says
+    /// what it is by `model_type`.
+    const ARCHITECTURES: &'static [&'static str] = &[];
 
     /// Bring older spellings into the newest one.
     fn normalize(json: &mut Map<String, Value>) {
         let _ = json;
     }
 
-    /// Refuse what cannot be honoured.
+    /// Refuse what cannot be honoured; nothing by default.
     ///
     /// # Errors
     /// The first field that does not fit, by name.
-    fn check(&self) -> Result<()>;
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// Read `config.json` of a folder (or the file itself), of any age.
     ///
@@ -97,10 +100,10 @@ fn drop_nulls(json: &mut Map<String, Value>) {
 
 fn check_architecture(
     json: &Map<String, Value>,
-    model_types: &[&str],
+    model_types: &[&'static str],
     known: &'static [&'static str],
 ) -> Result<()> {
-    let expected = known.first().copied().unwrap_or_default();
+    let expected = known.first().or(model_types.first()).copied().unwrap_or_default();
     let refuse = |found: &str| Err(Error::Architecture { found: found.to_owned(), expected });
     if let Some(names) = json.get("architectures").and_then(Value::as_array) {
         for name in names.iter().filter_map(Value::as_str) {

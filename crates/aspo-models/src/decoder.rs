@@ -3,7 +3,8 @@
 use burn::module::Module;
 use burn::tensor::{Bool, Int, Tensor, TensorData, backend::Backend};
 
-use crate::nn::{EachLinear, KvCache, wide};
+use crate::error::Result;
+use crate::nn::{EachLinear, Heads, KvCache, wide};
 use crate::positions::Positions;
 
 /// Blocks of one width after a table of tokens and before a norm.
@@ -20,7 +21,10 @@ pub trait Decoder<B: Backend>: Module<B> + EachLinear<B> {
     fn shape(&self) -> DecoderShape;
 
     /// The context of tokens at these positions.
-    fn context(&self, positions: &Positions, device: &B::Device) -> Self::Context;
+    ///
+    /// # Errors
+    /// Positions that the decoder does not have: beyond a table of learned ones, or too few axes.
+    fn context(&self, positions: &Positions, device: &B::Device) -> Result<Self::Context>;
 
     /// Token vectors, `[batch, tokens]` ids to `[batch, tokens, hidden]`.
     fn embed_tokens(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3>;
@@ -111,12 +115,8 @@ pub struct DecoderShape {
     pub intermediate_size: usize,
     /// Blocks.
     pub num_hidden_layers: usize,
-    /// Query heads.
-    pub num_attention_heads: usize,
-    /// Key-value heads.
-    pub num_key_value_heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
+    /// Heads of the attention.
+    pub heads: Heads,
     /// The MLP has a gate beside the widening layer (SwiGLU).
     pub gated: bool,
 }

@@ -103,6 +103,19 @@ pub use positions::Positions;
 pub use qwen_vl::{QwenVl, QwenVlConfig};
 pub use recompute::{Recomputed, recompute_backward};
 
+/// All that the definition of a model takes: the traits, their records, and the layers.
+pub mod prelude {
+    pub use crate::nn::{
+        Activation, Before, CausalContext, Embedding, Heads, KvCache, LayerNorm, Linear, PatchEmbedding,
+        RmsNorm, Rotary, bidirectional, linear, unmasked,
+    };
+    pub use crate::{
+        Decoder, DecoderShape, EachLinear, ImageFeatures, LanguageModel, ModelConfig, ModelInput, Picture,
+        PictureShape, Positions, Pretrained, Result, SplitBlock, VisionLanguageModel, each_linear,
+        embed_with_images,
+    };
+}
+
 /// The examples of the README compile and run too.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

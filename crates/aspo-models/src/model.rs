@@ -28,8 +28,10 @@ pub trait LanguageModel<B: Backend>: Module<B> + EachLinear<B> {
     /// Ids outside the vocabulary, parts of other shapes than the ids, or pictures that do not fit the image tokens.
     fn embed(&self, input: &ModelInput<B>) -> Result<Tensor<B, 3>>;
 
-    /// Ids that end an answer.
-    fn end_tokens(&self) -> Vec<u32>;
+    /// Ids that end an answer; none by default, and it goes on to the most tokens that are asked for.
+    fn end_tokens(&self) -> Vec<u32> {
+        Vec::new()
+    }
 
     /// Where each token stands and whom it sees: one axis that counts, by default. Models whose positions follow the shapes
     /// of pictures (M-RoPE) compute them here, so that training, packed rows and generation have them alike.
@@ -46,7 +48,7 @@ pub trait LanguageModel<B: Backend>: Module<B> + EachLinear<B> {
     /// As [`embed`](Self::embed).
     fn hidden(&self, input: &ModelInput<B>) -> Result<Tensor<B, 3>> {
         let embeds = self.embed(input)?;
-        let context = self.decoder().context(&self.positions(input)?, &embeds.device());
+        let context = self.decoder().context(&self.positions(input)?, &embeds.device())?;
         Ok(self.decoder().forward(embeds, &context))
     }
 
@@ -65,7 +67,7 @@ pub trait LanguageModel<B: Backend>: Module<B> + EachLinear<B> {
             }
         };
         let places = input::host(&places).into_iter().map(inside).collect::<Result<Vec<_>>>()?;
-        let context = self.decoder().context(&self.positions(input)?, &embeds.device());
+        let context = self.decoder().context(&self.positions(input)?, &embeds.device())?;
         Ok(self.decoder().forward_at(embeds, &context, &places))
     }
 

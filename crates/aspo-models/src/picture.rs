@@ -72,7 +72,7 @@ impl<B: Backend> Picture<B> {
     ///
     /// # Errors
     /// As [`tiles`](Self::tiles), and a picture that is cut.
-    pub(crate) fn squares(pictures: &[Self], size: usize) -> Result<Tensor<B, 4>> {
+    pub fn squares(pictures: &[Self], size: usize) -> Result<Tensor<B, 4>> {
         if let Some(at) = pictures.iter().position(|picture| picture.shape.grid != [0, 0]) {
             let [rows, columns] = pictures[at].shape.grid;
             let reason =
@@ -114,7 +114,7 @@ impl<B: Backend> ImageFeatures<B> {
     ///
     /// # Errors
     /// Features that are not `[rows, width]`, where each picture must have as many.
-    pub(crate) fn stacked(all: &[Self], rows: usize, width: usize) -> Result<Option<Tensor<B, 2>>> {
+    pub fn stacked(all: &[Self], rows: usize, width: usize) -> Result<Option<Tensor<B, 2>>> {
         for (at, features) in all.iter().enumerate() {
             let found = features.values.dims();
             if found != [rows, width] {

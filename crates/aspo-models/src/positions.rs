@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::input::ModelInput;
 
 /// Position and segment of every token of a batch, on the host: all that a decoder has to know of it beside the values.
@@ -51,6 +51,20 @@ impl Positions {
             }
         }
         Self { batch, tokens, past: 0, axes: vec![axis], segments }
+    }
+
+    /// The first axis as `[batch, tokens]` indices into a table of `rows` learned positions.
+    ///
+    /// # Errors
+    /// A position that the table does not have.
+    pub fn lookup<B: Backend>(&self, rows: usize, device: &B::Device) -> Result<Tensor<B, 2, Int>> {
+        let axis = &self.axes[0];
+        if let Some(far) = axis.iter().find(|&&position| position >= rows as i64) {
+            let reason =
+                format!("position {far}, but the model has {rows}: shorten the row, or generate less");
+            return Err(Error::input("input", reason));
+        }
+        Ok(Tensor::from_data(TensorData::new(axis.clone(), [self.batch, self.tokens]), device))
     }
 
     /// Where row `row` goes on: one beyond the largest position of its real tokens on any axis.

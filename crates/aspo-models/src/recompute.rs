@@ -48,13 +48,13 @@ where
     let embeds = model.embed(input)?;
     let positions = model.positions(input)?;
     let device = embeds.device();
-    let context = decoder.context(&positions, &device);
+    let context = decoder.context(&positions, &device)?;
     let start = decoder.start(wide(embeds), &context);
 
     // Forward without a graph, on the same storage.
     let inner = model.valid();
     let plain = inner.decoder();
-    let plain_context = plain.context(&positions, &device);
+    let plain_context = plain.context(&positions, &device)?;
     let mut inputs = Vec::new();
     let mut x = start.clone().inner();
     for index in 0..plain.shape().num_hidden_layers {

@@ -6,7 +6,7 @@ use std::fmt;
 use aspo_data::EncodedPair;
 use aspo_loss::ChunkOptions;
 use aspo_models::lora::Adapted;
-use aspo_models::nn::{CHUNK_SCORES, has_kernels};
+use aspo_models::nn::{CHUNK_SCORES, Heads, has_kernels};
 use aspo_models::{
     Decoder, DecoderShape, EachLinear, LanguageModel, ModelConfig, Pretrained, VisionLanguageModel,
 };
@@ -270,8 +270,8 @@ impl MicroShape {
 
     /// Widths of queries, and of keys or values.
     fn heads(&self) -> (usize, usize) {
-        let (decoder, width) = (self.decoder, self.decoder.head_dim);
-        (decoder.num_attention_heads * width, decoder.num_key_value_heads * width)
+        let Heads { heads, groups, dim } = self.decoder.heads;
+        (heads * dim, groups * dim)
     }
 
     /// Layers that widen the values in an MLP: two where one gates the other.
@@ -280,7 +280,7 @@ impl MicroShape {
     }
 
     fn scores(&self) -> usize {
-        self.decoder.num_attention_heads * self.rows * self.length * self.length
+        self.decoder.heads.heads * self.rows * self.length * self.length
     }
 
     /// Bytes of a token between the inputs of the two norms of a layer, without the adapters: input of a norm in f32,
@@ -303,7 +303,7 @@ impl MicroShape {
 
     /// What all layers share: rotary tables, and the mask.
     fn shared(&self) -> usize {
-        8 * self.tokens() * self.decoder.head_dim + self.scores()
+        8 * self.tokens() * self.decoder.heads.dim + self.scores()
     }
 
     fn logits(&self) -> usize {
@@ -322,7 +322,7 @@ impl MicroShape {
     fn kept(&self) -> usize {
         let (queries, keys) = self.heads();
         let middle = self.adapters.middle / self.decoder.num_hidden_layers.max(1);
-        let attention = self.decoder.hidden_size + 2 * queries + 2 * keys + self.decoder.num_attention_heads;
+        let attention = self.decoder.hidden_size + 2 * queries + 2 * keys + self.decoder.heads.heads;
         attention + self.decoder.hidden_size + self.sides() * self.decoder.intermediate_size + middle
     }
 

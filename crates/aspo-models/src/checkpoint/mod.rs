@@ -60,8 +60,8 @@ impl Precision {
 pub trait Pretrained<B: Backend>: Module<B> {
     /// Its `config.json`.
     type Config: ModelConfig;
-    /// Where the names of files differ from the paths of the module.
-    const PREFIXES: &'static [Prefix];
+    /// Where the names of files differ from the paths of the module; nowhere by default.
+    const PREFIXES: &'static [Prefix] = &[];
 
     /// The model of a config, its parameters not yet allocated.
     fn from_config(config: &Self::Config, device: &B::Device) -> Self;
@@ -102,7 +102,6 @@ pub trait Pretrained<B: Backend>: Module<B> {
 
 impl<B: Backend> Pretrained<B> for Clip<B> {
     type Config = ClipConfig;
-    const PREFIXES: &'static [Prefix] = &[];
 
     fn from_config(config: &ClipConfig, device: &B::Device) -> Self {
         config.init(device)
@@ -115,7 +114,6 @@ impl<B: Backend> Pretrained<B> for Clip<B> {
 
 impl<B: Backend> Pretrained<B> for Llama<B> {
     type Config = LlamaConfig;
-    const PREFIXES: &'static [Prefix] = &[];
 
     fn from_config(config: &LlamaConfig, device: &B::Device) -> Self {
         config.init(device)

@@ -109,7 +109,7 @@ pub(super) fn search<B: Backend, M: LanguageModel<B>>(
             break;
         }
         state.keep(&keep);
-        scores = Scores::of(state.step(model, &feed));
+        scores = Scores::of(state.step(model, &feed)?);
     }
     Ok(searches
         .into_iter()

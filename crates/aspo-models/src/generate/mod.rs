@@ -99,7 +99,7 @@ impl GenerateConfig {
 /// (`model.valid()`): nothing here keeps a graph.
 ///
 /// # Errors
-/// What [`embed`](LanguageModel::embed) refuses, a row without a token, packed segments, a config that means nothing, or
+/// What [`embed`](LanguageModel::embed) and [`context`](crate::Decoder::context) refuse, a row without a token, packed segments, a config that means nothing, or
 /// scores that are not finite.
 pub fn generate<B: Backend, M: LanguageModel<B>>(
     model: &M,
@@ -150,7 +150,7 @@ pub fn generate<B: Backend, M: LanguageModel<B>>(
             state.keep(&running);
             active = running.iter().map(|&slot| active[slot]).collect();
         }
-        logits = state.step(model, &tokens);
+        logits = state.step(model, &tokens)?;
     }
 }
 

@@ -71,12 +71,12 @@ impl<B: Backend> State<B> {
             columns: 0,
             device,
         };
-        let logits = state.run(model, embeds, axes);
+        let logits = state.run(model, embeds, axes)?;
         Ok((state, logits))
     }
 
     /// Add one token to each row; gives the scores of the next.
-    pub(super) fn step<M: LanguageModel<B>>(&mut self, model: &M, tokens: &[u32]) -> Tensor<B, 2> {
+    pub(super) fn step<M: LanguageModel<B>>(&mut self, model: &M, tokens: &[u32]) -> Result<Tensor<B, 2>> {
         let ids: Vec<i64> = tokens.iter().map(|&token| i64::from(token)).collect();
         let ids = Tensor::from_data(TensorData::new(ids, [tokens.len(), 1]), &self.device);
         let axes = vec![self.next.clone(); self.axes];
@@ -99,7 +99,7 @@ impl<B: Backend> State<B> {
         model: &M,
         embeds: Tensor<B, 3>,
         axes: Vec<Vec<i64>>,
-    ) -> Tensor<B, 2> {
+    ) -> Result<Tensor<B, 2>> {
         let [batch, tokens, width] = embeds.dims();
         let past = self.columns;
         self.columns += tokens;
@@ -109,12 +109,12 @@ impl<B: Backend> State<B> {
         });
         let positions = Positions { batch, tokens, past, axes, segments: segments.collect() };
         let decoder = model.decoder();
-        let context = decoder.context(&positions, &self.device);
+        let context = decoder.context(&positions, &self.device)?;
         let x = decoder.start(wide(embeds), &context);
         let caches = self.caches.iter_mut().enumerate();
         let x = caches.fold(x, |x, (index, cache)| decoder.block(index, x, &context, Some(cache)));
         // Norm and head are applied to the last column alone.
         let last = decoder.finish(x.slice(s![.., tokens - 1.., ..])).reshape([batch, width]);
-        f32(project(last, self.head.clone()))
+        Ok(f32(project(last, self.head.clone())))
     }
 }

@@ -5,6 +5,7 @@ use burn::tensor::{Bool, Int, Tensor, backend::Backend};
 
 use super::LlamaConfig;
 use crate::decoder::{Decoder, DecoderShape, SplitBlock, at_places};
+use crate::error::Result;
 use crate::nn::{
     Activation, Before, CausalContext, Embedding, Heads, KvCache, Linear, RmsNorm, Rotary, each_linear,
     linear,
@@ -165,21 +166,19 @@ impl<B: Backend> Decoder<B> for LlamaModel<B> {
             hidden_size: c.hidden_size,
             intermediate_size: c.intermediate_size,
             num_hidden_layers: c.num_hidden_layers,
-            num_attention_heads: c.num_attention_heads,
-            num_key_value_heads: c.key_value_heads(),
-            head_dim: c.head_width(),
+            heads: Heads { heads: c.num_attention_heads, groups: c.key_value_heads(), dim: c.head_width() },
             gated: true,
         }
     }
 
-    fn context(&self, positions: &Positions, device: &B::Device) -> CausalContext<B> {
+    fn context(&self, positions: &Positions, device: &B::Device) -> Result<CausalContext<B>> {
         let rotary = match (self.config.mrope_section(), positions.axes.as_slice()) {
             (Some(sections), [time, height, width]) => {
                 multimodal_rotary([time, height, width], sections, self.theta)
             }
             _ => Rotary::new(&positions.axes[0], self.config.head_width(), self.theta, self.factor),
         };
-        CausalContext::new(positions, Some(rotary), device)
+        Ok(CausalContext::new(positions, Some(rotary), device))
     }
 
     fn embed_tokens(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {

@@ -5,6 +5,7 @@ mod checkpoints;
 mod conversations;
 mod corpora;
 mod corrupt;
+mod decoder;
 mod generation;
 mod layers;
 mod memory;
