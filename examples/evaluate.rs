@@ -23,11 +23,11 @@ use aspo_eval::{
 };
 use aspo_examples::answer::{Asked, replies};
 use aspo_examples::backend::{Device, OnBackend};
-use aspo_examples::checkpoint::{Kind, check_processor};
+use aspo_examples::checkpoint::{Known, check_processor, is_instruct_blip};
 use aspo_examples::{Failure, note, out, say};
 use aspo_models::{
-    InstructBlip, InstructBlipConfig, Llava, LlavaConfig, LoadOptions, ModelConfig, PictureShape, Precision,
-    Pretrained, VisionLanguageModel, lora,
+    Architecture, LoadOptions, OnArchitecture, PictureShape, Precision, Pretrained, VisionLanguageModel,
+    lora, on_architecture,
 };
 use aspo_train::{folder_hash, processor, qformer_tokenizer, stored_config};
 use burn::tensor::backend::Backend;
@@ -328,7 +328,6 @@ struct Asking<'a> {
     folder: &'a Path,
     questions: &'a [Question],
     out: &'a Path,
-    kind: Kind,
     name: String,
     template: Template,
     processor: ImageProcessor,
@@ -345,24 +344,20 @@ impl<'a> Asking<'a> {
         questions: &'a [Question],
         out: &'a Path,
     ) -> Result<Self, Failure> {
-        let kind = Kind::of(folder)?;
+        let known_model = Known::of(folder)?;
         let (template, known) = match args.template {
             Some(template) => (template, "as given".into()),
-            None => template(kind, folder, args.adapter.as_deref())?,
+            None => template(folder, args.adapter.as_deref())?,
         };
-        if (kind == Kind::InstructBlip) != (template == Template::InstructBlip) {
+        if is_instruct_blip(folder)? != (template == Template::InstructBlip) {
             return Err(format!(
                 "option `template`: {template} does not fit the model in {}",
                 folder.display()
             )
             .into());
         }
-        let size = match kind {
-            Kind::Llava => LlavaConfig::load(folder)?.vision_config.image_size,
-            Kind::InstructBlip => InstructBlipConfig::load(folder)?.vision_config.image_size,
-        };
         check_processor(folder)?;
-        let mut processor = processor(folder, size)?;
+        let mut processor = processor(folder, known_model.image_size)?;
         processor.decode.exif_orientation = !args.ignore_orientation;
         if let Some(square) = args.fit {
             processor = processor.with_fit(match square {
@@ -396,7 +391,6 @@ impl<'a> Asking<'a> {
             folder,
             questions,
             out,
-            kind,
             name,
             template,
             processor,
@@ -458,19 +452,27 @@ impl OnBackend for Asking<'_> {
     type Output = Result<Answers, Failure>;
 
     fn run<B: Backend>(self, device: B::Device) -> Self::Output {
-        match self.kind {
-            Kind::InstructBlip => self.ask::<B, InstructBlip<B>>(device),
-            Kind::Llava => self.ask::<B, Llava<B>>(device),
-        }
+        on_architecture(self.folder, AskOn::<B>(self, device))?
+    }
+}
+
+/// Questions, on a device.
+struct AskOn<'a, B: Backend>(Asking<'a>, B::Device);
+
+impl<B: Backend> OnArchitecture for AskOn<'_, B> {
+    type Output = Result<Answers, Failure>;
+
+    fn run<A: Architecture>(self, _: A) -> Self::Output {
+        self.0.ask::<B, A::Model<B>>(self.1)
     }
 }
 
 /// How the adapter's run, else the model, wants to be asked, and how that is known.
-fn template(kind: Kind, folder: &Path, adapter: Option<&Path>) -> Result<(Template, String), Failure> {
+fn template(folder: &Path, adapter: Option<&Path>) -> Result<(Template, String), Failure> {
     let run = adapter.map(run_of).transpose()?.flatten();
     match run.and_then(|run| Some((stored_config(&run).ok()?.template, run))) {
         Some((template, run)) => Ok((template, format!("as trained in {}", run.display()))),
-        None => kind.template(folder),
+        None => aspo_examples::checkpoint::template(folder),
     }
 }
 

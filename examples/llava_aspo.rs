@@ -9,11 +9,13 @@ use std::path::{Path, PathBuf};
 use aspo_data::{EncodedPair, OnFault, Template};
 use aspo_examples::account::{own_pictures, pictures, print_table, report, table};
 use aspo_examples::backend::{Device, OnBackend, exit_on_error};
-use aspo_examples::checkpoint::{Kind, check_processor};
+use aspo_examples::checkpoint::{Known, check_processor, is_instruct_blip, template};
 use aspo_examples::measure::{HeldOut, measure};
 use aspo_examples::progress::{Progress, decoding, show_example};
 use aspo_examples::{Failure, note, out, say};
-use aspo_models::{InstructBlip, InstructBlipConfig, Llava, LlavaConfig, ModelConfig, Pretrained};
+use aspo_models::{
+    Architecture, OnArchitecture, PictureShape, Pretrained, VisionLanguageModel, on_architecture,
+};
 use aspo_scenes::{Split, write};
 use aspo_train::{
     Data, Finished, Output, Plan, Policy, TrainConfig, check_paths, human, peak_memory, read, score,
@@ -158,13 +160,13 @@ fn base(args: &Args) -> Result<TrainConfig, Failure> {
             Ok(config)
         }
         (None, Some(model)) if !of_scenes(model) => {
-            let kind = Kind::of(model)?;
+            let known_model = Known::of(model)?;
             let (template, known) = match args.template {
                 Some(template) => (template, "as asked".to_owned()),
-                None => kind.template(model)?,
+                None => template(model)?,
             };
             let default = TrainConfig::default();
-            let max_length = args.max_length.unwrap_or(default.max_length.min(kind.positions(model)?));
+            let max_length = args.max_length.unwrap_or(default.max_length.min(known_model.positions));
             say!("template {template} ({known}), max_length {max_length}");
             let mut config = TrainConfig { template, max_length, ..default };
             if args.data.is_none() && args.images.is_none() {
@@ -285,28 +287,27 @@ impl OnBackend for Job {
 
     fn run<B: Backend>(self, device: B::Device) -> Self::Output {
         let folder = &self.config.model;
-        match Kind::of(folder)? {
-            Kind::InstructBlip if self.config.template != Template::InstructBlip => {
-                let (found, folder) = (self.config.template, folder.display());
-                Err(format!("option `template`: {found}, but {folder} is an InstructBLIP; use instruct_blip")
-                    .into())
-            }
-            Kind::InstructBlip => {
-                let shape = InstructBlipConfig::load(folder)?;
-                let image = [shape.num_query_tokens, shape.image_token_index as usize];
-                self.train::<B, InstructBlip<Autodiff<B>>>(
-                    &shape,
-                    shape.text_config.vocab_size,
-                    image,
-                    device,
-                )
-            }
-            Kind::Llava => {
-                let shape = LlavaConfig::load(folder)?;
-                let image = [shape.tokens_per_image(), shape.image_token_index as usize];
-                self.train::<B, Llava<Autodiff<B>>>(&shape, shape.text_config.vocab_size, image, device)
-            }
+        if is_instruct_blip(folder)? && self.config.template != Template::InstructBlip {
+            let (found, folder) = (self.config.template, folder.display());
+            let told =
+                format!("option `template`: {found}, but {folder} is an InstructBLIP; use instruct_blip");
+            return Err(told.into());
         }
+        on_architecture(&folder.clone(), OnDevice::<B>(self, device))?
+    }
+}
+
+struct OnDevice<B: Backend>(Job, B::Device);
+
+impl<B: Backend> OnArchitecture for OnDevice<B> {
+    type Output = Result<(), Failure>;
+
+    fn run<A: Architecture>(self, shape: A) -> Self::Output {
+        // Nothing is allocated before it is used.
+        let model = A::Model::<B>::from_config(&shape, &self.1);
+        let tokens = model.tokens(&PictureShape::whole([model.image_size(); 2]));
+        let vocabulary = shape.text_config().vocab_size;
+        self.0.train::<B, A::Trained<B>>(&shape, vocabulary, [tokens, model.image_token() as usize], self.1)
     }
 }
 

@@ -15,12 +15,12 @@ use aspo_data::seva::{
 use aspo_data::{Encoder, ImageLoader, OnFault, Pair, Template, Tokenizer};
 use aspo_examples::answer::{Asked, replies};
 use aspo_examples::backend::{Device, OnBackend, exit_on_error};
-use aspo_examples::checkpoint::{Kind, check_processor};
+use aspo_examples::checkpoint::{check_processor, template};
 use aspo_examples::pretrain::corpus::{INSTRUCTIONS, SHORT};
 use aspo_examples::{Failure, note, out, say};
 use aspo_models::{
-    InstructBlip, InstructBlipConfig, Llava, LoadOptions, ModelConfig, PictureShape, Precision, Pretrained,
-    VisionLanguageModel,
+    Architecture, InstructBlipConfig, LoadOptions, ModelConfig, OnArchitecture, PictureShape, Precision,
+    Pretrained, VisionLanguageModel, on_architecture,
 };
 use aspo_scenes::{Split, questions, write};
 use aspo_train::{folder_hash, processor, qformer_tokenizer};
@@ -126,16 +126,27 @@ impl OnBackend for Job {
         let args = self.0;
         let assets = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("assets/llava");
         let folder = args.model.clone().unwrap_or(assets);
-        let kind = Kind::of(&folder)?;
         check_processor(&folder)?;
         let template = match args.template {
             Some(template) => template,
-            None => kind.template(&folder)?.0,
+            None => template(&folder)?.0,
         };
-        match kind {
-            Kind::Llava => make::<B, Llava<B>>(&args, &folder, template, device),
-            Kind::InstructBlip => make::<B, InstructBlip<B>>(&args, &folder, template, device),
-        }
+        on_architecture(&folder, Make::<B> { args: &args, folder: &folder, template, device })?
+    }
+}
+
+struct Make<'a, B: Backend> {
+    args: &'a Args,
+    folder: &'a Path,
+    template: Template,
+    device: B::Device,
+}
+
+impl<B: Backend> OnArchitecture for Make<'_, B> {
+    type Output = Result<ExitCode, Failure>;
+
+    fn run<A: Architecture>(self, _: A) -> Self::Output {
+        make::<B, A::Model<B>>(self.args, self.folder, self.template, self.device)
     }
 }
 

@@ -4,93 +4,90 @@ use std::path::Path;
 
 use aspo_data::{ImageProcessor, Template};
 use aspo_models::config::model_type;
-use aspo_models::{ClipConfig, InstructBlipConfig, LlavaConfig, ModelConfig};
+use aspo_models::{
+    Architecture, ClipConfig, InstructBlipConfig, ModelConfig, OnArchitecture, on_architecture,
+};
 use serde_json::Value;
 
 use crate::{Failure, note};
 
-/// A kind of model that the examples can train and ask.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// LLaVA-1.5.
-    Llava,
-    /// InstructBLIP on Vicuna.
-    InstructBlip,
+/// What is known of a model before a weight of it is read.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// Longest sequence that the language model was made for.
+    pub positions: usize,
+    /// Height and width of a picture in pixels.
+    pub image_size: usize,
 }
 
-impl Kind {
-    /// That of a folder, by `model_type` of its `config.json`.
+impl Known {
+    /// Of the vision-language model in a folder.
     ///
     /// # Errors
     /// A config that cannot be read, or of another model.
     pub fn of(folder: &Path) -> Result<Self, Failure> {
-        match model_type(folder)?.as_str() {
-            LlavaConfig::MODEL_TYPE => Ok(Self::Llava),
-            InstructBlipConfig::MODEL_TYPE => Ok(Self::InstructBlip),
-            other => Err(format!(
-                "option `model`: {} is a `{other}`; give a `{}` (as llava-hf/llava-1.5-7b-hf) or an `{}` (as Salesforce/instructblip-vicuna-7b)",
-                folder.display(),
-                LlavaConfig::MODEL_TYPE,
-                InstructBlipConfig::MODEL_TYPE
-            )
-            .into()),
-        }
-    }
+        struct Ask;
+        impl OnArchitecture for Ask {
+            type Output = Known;
 
-    /// Longest sequence that the language model was made for.
-    ///
-    /// # Errors
-    /// A config that cannot be read.
-    pub fn positions(self, folder: &Path) -> Result<usize, Failure> {
-        Ok(match self {
-            Self::Llava => LlavaConfig::load(folder)?.text_config.max_position_embeddings,
-            Self::InstructBlip => InstructBlipConfig::load(folder)?.text_config.max_position_embeddings,
-        })
-    }
-
-    /// How the model was taught to be asked, and how that is known.
-    ///
-    /// # Errors
-    /// A chat template that is none of ours: which one is meant must be said.
-    pub fn template(self, folder: &Path) -> Result<(Template, String), Failure> {
-        if self == Self::InstructBlip {
-            return Ok((Template::InstructBlip, "by the model".into()));
-        }
-        let Some((file, chat)) = chat_template(folder) else {
-            return Ok((Template::LlavaHf, "assumed: the folder has no chat template".into()));
-        };
-        let has = |part: &str| chat.contains(part);
-        let known = match () {
-            () if has("A chat between a curious user") => Some(Template::VicunaV1),
-            () if has("[INST]") && has("<<SYS>>") => Some(Template::LlavaLlama2),
-            // `USER: … ASSISTANT:`, written out or as `message['role'].upper()`.
-            () if has("ASSISTANT:") && (has("USER:") || has(".upper()")) && !has("A chat between") => {
-                Some(Template::LlavaHf)
+            fn run<A: Architecture>(self, config: A) -> Known {
+                let positions = config.text_config().max_position_embeddings;
+                Known { positions, image_size: config.image_size() }
             }
-            () => None,
-        };
-        let unknown = || {
-            let names: Vec<&str> = Template::ALL.iter().map(|template| template.name()).collect();
-            format!(
-                "option `template`: the chat template in {} is none of {}; say which one is meant",
-                folder.join(&file).display(),
-                names.join(", ")
-            )
-        };
-        Ok((known.ok_or_else(unknown)?, format!("by {file}")))
+        }
+        on_architecture(folder, Ask).map_err(|error| format!("option `model`: {error}").into())
     }
 }
 
-/// Refuses the folder of a LLaVA, an InstructBLIP or a CLIP whose image processor is not implemented, before anything is
-/// computed, and warns of what is assumed where it has none.
+/// Whether a folder holds an InstructBLIP, whose Q-Former reads the question too.
+///
+/// # Errors
+/// A config that cannot be read.
+pub fn is_instruct_blip(folder: &Path) -> Result<bool, Failure> {
+    Ok(model_type(folder)? == InstructBlipConfig::MODEL_TYPE)
+}
+
+/// How the model was taught to be asked, and how that is known.
+///
+/// # Errors
+/// A chat template that is none of ours: which one is meant must be said.
+pub fn template(folder: &Path) -> Result<(Template, String), Failure> {
+    if is_instruct_blip(folder)? {
+        return Ok((Template::InstructBlip, "by the model".into()));
+    }
+    let Some((file, chat)) = chat_template(folder) else {
+        return Ok((Template::LlavaHf, "assumed: the folder has no chat template".into()));
+    };
+    let has = |part: &str| chat.contains(part);
+    let known = match () {
+        () if has("A chat between a curious user") => Some(Template::VicunaV1),
+        () if has("[INST]") && has("<<SYS>>") => Some(Template::LlavaLlama2),
+        // `USER: … ASSISTANT:`, written out or as `message['role'].upper()`.
+        () if has("ASSISTANT:") && (has("USER:") || has(".upper()")) && !has("A chat between") => {
+            Some(Template::LlavaHf)
+        }
+        () => None,
+    };
+    let unknown = || {
+        let names: Vec<&str> = Template::ALL.iter().map(|template| template.name()).collect();
+        format!(
+            "option `template`: the chat template in {} is none of {}; say which one is meant",
+            folder.join(&file).display(),
+            names.join(", ")
+        )
+    };
+    Ok((known.ok_or_else(unknown)?, format!("by {file}")))
+}
+
+/// Refuses the folder of a vision-language model or a CLIP whose image processor is not implemented, before anything is computed,
+/// and warns of what is assumed where it has none.
 ///
 /// # Errors
 /// The setting that is not implemented; a config that cannot be read.
 pub fn check_processor(folder: &Path) -> Result<(), Failure> {
     let size = match model_type(folder)?.as_str() {
-        LlavaConfig::MODEL_TYPE => LlavaConfig::load(folder)?.vision_config.image_size,
-        InstructBlipConfig::MODEL_TYPE => InstructBlipConfig::load(folder)?.vision_config.image_size,
-        _ => ClipConfig::load(folder)?.vision_config.image_size,
+        ClipConfig::MODEL_TYPE => ClipConfig::load(folder)?.vision_config.image_size,
+        _ => Known::of(folder)?.image_size,
     };
     if let (_, Some(warning)) = ImageProcessor::of_checkpoint(folder, u32::try_from(size)?)? {
         note!("warning: {warning}");
@@ -132,7 +129,8 @@ mod tests {
         for (name, content) in files {
             std::fs::write(folder.path().join(name), content.to_string()).unwrap();
         }
-        Kind::Llava.template(folder.path()).map_err(|error| error.to_string())
+        std::fs::write(folder.path().join("config.json"), r#"{"model_type": "llava"}"#).unwrap();
+        template(folder.path()).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -166,7 +164,7 @@ mod tests {
     fn a_model_of_another_kind_is_named() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("config.json"), "{\"model_type\": \"qwen9_vl\"}").unwrap();
-        let error = Kind::of(folder.path()).unwrap_err().to_string();
-        assert!(error.contains("`qwen9_vl`") && error.contains("`llava`"), "{error}");
+        let error = Known::of(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("`qwen9_vl`") && error.contains("llava, instructblip"), "{error}");
     }
 }

@@ -72,7 +72,7 @@ pub enum Error {
         /// The checkpoint.
         path: PathBuf,
         /// Missing, unused and mis-shaped tensors.
-        report: Box<crate::checkpoint::LoadReport>,
+        report: Box<crate::report::LoadReport>,
     },
     /// An adapter config or adapter file that cannot be applied.
     #[error("adapter: {0}")]

@@ -65,6 +65,7 @@
 //!   reference exactly.
 //! - On a plain autodiff pass a layer keeps one set of attention weights; [`recompute_backward`] keeps none.
 
+mod architecture;
 pub mod checkpoint;
 pub mod clip;
 pub mod config;
@@ -75,6 +76,7 @@ pub mod generate;
 pub mod hub;
 mod input;
 pub mod instructblip;
+mod layout;
 pub mod llama;
 pub mod llava;
 pub mod lora;
@@ -84,8 +86,11 @@ mod picture;
 mod positions;
 pub mod qwen_vl;
 mod recompute;
+mod report;
+mod walk;
 
-pub use checkpoint::{Checkpoint, LoadOptions, LoadReport, Precision, Pretrained, SaveOptions, stable_ids};
+pub use architecture::{Architecture, OnArchitecture, on_architecture};
+pub use checkpoint::{Checkpoint, LoadOptions, LoadReport, Precision, Pretrained, SaveOptions};
 pub use clip::{Clip, ClipConfig};
 pub use config::ModelConfig;
 pub use decoder::{Decoder, DecoderShape, SplitBlock, at_places};
@@ -102,6 +107,7 @@ pub use picture::{ImageFeatures, Picture, PictureShape};
 pub use positions::Positions;
 pub use qwen_vl::{QwenVl, QwenVlConfig};
 pub use recompute::{Recomputed, recompute_backward};
+pub use walk::stable_ids;
 
 /// All that the definition of a model takes: the traits, their records, and the layers.
 pub mod prelude {

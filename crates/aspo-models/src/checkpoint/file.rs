@@ -11,6 +11,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::Deserialize;
 
+use super::precision::Precision;
 use crate::config::read_json;
 use crate::error::{Error, Result};
 
@@ -126,7 +127,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// No such tensor, or one that does not hold `f64`, `f32`, `f16` or `bf16`.
-    pub fn read(&self, name: &str, to: super::Precision) -> Result<TensorData> {
+    pub fn read(&self, name: &str, to: Precision) -> Result<TensorData> {
         let Some((file, info)) = self.info(name) else {
             let reason = "not in this checkpoint".into();
             return Err(Error::Tensor { path: self.path.clone(), name: name.into(), reason });

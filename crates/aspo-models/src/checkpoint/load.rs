@@ -1,13 +1,16 @@
 //! Tensors of a checkpoint into the parameters of a module.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
-use burn::module::{Module, ModuleMapper, Param};
+use burn::module::{Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
 
-use super::{Checkpoint, Layout, Precision, Prefix, is_adapters};
+use super::file::Checkpoint;
+use super::precision::Precision;
 use crate::error::{Error, Result};
+use crate::layout::Prefix;
+use crate::report::{LoadReport, MisShaped};
+use crate::walk::{Change, change, is_adapters};
 
 /// How to load.
 #[derive(Debug, Clone, Default)]
@@ -20,49 +23,6 @@ pub struct LoadOptions {
     pub allow_unused: bool,
     /// Accept tensors of another shape than their parameter (which keeps its starting value).
     pub allow_mis_shaped: bool,
-}
-
-/// A tensor whose shape is not its parameter's.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MisShaped {
-    /// Path of the parameter.
-    pub path: String,
-    /// Shape in the file.
-    pub found: Vec<usize>,
-    /// Shape of the parameter.
-    pub expected: Vec<usize>,
-}
-
-/// What was done with each tensor.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct LoadReport {
-    /// Parameters filled.
-    pub loaded: usize,
-    /// Paths of parameters that had no tensor.
-    pub missing: Vec<String>,
-    /// Names of tensors that had no parameter.
-    pub unused: Vec<String>,
-    /// Tensors of another shape.
-    pub mis_shaped: Vec<MisShaped>,
-    /// The prefixes met, to save under the same names.
-    pub layout: Layout,
-}
-
-impl fmt::Display for LoadReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} loaded", self.loaded)?;
-        let list = |f: &mut fmt::Formatter<'_>, what: &str, names: Vec<String>| {
-            if names.is_empty() {
-                Ok(())
-            } else {
-                write!(f, "\n{} {what}: {}", names.len(), names.join(", "))
-            }
-        };
-        list(f, "missing from the files", self.missing.clone())?;
-        list(f, "in the files but not in the model", self.unused.clone())?;
-        let shapes = |m: &MisShaped| format!("{} {:?} instead of {:?}", m.path, m.found, m.expected);
-        list(f, "of another shape", self.mis_shaped.iter().map(shapes).collect())
-    }
 }
 
 /// Fill a module from a checkpoint, one tensor at a time.
@@ -96,8 +56,8 @@ pub fn load<B: Backend, M: Module<B>>(
             precision = Precision::F32;
         }
     }
-    let mut loader = Loader { checkpoint, names, precision, path: Vec::new(), report, error: None };
-    let module = module.map(&mut loader);
+    let mut loader = Loader { checkpoint, names, precision, report, error: None };
+    let module = change(module, &mut loader);
     let Loader { names, mut report, error, .. } = loader;
     if let Some(error) = error {
         return Err(error);
@@ -122,34 +82,28 @@ struct Loader<'a> {
     /// Path to name; what is used is taken out.
     names: BTreeMap<String, &'a str>,
     precision: Precision,
-    path: Vec<String>,
     report: LoadReport,
     error: Option<Error>,
 }
 
-impl<B: Backend> ModuleMapper<B> for Loader<'_> {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.to_owned());
-    }
-
-    fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
-    }
-
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-        if self.error.is_some() || is_adapters(&self.path) {
+impl<B: Backend> Change<B> for Loader<'_> {
+    fn change<const D: usize>(&mut self, path: &str, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        if self.error.is_some() || is_adapters(path) {
             return param;
         }
-        let path = self.path.join(".");
-        let Some(name) = self.names.remove(&path) else {
-            self.report.missing.push(path);
+        let Some(name) = self.names.remove(path) else {
+            self.report.missing.push(path.to_owned());
             return param;
         };
         let expected = param.lazy_shape();
         let found = self.checkpoint.shape(name).unwrap_or_default().to_vec();
         let scalar = found.is_empty() && expected.as_slice() == [1];
         if found != expected.as_slice() && !scalar {
-            self.report.mis_shaped.push(MisShaped { path, found, expected: expected.to_vec() });
+            self.report.mis_shaped.push(MisShaped {
+                path: path.to_owned(),
+                found,
+                expected: expected.to_vec(),
+            });
             return param;
         }
         let device = param.lazy_device();

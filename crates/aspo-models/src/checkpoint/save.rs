@@ -5,20 +5,22 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::Path;
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use safetensors::tensor::{Dtype, View, serialize_to_file};
 
-use super::{Layout, Precision, Prefix, is_adapters};
+use super::precision::Precision;
 use crate::config::write_json;
 use crate::error::{Error, Result};
+use crate::layout::{Layout, Prefix};
+use crate::walk::{Look, is_adapters, look};
 
 /// How to save.
 #[derive(Debug, Clone)]
 pub struct SaveOptions {
     /// Precision of the files; that of the module by default.
     pub precision: Precision,
-    /// Names to use: [`LoadReport::layout`](super::LoadReport::layout), or `None` for the hub's.
+    /// Names to use: [`LoadReport::layout`](crate::LoadReport::layout), or `None` for the hub's.
     pub layout: Option<Layout>,
     /// Bytes of tensors a file may hold before another is begun; 5 GB by default, as Hugging Face.
     pub shard_bytes: u64,
@@ -94,9 +96,8 @@ pub fn save<B: Backend, M: Module<B>>(
 ) -> Result<()> {
     let folder = folder.as_ref();
     let layout = options.layout.clone().unwrap_or_else(|| Layout::hub(prefixes));
-    let mut collector =
-        Collector { layout, precision: options.precision, path: Vec::new(), tensors: Vec::new() };
-    module.visit(&mut collector);
+    let mut collector = Collector { layout, precision: options.precision, tensors: Vec::new() };
+    look(module, &mut collector);
     let mut tensors = collector.tensors;
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     let total: u64 = tensors.iter().map(Pending::bytes).sum();
@@ -155,24 +156,13 @@ fn remove(path: &Path) -> Result<()> {
 struct Collector {
     layout: Layout,
     precision: Precision,
-    path: Vec<String>,
     tensors: Vec<Pending>,
 }
 
-impl<B: Backend> ModuleVisitor<B> for Collector {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.to_owned());
-    }
-
-    fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        if is_adapters(&self.path) {
-            return;
+impl<B: Backend> Look<B> for Collector {
+    fn look<const D: usize>(&mut self, path: &str, param: &Param<Tensor<B, D>>) {
+        if !is_adapters(path) {
+            self.tensors.push(Pending::new(self.layout.write(path), param.val(), self.precision));
         }
-        let name = self.layout.write(&self.path.join("."));
-        self.tensors.push(Pending::new(name, param.val(), self.precision));
     }
 }

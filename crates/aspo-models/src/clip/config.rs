@@ -1,14 +1,11 @@
 //! `config.json` of CLIP.
 
-use burn::module::Initializer;
-use burn::tensor::backend::Backend;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Clip, ClipTextModel, ClipVisionModel};
 use crate::config::{self, ModelConfig};
 use crate::error::{Error, Result};
-use crate::nn::{Activation, Init, Linear, initialize};
+use crate::nn::{Activation, Init};
 
 /// Hugging Face's code would drop weights of attention in training, ours does not.
 const NO_DROPOUT: config::Only = ("attention_dropout", &|value| value.as_f64() == Some(0.0));
@@ -208,35 +205,6 @@ impl ModelConfig for ClipConfig {
         config::refuse_others("text_config", &text.extra, &[NO_DROPOUT])?;
         self.vision_config.check("vision_config")?;
         config::check_sizes("", &[("projection_dim", self.projection_dim)])
-    }
-}
-
-impl ClipConfig {
-    /// A model whose parameters are allocated on first use; load a checkpoint into it.
-    pub fn init<B: Backend>(&self, device: &B::Device) -> Clip<B> {
-        let (text, vision) = (&self.text_config, &self.vision_config);
-        Clip {
-            text_model: ClipTextModel::new(text, device),
-            vision_model: ClipVisionModel::new(vision, device),
-            visual_projection: Linear::new(vision.hidden_size, self.projection_dim, false, device),
-            text_projection: Linear::new(text.hidden_size, self.projection_dim, false, device),
-            logit_scale: Initializer::Constant { value: self.logit_scale_init_value }.init([1], device),
-            config: self.clone(),
-        }
-    }
-
-    /// A model to train from nothing, with Hugging Face's spreads, the same on every backend.
-    pub fn init_seeded<B: Backend>(&self, seed: u64, device: &B::Device) -> Clip<B> {
-        let (text, vision) = (&self.text_config, &self.vision_config);
-        let (tw, tl) = (text.hidden_size, text.num_hidden_layers);
-        let (vw, vl) = (vision.hidden_size, vision.num_hidden_layers);
-        initialize(self.init(device), seed, |path, shape| match path {
-            "logit_scale" => Init::Constant(self.logit_scale_init_value),
-            "visual_projection.weight" => Init::Normal((vw as f64).powf(-0.5)),
-            "text_projection.weight" => Init::Normal((tw as f64).powf(-0.5)),
-            _ if path.starts_with("text_model") => tower_init(path, shape, tw, tl),
-            _ => tower_init(path, shape, vw, vl),
-        })
     }
 }
 

@@ -3,11 +3,12 @@
 mod config;
 mod parts;
 
-use burn::module::{Module, Param};
+use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 
+use crate::checkpoint::Pretrained;
 use crate::error::{Error, Result};
-use crate::nn::{Linear, each_linear};
+use crate::nn::{Init, Linear, each_linear, initialize};
 
 pub(crate) use config::tower_init;
 pub use config::{ClipConfig, ClipTextConfig, ClipVisionConfig};
@@ -108,5 +109,46 @@ impl<B: Backend> Clip<B> {
         };
         unit(image_embeds).matmul(unit(text_embeds).transpose())
             * crate::nn::f32(self.logit_scale.val()).exp().unsqueeze()
+    }
+}
+
+impl ClipConfig {
+    /// A model whose parameters are allocated on first use; load a checkpoint into it.
+    pub fn init<B: Backend>(&self, device: &B::Device) -> Clip<B> {
+        let (text, vision) = (&self.text_config, &self.vision_config);
+        Clip {
+            text_model: ClipTextModel::new(text, device),
+            vision_model: ClipVisionModel::new(vision, device),
+            visual_projection: Linear::new(vision.hidden_size, self.projection_dim, false, device),
+            text_projection: Linear::new(text.hidden_size, self.projection_dim, false, device),
+            logit_scale: Initializer::Constant { value: self.logit_scale_init_value }.init([1], device),
+            config: self.clone(),
+        }
+    }
+
+    /// A model to train from nothing, with Hugging Face's spreads, the same on every backend.
+    pub fn init_seeded<B: Backend>(&self, seed: u64, device: &B::Device) -> Clip<B> {
+        let (text, vision) = (&self.text_config, &self.vision_config);
+        let (tw, tl) = (text.hidden_size, text.num_hidden_layers);
+        let (vw, vl) = (vision.hidden_size, vision.num_hidden_layers);
+        initialize(self.init(device), seed, |path, shape| match path {
+            "logit_scale" => Init::Constant(self.logit_scale_init_value),
+            "visual_projection.weight" => Init::Normal((vw as f64).powf(-0.5)),
+            "text_projection.weight" => Init::Normal((tw as f64).powf(-0.5)),
+            _ if path.starts_with("text_model") => tower_init(path, shape, tw, tl),
+            _ => tower_init(path, shape, vw, vl),
+        })
+    }
+}
+
+impl<B: Backend> Pretrained<B> for Clip<B> {
+    type Config = ClipConfig;
+
+    fn from_config(config: &ClipConfig, device: &B::Device) -> Self {
+        config.init(device)
+    }
+
+    fn model_config(&self) -> &ClipConfig {
+        self.config()
     }
 }

@@ -1,14 +1,12 @@
 //! `config.json` of InstructBLIP.
 
-use burn::tensor::backend::Backend;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{BlipVisionModel, InstructBlip, QFormer};
 use crate::config::{self, ModelConfig};
 use crate::error::{Error, Result};
-use crate::llama::{LlamaConfig, llama_init};
-use crate::nn::{Activation, Linear, initialize, zeros};
+use crate::llama::LlamaConfig;
+use crate::nn::Activation;
 
 /// The image tower, a ViT with fused projections.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -205,22 +203,8 @@ impl ModelConfig for InstructBlipConfig {
 }
 
 impl InstructBlipConfig {
-    /// A model whose parameters are allocated on first use; load a checkpoint into it.
-    pub fn init<B: Backend>(&self, device: &B::Device) -> InstructBlip<B> {
-        let (from, to) = (self.qformer_config.hidden_size, self.text_config.hidden_size);
-        InstructBlip {
-            vision_model: BlipVisionModel::new(&self.vision_config, device),
-            query_tokens: zeros([1, self.num_query_tokens, from], device),
-            qformer: QFormer::new(&self.qformer_config, self.vision_config.hidden_size, device),
-            language_projection: Linear::new(from, to, true, device),
-            language_model: self.text_config.init(device),
-            config: self.clone(),
-        }
-    }
-
-    /// A model to train from nothing, the same on every backend.
-    pub fn init_seeded<B: Backend>(&self, seed: u64, device: &B::Device) -> InstructBlip<B> {
-        let spread = self.text_config.initializer_range;
-        initialize(self.init(device), seed, |path, _| llama_init(&path.to_lowercase(), spread))
+    /// Height and width of a picture in pixels.
+    pub fn image_size(&self) -> usize {
+        self.vision_config.image_size
     }
 }

@@ -7,11 +7,12 @@ mod vision;
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
 
+use crate::checkpoint::{Prefix, Pretrained};
 use crate::error::{Error, Result};
 use crate::input::{self, Instruction, ModelInput};
-use crate::llama::{Llama, LlamaModel};
+use crate::llama::{Llama, LlamaModel, llama_init};
 use crate::model::{LanguageModel, VisionLanguageModel, embed_with_images};
-use crate::nn::{Linear, each_linear};
+use crate::nn::{Linear, each_linear, initialize, zeros};
 use crate::picture::{ImageFeatures, Picture, PictureShape};
 
 pub use config::{BlipVisionConfig, InstructBlipConfig, QFormerConfig};
@@ -114,7 +115,7 @@ impl<B: Backend> VisionLanguageModel<B> for InstructBlip<B> {
     }
 
     fn image_size(&self) -> usize {
-        self.config.vision_config.image_size
+        self.config.image_size()
     }
 
     fn frozen(&self) -> &'static [&'static str] {
@@ -124,5 +125,52 @@ impl<B: Backend> VisionLanguageModel<B> for InstructBlip<B> {
     fn vision_features(&self, pictures: &[Picture<B>]) -> Result<Vec<ImageFeatures<B>>> {
         let pixels = Picture::squares(pictures, self.image_size())?;
         Ok(ImageFeatures::each(self.vision_model.forward(pixels), pictures))
+    }
+}
+
+impl InstructBlipConfig {
+    /// A model whose parameters are allocated on first use; load a checkpoint into it.
+    pub fn init<B: Backend>(&self, device: &B::Device) -> InstructBlip<B> {
+        let (from, to) = (self.qformer_config.hidden_size, self.text_config.hidden_size);
+        InstructBlip {
+            vision_model: BlipVisionModel::new(&self.vision_config, device),
+            query_tokens: zeros([1, self.num_query_tokens, from], device),
+            qformer: QFormer::new(&self.qformer_config, self.vision_config.hidden_size, device),
+            language_projection: Linear::new(from, to, true, device),
+            language_model: self.text_config.init(device),
+            config: self.clone(),
+        }
+    }
+
+    /// A model to train from nothing, the same on every backend.
+    pub fn init_seeded<B: Backend>(&self, seed: u64, device: &B::Device) -> InstructBlip<B> {
+        let spread = self.text_config.initializer_range;
+        initialize(self.init(device), seed, |path, _| llama_init(&path.to_lowercase(), spread))
+    }
+}
+
+impl<B: Backend> Pretrained<B> for InstructBlip<B> {
+    type Config = InstructBlipConfig;
+    const PREFIXES: &'static [Prefix] = &[
+        Prefix {
+            module: "language_model.model.",
+            files: &["language_model.model.", "model.language_model."],
+        },
+        Prefix { module: "language_model.lm_head.", files: &["language_model.lm_head.", "lm_head."] },
+        Prefix { module: "vision_model.", files: &["vision_model.", "model.vision_model."] },
+        Prefix { module: "qformer.", files: &["qformer.", "model.qformer."] },
+        Prefix { module: "query_tokens", files: &["query_tokens", "model.query_tokens"] },
+        Prefix {
+            module: "language_projection.",
+            files: &["language_projection.", "model.language_projection."],
+        },
+    ];
+
+    fn from_config(config: &InstructBlipConfig, device: &B::Device) -> Self {
+        config.init(device)
+    }
+
+    fn model_config(&self) -> &InstructBlipConfig {
+        self.config()
     }
 }

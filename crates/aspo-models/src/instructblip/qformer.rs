@@ -6,7 +6,7 @@ use aspo_kernels::{Before, Heads, linear};
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, backend::Backend, s};
 
-use super::QFormerConfig;
+use super::config::QFormerConfig;
 use crate::nn::{
     Activation, Context, Embedding, LayerNorm, Linear, attend, attention, bidirectional, each_linear,
     merge_heads,

@@ -4,7 +4,7 @@ use aspo_kernels::{Before, Heads, linear};
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
 
-use super::BlipVisionConfig;
+use super::config::BlipVisionConfig;
 use crate::clip::ClipMlp;
 use crate::nn::{Context, LayerNorm, Linear, PatchEmbedding, attention, each_linear, normal, unmasked};
 

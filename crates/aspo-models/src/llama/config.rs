@@ -1,13 +1,11 @@
 //! `config.json` of LLaMA, alone or nested.
 
-use burn::tensor::backend::Backend;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Llama, LlamaModel};
 use crate::config::{self, ModelConfig, OneOrMany};
 use crate::error::{Error, Result};
-use crate::nn::{Activation, Init, Linear, initialize};
+use crate::nn::{Activation, Init};
 
 /// LLaMA; fields a config leaves out take Hugging Face's defaults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -318,21 +316,6 @@ impl LlamaConfig {
                 ("layer_types", &full),
             ],
         )
-    }
-
-    /// A model whose parameters are allocated on first use; load a checkpoint into it.
-    pub fn init<B: Backend>(&self, device: &B::Device) -> Llama<B> {
-        Llama { model: LlamaModel::new(self, device), lm_head: self.head(device) }
-    }
-
-    /// A model to train from nothing, the same on every backend.
-    pub fn init_seeded<B: Backend>(&self, seed: u64, device: &B::Device) -> Llama<B> {
-        initialize(self.init(device), seed, |path, _| llama_init(path, self.initializer_range))
-    }
-
-    /// The output head, unless it is the token table.
-    pub(crate) fn head<B: Backend>(&self, device: &B::Device) -> Option<Linear<B>> {
-        (!self.tie_word_embeddings).then(|| Linear::new(self.hidden_size, self.vocab_size, false, device))
     }
 }
 

@@ -6,10 +6,11 @@ mod parts;
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 
+use crate::checkpoint::Pretrained;
 use crate::error::{Error, Result};
 use crate::input::{self, ModelInput};
 use crate::model::LanguageModel;
-use crate::nn::{Linear, each_linear};
+use crate::nn::{Linear, each_linear, initialize};
 
 pub(crate) use config::llama_init;
 pub use config::{LlamaConfig, RopeParameters};
@@ -55,5 +56,34 @@ impl<B: Backend> LanguageModel<B> for Llama<B> {
 
     fn end_tokens(&self) -> Vec<u32> {
         self.config().eos()
+    }
+}
+
+impl LlamaConfig {
+    /// A model whose parameters are allocated on first use; load a checkpoint into it.
+    pub fn init<B: Backend>(&self, device: &B::Device) -> Llama<B> {
+        Llama { model: LlamaModel::new(self, device), lm_head: self.head(device) }
+    }
+
+    /// A model to train from nothing, the same on every backend.
+    pub fn init_seeded<B: Backend>(&self, seed: u64, device: &B::Device) -> Llama<B> {
+        initialize(self.init(device), seed, |path, _| llama_init(path, self.initializer_range))
+    }
+
+    /// The output head, unless it is the token table.
+    pub(crate) fn head<B: Backend>(&self, device: &B::Device) -> Option<Linear<B>> {
+        (!self.tie_word_embeddings).then(|| Linear::new(self.hidden_size, self.vocab_size, false, device))
+    }
+}
+
+impl<B: Backend> Pretrained<B> for Llama<B> {
+    type Config = LlamaConfig;
+
+    fn from_config(config: &LlamaConfig, device: &B::Device) -> Self {
+        config.init(device)
+    }
+
+    fn model_config(&self) -> &LlamaConfig {
+        self.config()
     }
 }

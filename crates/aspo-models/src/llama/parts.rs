@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::{Bool, Int, Tensor, backend::Backend};
 
-use super::LlamaConfig;
+use super::config::LlamaConfig;
 use crate::decoder::{Decoder, DecoderShape, SplitBlock, at_places};
 use crate::error::Result;
 use crate::nn::{

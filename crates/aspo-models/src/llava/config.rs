@@ -1,15 +1,13 @@
 //! `config.json` of LLaVA-1.5.
 
-use burn::tensor::backend::Backend;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Llava, LlavaModel, Projector};
-use crate::clip::{ClipVisionConfig, ClipVisionModel, layer_index, tower_init};
+use crate::clip::{ClipVisionConfig, layer_index};
 use crate::config::{self, ModelConfig};
 use crate::error::{Error, Result};
-use crate::llama::{LlamaConfig, LlamaModel, llama_init};
-use crate::nn::{Activation, Linear, initialize};
+use crate::llama::LlamaConfig;
+use crate::nn::Activation;
 
 /// Which of the tower's vectors are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,40 +99,14 @@ impl ModelConfig for LlavaConfig {
 }
 
 impl LlavaConfig {
+    /// Height and width of a picture in pixels.
+    pub fn image_size(&self) -> usize {
+        self.vision_config.image_size
+    }
+
     /// Image tokens that a picture takes.
     pub fn tokens_per_image(&self) -> usize {
         let class = usize::from(self.vision_feature_select_strategy == FeatureSelect::Full);
         self.vision_config.patches() + class
-    }
-
-    /// A model whose parameters are allocated on first use; load a checkpoint into it.
-    pub fn init<B: Backend>(&self, device: &B::Device) -> Llava<B> {
-        let (from, to) = (self.vision_config.hidden_size, self.text_config.hidden_size);
-        let linear = |i, o| Linear::new(i, o, self.multimodal_projector_bias, device);
-        Llava {
-            model: LlavaModel {
-                vision_tower: ClipVisionModel::new(&self.vision_config, device),
-                multi_modal_projector: Projector {
-                    linear_1: linear(from, to),
-                    linear_2: linear(to, to),
-                    act: self.projector_hidden_act,
-                },
-                language_model: LlamaModel::new(&self.text_config, device),
-            },
-            lm_head: self.text_config.head(device),
-            config: self.clone(),
-        }
-    }
-
-    /// A model to train from nothing, the same on every backend.
-    pub fn init_seeded<B: Backend>(&self, seed: u64, device: &B::Device) -> Llava<B> {
-        let vision = &self.vision_config;
-        initialize(self.init(device), seed, |path, shape| {
-            if path.contains("vision_tower") {
-                tower_init(path, shape, vision.hidden_size, vision.num_hidden_layers)
-            } else {
-                llama_init(path, self.text_config.initializer_range)
-            }
-        })
     }
 }

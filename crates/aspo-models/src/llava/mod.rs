@@ -6,12 +6,13 @@ mod config;
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend, s};
 
-use crate::clip::ClipVisionModel;
+use crate::checkpoint::{Prefix, Pretrained};
+use crate::clip::{ClipVisionModel, tower_init};
 use crate::error::{Error, Result};
 use crate::input::ModelInput;
-use crate::llama::LlamaModel;
+use crate::llama::{LlamaModel, llama_init};
 use crate::model::{LanguageModel, VisionLanguageModel, embed_with_images};
-use crate::nn::{Activation, Before, Linear, each_linear, linear};
+use crate::nn::{Activation, Before, Linear, each_linear, initialize, linear};
 use crate::picture::{ImageFeatures, Picture, PictureShape};
 
 pub use config::{FeatureSelect, LlavaConfig};
@@ -98,7 +99,7 @@ impl<B: Backend> VisionLanguageModel<B> for Llava<B> {
     }
 
     fn image_size(&self) -> usize {
-        self.config.vision_config.image_size
+        self.config.image_size()
     }
 
     fn frozen(&self) -> &'static [&'static str] {
@@ -119,5 +120,70 @@ impl<B: Backend> VisionLanguageModel<B> for Llava<B> {
             FeatureSelect::Default => state.slice(s![.., 1.., ..]),
         };
         Ok(ImageFeatures::each(state, pictures))
+    }
+}
+
+impl LlavaConfig {
+    /// A model whose parameters are allocated on first use; load a checkpoint into it.
+    pub fn init<B: Backend>(&self, device: &B::Device) -> Llava<B> {
+        let (from, to) = (self.vision_config.hidden_size, self.text_config.hidden_size);
+        let linear = |i, o| Linear::new(i, o, self.multimodal_projector_bias, device);
+        Llava {
+            model: LlavaModel {
+                vision_tower: ClipVisionModel::new(&self.vision_config, device),
+                multi_modal_projector: Projector {
+                    linear_1: linear(from, to),
+                    linear_2: linear(to, to),
+                    act: self.projector_hidden_act,
+                },
+                language_model: LlamaModel::new(&self.text_config, device),
+            },
+            lm_head: self.text_config.head(device),
+            config: self.clone(),
+        }
+    }
+
+    /// A model to train from nothing, the same on every backend.
+    pub fn init_seeded<B: Backend>(&self, seed: u64, device: &B::Device) -> Llava<B> {
+        let vision = &self.vision_config;
+        initialize(self.init(device), seed, |path, shape| {
+            if path.contains("vision_tower") {
+                tower_init(path, shape, vision.hidden_size, vision.num_hidden_layers)
+            } else {
+                llama_init(path, self.text_config.initializer_range)
+            }
+        })
+    }
+}
+
+impl<B: Backend> Pretrained<B> for Llava<B> {
+    type Config = LlavaConfig;
+    const PREFIXES: &'static [Prefix] = &[
+        Prefix {
+            module: "model.language_model.",
+            files: &["language_model.model.", "model.language_model."],
+        },
+        Prefix { module: "lm_head.", files: &["language_model.lm_head.", "lm_head."] },
+        Prefix {
+            module: "model.vision_tower.",
+            files: &[
+                "vision_tower.vision_model.",
+                "vision_tower.",
+                "model.vision_tower.vision_model.",
+                "model.vision_tower.",
+            ],
+        },
+        Prefix {
+            module: "model.multi_modal_projector.",
+            files: &["multi_modal_projector.", "model.multi_modal_projector."],
+        },
+    ];
+
+    fn from_config(config: &LlavaConfig, device: &B::Device) -> Self {
+        config.init(device)
+    }
+
+    fn model_config(&self) -> &LlavaConfig {
+        self.config()
     }
 }

@@ -6,12 +6,14 @@ use std::path::Path;
 use burn::module::Module;
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 
+use super::attach::{attach_to, linear_paths};
+use super::config::LoraConfig;
 use super::target::Selection;
 use super::whole::{Parameter, is_whole, needed, parameters, put, tensors_at};
-use super::{LoraConfig, attach_to, factors, linear_paths};
-use crate::checkpoint::{Checkpoint, Layout, Pending, Precision, Pretrained, stable_ids, write_tensors};
+use crate::checkpoint::{Checkpoint, Layout, Pending, Precision, Pretrained, write_tensors};
 use crate::error::{Error, Result};
 use crate::nn::EachLinear;
+use crate::walk::stable_ids;
 
 /// What PEFT puts before every path.
 const ROOT: &str = "base_model.model.";
@@ -167,4 +169,34 @@ where
     tensors.extend(tensors_at(module, &adapter.whole));
     write_tensors(&folder.join("adapter_model.safetensors"), &tensors.iter().collect::<Vec<_>>())?;
     adapter.config.save(folder)
+}
+
+/// Adapters of a module with their paths, `A` then `B` of each layer, for files.
+fn factors<B, M>(module: &M) -> Vec<(String, Tensor<B, 2>)>
+where
+    B: Backend,
+    M: Module<B> + EachLinear<B>,
+{
+    let mut out = Vec::new();
+    // A clone shares storage; the walk needs it only because it may also change layers.
+    module.clone().each_linear("", &mut |path, linear| {
+        if let Some(lora) = &linear.lora {
+            out.push((format!("{path}.lora_A.weight"), lora.lora_a.val()));
+            out.push((format!("{path}.lora_B.weight"), lora.lora_b.val()));
+        }
+    });
+    out
+}
+
+/// An [`Adapter`] for a module whose factors were just [attached](attach): PEFT's own names, single precision.
+impl From<LoraConfig> for Adapter {
+    fn from(config: LoraConfig) -> Self {
+        Self {
+            config,
+            layout: Layout::tree(),
+            precision: Precision::F32,
+            warnings: Vec::new(),
+            whole: Default::default(),
+        }
+    }
 }

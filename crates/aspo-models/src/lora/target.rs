@@ -4,8 +4,7 @@ use std::collections::BTreeSet;
 
 use fancy_regex::{Regex, RegexBuilder};
 
-use super::LoraConfig;
-use super::config::{Indices, Names};
+use super::config::{Indices, LoraConfig, Names};
 use crate::checkpoint::{Layout, Prefix};
 use crate::error::{Error, Result};
 

@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 
-use super::LoraConfig;
+use super::config::LoraConfig;
 use super::target::{Selection, ends_with};
-use crate::checkpoint::{Layout, Pending, Precision, is_adapters};
+use crate::checkpoint::{Layout, Pending, Precision};
 use crate::error::{Error, Result};
 use crate::nn::EachLinear;
+use crate::walk::{Change, Look, change, is_adapters, look};
 
 /// Shape of a parameter of the base, and the precision it is held in.
 pub(super) struct Parameter {
@@ -33,16 +34,10 @@ impl Needed {
 
 /// All parameters of the base, by path.
 pub(super) fn parameters<B: Backend, M: Module<B>>(module: &M) -> BTreeMap<String, Parameter> {
-    struct Collect(Vec<String>, BTreeMap<String, Parameter>);
-    impl<B: Backend> ModuleVisitor<B> for Collect {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.0.push(name.to_owned());
-        }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.0.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            if is_adapters(&self.0) {
+    struct Collect(BTreeMap<String, Parameter>);
+    impl<B: Backend> Look<B> for Collect {
+        fn look<const D: usize>(&mut self, path: &str, param: &Param<Tensor<B, D>>) {
+            if is_adapters(path) {
                 return;
             }
             // One without value yet gets none for being asked.
@@ -51,12 +46,12 @@ pub(super) fn parameters<B: Backend, M: Module<B>>(module: &M) -> BTreeMap<Strin
                 Some(DType::F16) => Precision::F16,
                 _ => Precision::F32,
             };
-            self.1.insert(self.0.join("."), Parameter { shape: param.lazy_shape().to_vec(), precision });
+            self.0.insert(path.to_owned(), Parameter { shape: param.lazy_shape().to_vec(), precision });
         }
     }
-    let mut collect = Collect(Vec::new(), BTreeMap::new());
-    module.visit(&mut collect);
-    collect.1
+    let mut collect = Collect(BTreeMap::new());
+    look(module, &mut collect);
+    collect.0
 }
 
 /// What the file must hold whole. Names of modules are those of `called`.
@@ -136,16 +131,10 @@ pub(super) fn put<B: Backend, M: Module<B> + EachLinear<B>>(
     values: BTreeMap<String, TensorData>,
     needed: &Needed,
 ) -> M {
-    struct Put(Vec<String>, BTreeMap<String, TensorData>);
-    impl<B: Backend> ModuleMapper<B> for Put {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.0.push(name.to_owned());
-        }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.0.pop();
-        }
-        fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-            let Some(data) = self.1.remove(&self.0.join(".")) else { return param };
+    struct Put(BTreeMap<String, TensorData>);
+    impl<B: Backend> Change<B> for Put {
+        fn change<const D: usize>(&mut self, path: &str, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+            let Some(data) = self.0.remove(path) else { return param };
             let (id, dtype, device) = (param.id, data.dtype, param.lazy_device());
             param.transform_for_load(Tensor::from_data(data, (&device, dtype)), id).set_require_grad(false)
         }
@@ -164,7 +153,7 @@ pub(super) fn put<B: Backend, M: Module<B> + EachLinear<B>>(
             table.keep_original();
         }
     });
-    module.map(&mut Put(Vec::new(), values))
+    change(module, &mut Put(values))
 }
 
 /// The parameters at these paths, to be written by their names and precision.
@@ -172,21 +161,15 @@ pub(super) fn tensors_at<B: Backend, M: Module<B>>(
     module: &M,
     whole: &BTreeMap<String, (String, Precision)>,
 ) -> Vec<Pending> {
-    struct Collect<'a>(Vec<String>, &'a BTreeMap<String, (String, Precision)>, Vec<Pending>);
-    impl<B: Backend> ModuleVisitor<B> for Collect<'_> {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.0.push(name.to_owned());
-        }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.0.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            if let Some((name, precision)) = self.1.get(&self.0.join(".")) {
-                self.2.push(Pending::new(name.clone(), param.val(), *precision));
+    struct Collect<'a>(&'a BTreeMap<String, (String, Precision)>, Vec<Pending>);
+    impl<B: Backend> Look<B> for Collect<'_> {
+        fn look<const D: usize>(&mut self, path: &str, param: &Param<Tensor<B, D>>) {
+            if let Some((name, precision)) = self.0.get(path) {
+                self.1.push(Pending::new(name.clone(), param.val(), *precision));
             }
         }
     }
-    let mut collect = Collect(Vec::new(), whole, Vec::new());
-    module.visit(&mut collect);
-    collect.2
+    let mut collect = Collect(whole, Vec::new());
+    look(module, &mut collect);
+    collect.1
 }

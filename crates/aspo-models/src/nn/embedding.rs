@@ -3,7 +3,9 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, backend::Backend, module::embedding};
 
-use super::{EachLinear, Linear, Original, normal, zeros};
+use super::init::{normal, zeros};
+use super::linear::Original;
+use super::norm::cast;
 
 /// A table of vectors, one a token.
 #[derive(Module, Debug)]
@@ -12,14 +14,6 @@ pub struct Embedding<B: Backend> {
     pub weight: Param<Tensor<B, 2>>,
     /// The base's own table, where an adapter put a whole one in its place.
     pub original: Option<Original<B>>,
-}
-
-impl<B: Backend> EachLinear<B> for Embedding<B> {
-    fn each_linear(&mut self, _: &str, _: &mut dyn FnMut(&str, &mut Linear<B>)) {}
-
-    fn each_table(&mut self, path: &str, f: &mut dyn FnMut(&str, &mut Embedding<B>)) {
-        f(path, self);
-    }
 }
 
 impl<B: Backend> Embedding<B> {
@@ -74,7 +68,7 @@ impl<B: Backend> PatchEmbedding<B> {
             .permute([0, 2, 4, 1, 3, 5])
             .reshape([images * rows * columns, channels * patch * patch]);
         let weight = self.weight.val().reshape([features, channels * patch * patch]);
-        let out = super::norm::cast(patches, weight.dtype()).matmul(weight.transpose());
+        let out = cast(patches, weight.dtype()).matmul(weight.transpose());
         let out = match &self.bias {
             Some(bias) => out + bias.val().unsqueeze(),
             None => out,

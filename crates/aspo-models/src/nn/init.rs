@@ -1,9 +1,11 @@
 //! Lazy parameters, and seeded values for models trained from nothing.
 
-use burn::module::{Initializer, Module, ModuleMapper, Param};
+use burn::module::{Initializer, Module, Param};
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+
+use crate::walk::{Change, change, path_hash};
 
 /// Lazy: nothing is allocated until the first use, and never if a checkpoint is loaded first.
 pub(crate) fn normal<B: Backend, const D: usize>(
@@ -61,11 +63,6 @@ impl Init {
     }
 }
 
-/// FNV-1a of a path: the same in every process, unlike std's hasher.
-pub(crate) fn path_hash(path: &str) -> u64 {
-    path.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
-}
-
 /// A generator of its own for each path, so that adding a layer does not change the others.
 pub(crate) fn rng_for(seed: u64, path: &str) -> ChaCha8Rng {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -82,33 +79,23 @@ pub fn initialize<B: Backend, M: Module<B>>(
     seed: u64,
     rule: impl Fn(&str, &[usize]) -> Init,
 ) -> M {
-    struct Mapper<F> {
-        path: Vec<String>,
+    struct Start<F> {
         seed: u64,
         rule: F,
     }
-    impl<B: Backend, F: Fn(&str, &[usize]) -> Init> ModuleMapper<B> for Mapper<F> {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.path.push(name.to_owned());
-        }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.path.pop();
-        }
-        fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-            let path = self.path.join(".");
+    impl<B: Backend, F: Fn(&str, &[usize]) -> Init> Change<B> for Start<F> {
+        fn change<const D: usize>(&mut self, path: &str, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
             let shape = param.lazy_shape();
-            let init = (self.rule)(&path, shape.as_slice());
+            let init = (self.rule)(path, shape.as_slice());
             if init == Init::Keep {
                 return param;
             }
-            let values = init.draw(shape.num_elements(), &mut rng_for(self.seed, &path));
+            let values = init.draw(shape.num_elements(), &mut rng_for(self.seed, path));
             let device = param.lazy_device();
             let id = param.id;
-            param.transform_for_load(
-                Tensor::from_data(TensorData::new(values, shape), (&device, DType::F32)),
-                id,
-            )
+            let values = Tensor::from_data(TensorData::new(values, shape), (&device, DType::F32));
+            param.transform_for_load(values, id)
         }
     }
-    module.map(&mut Mapper { path: Vec::new(), seed, rule })
+    change(module, &mut Start { seed, rule })
 }

@@ -6,6 +6,7 @@
 
 mod activation;
 mod attention;
+mod each;
 mod embedding;
 mod init;
 mod linear;
@@ -18,10 +19,11 @@ pub use aspo_kernels::{
     merge_heads,
 };
 pub use attention::{CausalContext, bidirectional, unmasked};
+pub use each::{EachLinear, join};
 pub use embedding::{Embedding, PatchEmbedding};
 pub use init::{Init, initialize};
-pub(crate) use init::{normal, ones, path_hash, rng_for, zeros};
+pub(crate) use init::{normal, rng_for, zeros};
 pub(crate) use linear::project;
-pub use linear::{EachLinear, Linear, Lora, Original, join};
+pub use linear::{Linear, Lora, Original};
 pub use norm::{LayerNorm, RmsNorm};
 pub(crate) use norm::{cast, f32, wide};

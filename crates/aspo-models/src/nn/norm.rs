@@ -4,7 +4,7 @@ use aspo_kernels::{self as kernels, Before};
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, backend::Backend};
 
-use super::{ones, zeros};
+use super::init::{ones, zeros};
 
 /// `(x - mean) / sqrt(var + eps) · weight + bias` over the last axis, biased variance.
 #[derive(Module, Debug)]

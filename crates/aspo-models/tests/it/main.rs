@@ -1,6 +1,7 @@
 //! Integration tests: each body is generic over the backend and runs on flex and ndarray.
 
 mod adapters;
+mod architecture;
 mod checkpoints;
 mod conversations;
 mod corpora;
