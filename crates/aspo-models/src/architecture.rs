@@ -13,6 +13,7 @@ use crate::instructblip::{InstructBlip, InstructBlipConfig};
 use crate::llama::LlamaConfig;
 use crate::llava::{Llava, LlavaConfig};
 use crate::model::VisionLanguageModel;
+use crate::qwen_vl::{QwenVl, QwenVlConfig};
 
 /// A vision-language model of this crate, known by its config.
 pub trait Architecture: ModelConfig {
@@ -94,4 +95,4 @@ macro_rules! architectures {
     };
 }
 
-architectures!(LlavaConfig => Llava, InstructBlipConfig => InstructBlip);
+architectures!(LlavaConfig => Llava, InstructBlipConfig => InstructBlip, QwenVlConfig => QwenVl);

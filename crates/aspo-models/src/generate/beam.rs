@@ -2,9 +2,10 @@
 
 use burn::tensor::backend::Backend;
 
+use super::config::GenerateConfig;
 use super::sample::log_softmax;
+use super::scores::{Scores, check_finite};
 use super::state::State;
-use super::{GenerateConfig, Scores, check_finite};
 use crate::error::Result;
 use crate::input::ModelInput;
 use crate::model::LanguageModel;

@@ -3,7 +3,7 @@
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
-use super::GenerateConfig;
+use super::config::GenerateConfig;
 
 /// The index of the largest value; the lowest where several are.
 pub(super) fn argmax(scores: &[f32]) -> u32 {

@@ -2,9 +2,8 @@
 
 use burn::tensor::{Tensor, TensorData, backend::Backend, s};
 
-use super::refuse;
 use crate::decoder::Decoder;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::input::ModelInput;
 use crate::model::LanguageModel;
 use crate::nn::{KvCache, f32, project, wide};
@@ -33,7 +32,7 @@ impl<B: Backend> State<B> {
         input: &ModelInput<B>,
     ) -> Result<(Self, Tensor<B, 2>)> {
         if input.segment_ids.is_some() {
-            return Err(refuse("packed segments cannot be continued; give rows of their own"));
+            return Err(Error::input("input", "packed segments cannot be continued; give rows of their own"));
         }
         let embeds = model.embed(input)?;
         let positions = model.positions(input)?;
@@ -48,7 +47,7 @@ impl<B: Backend> State<B> {
         let lengths: Vec<usize> = real.iter().map(Vec::len).collect();
         let columns = lengths.iter().copied().max().unwrap_or(0);
         if lengths.contains(&0) {
-            return Err(refuse("every row needs at least one token to continue"));
+            return Err(Error::input("input", "every row needs at least one token to continue"));
         }
         // Shift the real tokens of each row to its end; what stands before them is padding.
         let source: Vec<usize> = (0..rows)

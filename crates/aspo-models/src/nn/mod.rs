@@ -22,7 +22,7 @@ pub use attention::{CausalContext, bidirectional, unmasked};
 pub use each::{EachLinear, join};
 pub use embedding::{Embedding, PatchEmbedding};
 pub use init::{Init, initialize};
-pub(crate) use init::{normal, rng_for, zeros};
+pub(crate) use init::{normal, ones, rng_for, zeros};
 pub(crate) use linear::project;
 pub use linear::{Linear, Lora, Original};
 pub use norm::{LayerNorm, RmsNorm};

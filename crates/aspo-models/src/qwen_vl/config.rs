@@ -1,16 +1,16 @@
 //! `config.json` of Qwen2-VL and Qwen2.5-VL, as written by transformers before 5 (the language model's fields at the top) and
 //! since (in `text_config`).
 
-use burn::tensor::backend::Backend;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::vision::{FRAMES, QwenVision};
-use super::{QwenVl, QwenVlModel};
 use crate::config::{self, ModelConfig};
 use crate::error::{Error, Result};
-use crate::llama::{LlamaConfig, LlamaModel, llama_init};
-use crate::nn::{Activation, initialize};
+use crate::llama::LlamaConfig;
+use crate::nn::Activation;
+
+/// The frames that a still picture is taken for.
+pub(super) const FRAMES: usize = 2;
 
 /// Sections of the published models.
 const SECTIONS: [usize; 3] = [16, 24, 24];
@@ -331,27 +331,8 @@ impl QwenVlConfig {
         [height / factor, width / factor]
     }
 
-    /// A model whose parameters are allocated on first use; load a checkpoint into it.
-    pub fn init<B: Backend>(&self, device: &B::Device) -> QwenVl<B> {
-        QwenVl {
-            model: QwenVlModel {
-                visual: QwenVision::new(&self.vision_config, self.generation(), device),
-                language_model: LlamaModel::new(&self.text_config, device),
-            },
-            lm_head: self.text_config.head(device),
-            config: self.clone(),
-        }
-    }
-
-    /// A model to train from nothing, the same on every backend.
-    pub fn init_seeded<B: Backend>(&self, seed: u64, device: &B::Device) -> QwenVl<B> {
-        initialize(self.init(device), seed, |path, _| {
-            // Norms of the tower's merger are called `ln_q`.
-            if path.ends_with("ln_q.weight") {
-                crate::nn::Init::Constant(1.0)
-            } else {
-                llama_init(path, self.text_config.initializer_range)
-            }
-        })
+    /// The edge of the square of pixels that becomes one image token: edges of pictures are its multiples.
+    pub fn image_size(&self) -> usize {
+        self.vision_config.factor()
     }
 }

@@ -11,9 +11,9 @@ use burn::tensor::{Tensor, backend::Backend};
 use crate::checkpoint::{Prefix, Pretrained};
 use crate::error::{Error, Result};
 use crate::input::{self, ModelInput};
-use crate::llama::LlamaModel;
+use crate::llama::{LlamaModel, llama_init};
 use crate::model::{LanguageModel, VisionLanguageModel, embed_with_images};
-use crate::nn::{Linear, each_linear};
+use crate::nn::{Init, Linear, each_linear, initialize};
 use crate::picture::{ImageFeatures, Picture, PictureShape};
 use crate::positions::Positions;
 
@@ -46,6 +46,32 @@ impl<B: Backend> QwenVl<B> {
     /// The config this model was made from.
     pub fn config(&self) -> &QwenVlConfig {
         &self.config
+    }
+}
+
+impl QwenVlConfig {
+    /// A model whose parameters are allocated on first use; load a checkpoint into it.
+    pub fn init<B: Backend>(&self, device: &B::Device) -> QwenVl<B> {
+        QwenVl {
+            model: QwenVlModel {
+                visual: QwenVision::new(&self.vision_config, self.generation(), device),
+                language_model: LlamaModel::new(&self.text_config, device),
+            },
+            lm_head: self.text_config.head(device),
+            config: self.clone(),
+        }
+    }
+
+    /// A model to train from nothing, the same on every backend.
+    pub fn init_seeded<B: Backend>(&self, seed: u64, device: &B::Device) -> QwenVl<B> {
+        initialize(self.init(device), seed, |path, _| {
+            // Norms of the tower's merger are called `ln_q`.
+            if path.ends_with("ln_q.weight") {
+                Init::Constant(1.0)
+            } else {
+                llama_init(path, self.text_config.initializer_range)
+            }
+        })
     }
 }
 
@@ -136,7 +162,7 @@ impl<B: Backend> VisionLanguageModel<B> for QwenVl<B> {
 
     /// The edge of the square that becomes one image token: edges of pictures are its multiples.
     fn image_size(&self) -> usize {
-        self.config.vision_config.factor()
+        self.config.image_size()
     }
 
     fn frozen(&self) -> &'static [&'static str] {

@@ -5,15 +5,12 @@ use aspo_kernels::{Before, BlockMask, Heads, Rotary, linear};
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 
-use super::config::{Generation, QwenVisionConfig};
+use super::config::{FRAMES, Generation, QwenVisionConfig};
 use crate::error::{Error, Result};
 use crate::nn::{Activation, Context, Linear, attention, each_linear, normal, ones, project, wide, zeros};
 
 /// Epsilon of the tower's norms, fixed in both generations.
 const EPS: f64 = 1e-6;
-
-/// The frames that a still picture is taken for.
-pub(super) const FRAMES: usize = 2;
 
 /// A layer norm where it has a bias (Qwen2-VL), an RMS norm where it has none (Qwen2.5-VL).
 #[derive(Module, Debug)]

@@ -5,7 +5,7 @@ use std::path::Path;
 use aspo_models::checkpoint::Layout;
 use aspo_models::{
     Checkpoint, Clip, ClipConfig, Error, ImageFeatures, InstructBlip, LanguageModel, Llama, LlamaConfig,
-    Llava, LlavaConfig, LoadOptions, ModelConfig, ModelInput, PictureShape, Precision, Pretrained,
+    Llava, LlavaConfig, LoadOptions, ModelConfig, ModelInput, PictureShape, Precision, Pretrained, QwenVl,
     SaveOptions, stable_ids,
 };
 use burn::module::{Module, ModuleVisitor, Param};
@@ -58,6 +58,7 @@ fn oracle_models_return_to_the_byte<B: Backend>() {
             "llama" => returns::<B, Llama<B>>(&case),
             "llava" => returns::<B, Llava<B>>(&case),
             "instructblip" => returns::<B, InstructBlip<B>>(&case),
+            "qwen2_vl" | "qwen2_5_vl" => returns::<B, QwenVl<B>>(&case),
             other => unreachable!("{other} is not among the models"),
         }
     }
