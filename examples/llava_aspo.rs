@@ -293,7 +293,7 @@ impl OnBackend for Job {
                 format!("option `template`: {found}, but {folder} is an InstructBLIP; use instruct_blip");
             return Err(told.into());
         }
-        on_architecture(&folder.clone(), OnDevice::<B>(self, device))?
+        on_architecture(folder.clone(), OnDevice::<B>(self, device))?
     }
 }
 

@@ -37,7 +37,7 @@ where
     let layers = adapted_layers(model, lora)?;
     let frozen = |path: &str| {
         let below = |module: &&str| path.strip_prefix(module).is_some_and(|rest| rest.starts_with('.'));
-        model.frozen().iter().any(|module| below(&module))
+        model.frozen().iter().any(below)
     };
     match layers.iter().find(|layer| frozen(&layer.path)) {
         None => Ok(layers),

@@ -188,7 +188,7 @@ where
     out
 }
 
-/// An [`Adapter`] for a module whose factors were just [attached](attach): PEFT's own names, single precision.
+/// An [`Adapter`] for a module whose factors were just [attached](super::attach()): PEFT's own names, single precision.
 impl From<LoraConfig> for Adapter {
     fn from(config: LoraConfig) -> Self {
         Self {

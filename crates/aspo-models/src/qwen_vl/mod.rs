@@ -135,7 +135,7 @@ impl<B: Backend> LanguageModel<B> for QwenVl<B> {
         let [batch, tokens] = input.input_ids.dims();
         let mut pictures =
             input.image_features.iter().map(|picture| self.config.image_grid(picture.shape.tile));
-        let mut axes = vec![Vec::with_capacity(segments.len()); 3];
+        let mut axes = vec![Vec::new(); 3];
         let ids = input::host(&input.input_ids);
         for (row, (ids, segments)) in ids.chunks(tokens).zip(segments.chunks(tokens)).enumerate() {
             let Some(row) = position::positions(ids, segments, self.image_token(), &mut pictures) else {
