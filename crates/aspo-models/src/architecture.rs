@@ -12,8 +12,10 @@ use crate::error::{Error, Result};
 use crate::instructblip::{InstructBlip, InstructBlipConfig};
 use crate::llama::LlamaConfig;
 use crate::llava::{Llava, LlavaConfig};
+use crate::llava_onevision::{LlavaOnevision, LlavaOnevisionConfig};
 use crate::model::VisionLanguageModel;
 use crate::qwen_vl::{QwenVl, QwenVlConfig};
+use crate::smolvlm::{SmolVlm, SmolVlmConfig};
 
 /// A vision-language model of this crate, known by its config.
 pub trait Architecture: ModelConfig {
@@ -95,4 +97,10 @@ macro_rules! architectures {
     };
 }
 
-architectures!(LlavaConfig => Llava, InstructBlipConfig => InstructBlip, QwenVlConfig => QwenVl);
+architectures!(
+    LlavaConfig => Llava,
+    InstructBlipConfig => InstructBlip,
+    QwenVlConfig => QwenVl,
+    SmolVlmConfig => SmolVlm,
+    LlavaOnevisionConfig => LlavaOnevision,
+);

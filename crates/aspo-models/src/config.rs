@@ -36,17 +36,31 @@ pub trait ModelConfig: Serialize + DeserializeOwned {
         Ok(())
     }
 
-    /// Read `config.json` of a folder (or the file itself), of any age.
+    /// Take the ids that end an answer from `generation_config.json`, for models whose `config.json` knows only where a text
+    /// ends; nothing by default.
+    fn set_end_tokens(&mut self, ids: OneOrMany) {
+        let _ = ids;
+    }
+
+    /// Read `config.json` of a folder (or the file itself), of any age, and what `generation_config.json` beside it says of
+    /// the ends of an answer.
     ///
     /// # Errors
     /// A missing or unreadable file, another architecture (by name), or a field that cannot be honoured.
     fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
-        Self::from_json(read_json(&file, "a model config")?).map_err(|e| match e {
+        let mut config = Self::from_json(read_json(&file, "a model config")?).map_err(|e| match e {
             Error::Json { source, what, .. } => Error::Json { path: file.clone(), what, source },
             other => other,
-        })
+        })?;
+        let generation = file.with_file_name("generation_config.json");
+        if generation.is_file()
+            && let GenerationFile { eos_token_id: Some(ids) } = read_json(&generation, "a generation config")?
+        {
+            config.set_end_tokens(ids);
+        }
+        Ok(config)
     }
 
     /// From JSON that is already read.
@@ -179,6 +193,12 @@ pub(crate) fn refuse_others(at: &str, extra: &Map<String, Value>, fields: &[Only
 /// The `architectures` entry of a config made here rather than read.
 pub(crate) fn architectures(name: &str) -> Map<String, Value> {
     Map::from_iter([("architectures".to_owned(), Value::from(vec![name]))])
+}
+
+/// What is read of `generation_config.json`.
+#[derive(serde::Deserialize)]
+struct GenerationFile {
+    eos_token_id: Option<OneOrMany>,
 }
 
 /// An unsigned number or a list of them, as `eos_token_id` comes.

@@ -1,4 +1,5 @@
-//! CLIP, LLaMA, LLaVA-1.5, InstructBLIP and LoRA on Burn, with Hugging Face and PEFT files in and out.
+//! LLaVA-1.5 and LLaVA-OneVision, SmolVLM, Qwen2-VL and Qwen2.5-VL, InstructBLIP, LLaMA, CLIP and LoRA on Burn, with Hugging
+//! Face and PEFT files in and out.
 //!
 //! # Load, look, answer
 //!
@@ -79,6 +80,7 @@ pub mod instructblip;
 mod layout;
 pub mod llama;
 pub mod llava;
+pub mod llava_onevision;
 pub mod lora;
 mod model;
 pub mod nn;
@@ -87,6 +89,8 @@ mod positions;
 pub mod qwen_vl;
 mod recompute;
 mod report;
+pub mod siglip;
+pub mod smolvlm;
 mod walk;
 
 pub use architecture::{Architecture, OnArchitecture, on_architecture};
@@ -100,6 +104,7 @@ pub use input::{Instruction, ModelInput};
 pub use instructblip::{InstructBlip, InstructBlipConfig};
 pub use llama::{Llama, LlamaConfig};
 pub use llava::{Llava, LlavaConfig};
+pub use llava_onevision::{LlavaOnevision, LlavaOnevisionConfig};
 pub use lora::{Adapter, LoraConfig};
 pub use model::{LanguageModel, VisionLanguageModel, embed_with_images};
 pub use nn::EachLinear;
@@ -107,6 +112,7 @@ pub use picture::{ImageFeatures, Picture, PictureShape};
 pub use positions::Positions;
 pub use qwen_vl::{QwenVl, QwenVlConfig};
 pub use recompute::{Recomputed, recompute_backward};
+pub use smolvlm::{SmolVlm, SmolVlmConfig};
 pub use walk::stable_ids;
 
 /// All that the definition of a model takes: the traits, their records, and the layers.

@@ -93,13 +93,17 @@ pub struct ImageFeatures<B: Backend> {
 }
 
 impl<B: Backend> ImageFeatures<B> {
-    /// `[pictures, rows, width]`, taken apart.
+    /// `[tiles, rows, width]`, taken apart: to each picture the rows of its tiles.
     pub fn each(values: Tensor<B, 3>, pictures: &[Picture<B>]) -> Vec<Self> {
-        let part = |(at, picture): (usize, &Picture<B>)| Self {
-            values: values.clone().slice(s![at..at + 1]).squeeze_dim(0),
-            shape: picture.shape,
+        let [_, rows, width] = values.dims();
+        let mut next = 0;
+        let part = |Picture { shape, .. }: &Picture<B>| {
+            let tiles = next..next + shape.tiles();
+            next = tiles.end;
+            let values = values.clone().slice(s![tiles]).reshape([shape.tiles() * rows, width]);
+            Self { values, shape: *shape }
         };
-        pictures.iter().enumerate().map(part).collect()
+        pictures.iter().map(part).collect()
     }
 
     /// Those of the plain backend, as constants of a graph.
@@ -115,11 +119,22 @@ impl<B: Backend> ImageFeatures<B> {
     /// # Errors
     /// Features that are not `[rows, width]`, where each picture must have as many.
     pub fn stacked(all: &[Self], rows: usize, width: usize) -> Result<Option<Tensor<B, 2>>> {
+        Self::ragged(all, |_| rows, width)
+    }
+
+    /// All pictures' rows, one after the other, `[rows, width]`; `None` without pictures.
+    ///
+    /// # Errors
+    /// Features that are not `[rows, width]` with as many rows as a picture of its shape has.
+    pub fn ragged(
+        all: &[Self],
+        rows: impl Fn(&PictureShape) -> usize,
+        width: usize,
+    ) -> Result<Option<Tensor<B, 2>>> {
         for (at, features) in all.iter().enumerate() {
-            let found = features.values.dims();
-            if found != [rows, width] {
-                let reason =
-                    format!("those of picture {at} have shape {found:?}, expected [{rows}, {width}]");
+            let (found, expected) = (features.values.dims(), [rows(&features.shape), width]);
+            if found != expected {
+                let reason = format!("those of picture {at} have shape {found:?}, expected {expected:?}");
                 return Err(Error::input("image_features", reason));
             }
         }

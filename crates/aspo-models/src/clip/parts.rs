@@ -66,7 +66,7 @@ pub struct ClipEncoderLayer<B: Backend> {
 each_linear!(ClipEncoderLayer: self_attn, mlp);
 
 impl<B: Backend> ClipEncoderLayer<B> {
-    fn forward(&self, x: Tensor<B, 3>, context: &Context<B>) -> Tensor<B, 3> {
+    pub(crate) fn forward(&self, x: Tensor<B, 3>, context: &Context<B>) -> Tensor<B, 3> {
         let a = &self.self_attn;
         let heads = Heads { heads: a.heads, groups: a.heads, dim: x.dims()[2] / a.heads };
         let layers = [a.q_proj.layer(), a.k_proj.layer(), a.v_proj.layer()];
@@ -85,7 +85,7 @@ pub struct ClipEncoder<B: Backend> {
 each_linear!(ClipEncoder: layers);
 
 impl<B: Backend> ClipEncoder<B> {
-    fn new(
+    pub(crate) fn new(
         (width, inner, heads, layers): (usize, usize, usize, usize),
         act: Activation,
         eps: f64,

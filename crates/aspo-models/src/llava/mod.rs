@@ -28,6 +28,11 @@ pub struct Projector<B: Backend> {
 each_linear!(Projector: linear_1, linear_2);
 
 impl<B: Backend> Projector<B> {
+    pub(crate) fn new(from: usize, to: usize, bias: bool, act: Activation, device: &B::Device) -> Self {
+        let linear_1 = Linear::new(from, to, bias, device);
+        Self { linear_1, linear_2: Linear::new(to, to, bias, device), act }
+    }
+
     /// `[.., vision width]` to `[.., hidden]`.
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
         let wide = self.linear_1.forward(x);
@@ -127,15 +132,11 @@ impl LlavaConfig {
     /// A model whose parameters are allocated on first use; load a checkpoint into it.
     pub fn init<B: Backend>(&self, device: &B::Device) -> Llava<B> {
         let (from, to) = (self.vision_config.hidden_size, self.text_config.hidden_size);
-        let linear = |i, o| Linear::new(i, o, self.multimodal_projector_bias, device);
+        let (act, bias) = (self.projector_hidden_act, self.multimodal_projector_bias);
         Llava {
             model: LlavaModel {
                 vision_tower: ClipVisionModel::new(&self.vision_config, device),
-                multi_modal_projector: Projector {
-                    linear_1: linear(from, to),
-                    linear_2: linear(to, to),
-                    act: self.projector_hidden_act,
-                },
+                multi_modal_projector: Projector::new(from, to, bias, act, device),
                 language_model: LlamaModel::new(&self.text_config, device),
             },
             lm_head: self.text_config.head(device),

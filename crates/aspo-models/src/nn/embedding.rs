@@ -1,7 +1,7 @@
 //! Token tables and image patches.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Int, Tensor, backend::Backend, module::embedding};
+use burn::tensor::{Int, Tensor, backend::Backend, module::embedding, s};
 
 use super::init::{normal, zeros};
 use super::linear::Original;
@@ -58,12 +58,14 @@ impl<B: Backend> PatchEmbedding<B> {
         }
     }
 
-    /// `[images, channels, height, width]` to `[images, patches, features]`, row by row.
+    /// `[images, channels, height, width]` to `[images, patches, features]`, row by row. What is left at the right and bottom
+    /// edge, less than a patch, is not looked at.
     pub fn forward(&self, pixels: Tensor<B, 4>) -> Tensor<B, 3> {
         let [features, channels, patch, _] = self.weight.lazy_shape().dims();
         let [images, _, height, width] = pixels.dims();
         let (rows, columns) = (height / patch, width / patch);
         let patches = pixels
+            .slice(s![.., .., ..rows * patch, ..columns * patch])
             .reshape([images, channels, rows, patch, columns, patch])
             .permute([0, 2, 4, 1, 3, 5])
             .reshape([images * rows * columns, channels * patch * patch]);

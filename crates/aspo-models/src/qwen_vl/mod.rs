@@ -112,16 +112,7 @@ impl<B: Backend> LanguageModel<B> for QwenVl<B> {
 
     fn embed(&self, input: &ModelInput<B>) -> Result<Tensor<B, 3>> {
         let hidden = self.config.text_config.hidden_size;
-        for (at, features) in input.image_features.iter().enumerate() {
-            let expected = [self.tokens(&features.shape), hidden];
-            if features.values.dims() != expected {
-                let found = features.values.dims();
-                let reason = format!("those of picture {at} have shape {found:?}, expected {expected:?}");
-                return Err(Error::input("image_features", reason));
-            }
-        }
-        let values: Vec<_> = input.image_features.iter().map(|features| features.values.clone()).collect();
-        let values = (!values.is_empty()).then(|| Tensor::cat(values, 0));
+        let values = ImageFeatures::ragged(&input.image_features, |shape| self.tokens(shape), hidden)?;
         embed_with_images(self.decoder(), input, self.image_token(), values)
     }
 

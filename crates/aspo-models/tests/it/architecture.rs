@@ -28,8 +28,15 @@ impl OnArchitecture for Load {
 
 #[test]
 fn a_folder_is_loaded_as_what_its_config_says() {
-    for (kind, token) in [("llava", 128), ("instructblip", 128)] {
-        let folder = fixtures("models").join(kind);
+    let folders = [
+        ("llava", "llava", 128),
+        ("instructblip", "instructblip", 128),
+        ("idefics3", "smolvlm", 341),
+        ("smolvlm", "smolvlm", 341),
+        ("llava_onevision", "llava_onevision", 303),
+    ];
+    for (folder, kind, token) in folders {
+        let folder = fixtures("models").join(folder);
         assert_eq!(on_architecture(&folder, Load(folder.clone())).unwrap(), (kind, token));
     }
 }

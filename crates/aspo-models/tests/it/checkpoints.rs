@@ -5,8 +5,8 @@ use std::path::Path;
 use aspo_models::checkpoint::Layout;
 use aspo_models::{
     Checkpoint, Clip, ClipConfig, Error, ImageFeatures, InstructBlip, LanguageModel, Llama, LlamaConfig,
-    Llava, LlavaConfig, LoadOptions, ModelConfig, ModelInput, PictureShape, Precision, Pretrained, QwenVl,
-    SaveOptions, stable_ids,
+    Llava, LlavaConfig, LlavaOnevision, LoadOptions, ModelConfig, ModelInput, PictureShape, Precision,
+    Pretrained, QwenVl, SaveOptions, SmolVlm, stable_ids,
 };
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::backend::Backend;
@@ -59,6 +59,8 @@ fn oracle_models_return_to_the_byte<B: Backend>() {
             "llava" => returns::<B, Llava<B>>(&case),
             "instructblip" => returns::<B, InstructBlip<B>>(&case),
             "qwen2_vl" | "qwen2_5_vl" => returns::<B, QwenVl<B>>(&case),
+            "idefics3" | "smolvlm" => returns::<B, SmolVlm<B>>(&case),
+            "llava_onevision" => returns::<B, LlavaOnevision<B>>(&case),
             other => unreachable!("{other} is not among the models"),
         }
     }

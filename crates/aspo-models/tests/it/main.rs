@@ -13,5 +13,6 @@ mod memory;
 mod oracle;
 mod qwen;
 mod recompute;
+mod siglip;
 mod support;
 mod trajectory;

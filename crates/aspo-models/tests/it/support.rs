@@ -50,7 +50,17 @@ pub fn oracle(sub: &str, expected: &str) -> Vec<PathBuf> {
 }
 
 /// Models that are implemented here; the oracle has others too.
-const KNOWN: [&str; 6] = ["clip", "llama", "llava", "instructblip", "qwen2_vl", "qwen2_5_vl"];
+const KNOWN: [&str; 9] = [
+    "clip",
+    "llama",
+    "llava",
+    "instructblip",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "idefics3",
+    "smolvlm",
+    "llava_onevision",
+];
 
 fn model_type(case: &Path) -> String {
     aspo_models::config::model_type(case).unwrap_or_else(|e| panic!("{}: {e}", case.display()))
