@@ -109,12 +109,12 @@ impl<B: Backend> Context<B> {
         if self.mask.hides_nothing() {
             return None;
         }
-        let [batch, tokens] = [self.mask.batch(), self.mask.tokens()];
+        let [batch, tokens, keys] = [self.mask.batch(), self.mask.tokens(), self.mask.keys()];
         let make = || {
-            let mask = TensorData::new(self.mask.hidden(), [batch, 1, tokens, tokens]);
+            let mask = TensorData::new(self.mask.hidden(), [batch, 1, tokens, keys]);
             let mask = Tensor::<B, 4, Bool>::from_data(mask, &self.device);
             // Written out for all groups while it is small: every layer would copy a view of it, forward and backward.
-            let small = batch * groups * tokens * tokens <= CHUNK_SCORES;
+            let small = batch * groups * tokens * keys <= CHUNK_SCORES;
             if small { mask.repeat_dim(1, groups) } else { mask }
         };
         let mask = self.hidden.get_or_init(make).clone();
@@ -135,16 +135,19 @@ pub fn split_heads<B: Backend>(
     heads: Heads,
     tables: Option<&Tables<B>>,
 ) -> [Tensor<B, 4>; 3] {
-    let [batch, tokens, _] = qkv.dims();
-    let take = |from: usize, count: usize| {
-        qkv.clone().narrow(2, from * heads.dim, count * heads.dim).reshape([batch, tokens, count, heads.dim])
-    };
+    let take = |from: usize, count: usize| take_heads(&qkv, from, count, heads.dim);
     let (q, k) = (take(0, heads.heads), take(heads.heads, heads.groups));
     let v = take(heads.heads + heads.groups, heads.groups).swap_dims(1, 2);
     match tables {
         Some(tables) => [tables.apply(q), tables.apply(k), v],
         None => [q.swap_dims(1, 2), k.swap_dims(1, 2), v],
     }
+}
+
+/// `count` heads side by side, `[batch, tokens, count, dim]`.
+fn take_heads<B: Backend>(x: &Tensor<B, 3>, from: usize, count: usize, dim: usize) -> Tensor<B, 4> {
+    let [batch, tokens, _] = x.dims();
+    x.clone().narrow(2, from * dim, count * dim).reshape([batch, tokens, count, dim])
 }
 
 /// `softmax(q kᵀ / sqrt(dim)) v` for each head, over the keys that the context shows a query.
@@ -168,14 +171,47 @@ pub fn split_heads<B: Backend>(
 pub fn attention<B: Backend>(qkv: Tensor<B, 3>, heads: Heads, context: &Context<B>) -> Tensor<B, 3> {
     let (batch, tokens) = (context.mask.batch(), context.mask.tokens());
     assert_eq!(qkv.dims(), [batch, tokens, heads.width()], "queries, keys and values side by side");
+    assert_eq!(context.mask.keys(), tokens, "the mask of a sequence that looks at itself");
     if let Some(rotary) = &context.rotary {
         assert_eq!(2 * rotary.half, heads.dim, "angles are those of the heads");
     }
     #[cfg(feature = "flex")]
     if crate::cpu::ops::takes(&qkv) {
-        return crate::cpu::ops::attention(qkv, heads, context);
+        return crate::cpu::ops::attention(qkv, None, heads, context);
     }
     let [q, k, v] = context.split(qkv, heads);
+    merge_heads(attend(q, k, v, context.hidden(heads.groups)))
+}
+
+/// [`attention`] of one sequence over another, of a length of its own: `softmax(q kᵀ / sqrt(dim)) v` for each head.
+///
+/// `q` is `[batch, tokens, heads · dim]`, `kv` `[batch, keys, 2 groups dim]`, keys and values side by side, as a group of two
+/// [linear](crate::linear()) layers gives them, read in the type of `q`. Who sees whom is a [`BlockMask::across`]; there are no
+/// rotary positions. The result is `[batch, tokens, heads · dim]`.
+///
+/// Equations, operations and bytes are those of [`attention`]; kept for the backward are `q`, `kv`, the result, and
+/// `log Σ exp` of each head of a token. Gradients of `q` and of `kv`.
+///
+/// # Panics
+/// If shapes are not those of context and heads, a sequence is empty, or the context rotates.
+pub fn cross_attention<B: Backend>(
+    q: Tensor<B, 3>,
+    kv: Tensor<B, 3>,
+    heads: Heads,
+    context: &Context<B>,
+) -> Tensor<B, 3> {
+    let (batch, tokens, keys) = (context.mask.batch(), context.mask.tokens(), context.mask.keys());
+    assert_eq!(q.dims(), [batch, tokens, heads.heads * heads.dim], "queries");
+    assert_eq!(kv.dims(), [batch, keys, 2 * heads.groups * heads.dim], "keys and values side by side");
+    assert!(tokens > 0 && keys > 0, "{tokens} queries look at {keys} keys");
+    assert!(context.rotary.is_none(), "keys of another sequence have no angles");
+    let kv = cast(kv, q.dtype());
+    #[cfg(feature = "flex")]
+    if crate::cpu::ops::takes(&q) {
+        return crate::cpu::ops::attention(q, Some(kv), heads, context);
+    }
+    let q = take_heads(&q, 0, heads.heads, heads.dim).swap_dims(1, 2);
+    let [k, v] = [0, heads.groups].map(|from| take_heads(&kv, from, heads.groups, heads.dim).swap_dims(1, 2));
     merge_heads(attend(q, k, v, context.hidden(heads.groups)))
 }
 

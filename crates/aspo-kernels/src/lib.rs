@@ -8,6 +8,7 @@
 //! | [`linear()`] | up to three layers of one input, biases, LoRA, norm or activation before, residual after | `in + Σ rank` |
 //! | [`attention()`] | rotary positions, grouped queries, causal order and segments | `(2 heads + 2 groups) dim + heads` |
 //! | [`KvCache::attention`] | the same for new tokens behind those of a cache, without a backward | |
+//! | [`cross_attention`] | over another sequence | `2 heads dim + heads`, and `2 groups dim` a key |
 //! | [`rms_norm`], [`layer_norm`], [`Activation`] | | `in` |
 //! | [`head_pass`] | log-probabilities of given tokens and their gradients, by tiles of logits | as told |
 //!
@@ -74,7 +75,9 @@ mod rotary;
 use burn::tensor::{DType, Tensor, backend::Backend};
 
 pub use activation::Activation;
-pub use attention::{CHUNK_SCORES, Context, Heads, attend, attention, merge_heads, split_heads};
+pub use attention::{
+    CHUNK_SCORES, Context, Heads, attend, attention, cross_attention, merge_heads, split_heads,
+};
 pub use decode::{KvCache, Step};
 pub use head::{HeadGradients, HeadPass, HeadWant, head_pass};
 pub use linear::{Before, Factors, GROUP, Layer, linear};

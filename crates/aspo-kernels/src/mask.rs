@@ -8,7 +8,7 @@ const BLOCK_SCORES: usize = 48 << 10;
 /// Rows of a block at most; a multiple of the six rows that are multiplied at once.
 const BLOCK_ROWS: usize = 48;
 
-/// Which tokens of a row each token sees.
+/// Which tokens of a row each token sees: of its own row, or ([`across`](Self::across)) of another sequence beside it.
 ///
 /// Queries are cut into blocks, and every block lists the ranges of keys that any of its queries sees. A kernel walks the
 /// ranges, so that hidden scores cost nothing and no mask exists; [`hidden`](Self::hidden) writes one out for operations
@@ -17,6 +17,7 @@ const BLOCK_ROWS: usize = 48;
 pub struct BlockMask {
     batch: usize,
     tokens: usize,
+    keys: usize,
     blocks: Vec<Vec<Block>>,
 }
 
@@ -62,7 +63,7 @@ impl BlockMask {
             }
             blocks
         };
-        Self { batch, tokens, blocks: (0..batch).map(row).collect() }
+        Self { batch, tokens, keys: tokens, blocks: (0..batch).map(row).collect() }
     }
 
     /// Every token sees every real token of its row. `real` is `[batch, tokens]`, row by row.
@@ -70,14 +71,23 @@ impl BlockMask {
     /// # Panics
     /// If `real` has another length.
     pub fn full(batch: usize, tokens: usize, real: &[bool]) -> Self {
-        assert_eq!(real.len(), batch * tokens, "one flag a token");
+        Self::across(batch, tokens, tokens, real)
+    }
+
+    /// Every token of a row sees every real key of another sequence, as [`cross_attention`](crate::cross_attention) has it.
+    /// `real` is `[batch, keys]`, row by row.
+    ///
+    /// # Panics
+    /// If `real` has another length.
+    pub fn across(batch: usize, tokens: usize, keys: usize, real: &[bool]) -> Self {
+        assert_eq!(real.len(), batch * keys, "one flag a key");
         let row = |row: usize| {
-            let keys = ranges((0..tokens).filter(|at| real[row * tokens + at]), false);
-            let rows = block_rows(tokens);
-            let block = |from| Block { queries: from..(from + rows).min(tokens), keys: keys.clone() };
+            let seen = ranges((0..keys).filter(|at| real[row * keys + at]), false);
+            let rows = block_rows(keys);
+            let block = |from| Block { queries: from..(from + rows).min(tokens), keys: seen.clone() };
             (0..tokens).step_by(rows).map(block).collect()
         };
-        Self { batch, tokens, blocks: (0..batch).map(row).collect() }
+        Self { batch, tokens, keys, blocks: (0..batch).map(row).collect() }
     }
 
     /// Every token sees every token of its own group, and no other: windows, or pictures side by side.
@@ -102,7 +112,7 @@ impl BlockMask {
             }
             blocks
         };
-        Self { batch, tokens, blocks: (0..batch).map(row).collect() }
+        Self { batch, tokens, keys: tokens, blocks: (0..batch).map(row).collect() }
     }
 
     /// The same for some queries: a block without a `wanted` place (`row · tokens + column`) sees nothing and costs nothing.
@@ -129,24 +139,29 @@ impl BlockMask {
         self.batch
     }
 
-    /// Tokens of a row, padding included.
+    /// Tokens of a row that see, padding included.
     pub fn tokens(&self) -> usize {
         self.tokens
     }
 
-    /// Whether every token sees all tokens of its row.
+    /// Tokens of a row that are seen or not: as many as [`tokens`](Self::tokens) but for [`across`](Self::across).
+    pub fn keys(&self) -> usize {
+        self.keys
+    }
+
+    /// Whether every token sees all keys of its row.
     pub fn hides_nothing(&self) -> bool {
-        let all = [Keys { range: 0..self.tokens, causal: false }];
+        let all = [Keys { range: 0..self.keys, causal: false }];
         self.blocks.iter().flatten().all(|block| block.keys == all)
     }
 
     /// The mask written out, `[batch, queries, keys]`, true where a key is hidden.
     pub fn hidden(&self) -> Vec<bool> {
-        let mut out = vec![true; self.batch * self.tokens * self.tokens];
+        let mut out = vec![true; self.batch * self.tokens * self.keys];
         for (row, blocks) in self.blocks.iter().enumerate() {
             for block in blocks {
                 for query in block.queries.clone() {
-                    let line = &mut out[(row * self.tokens + query) * self.tokens..][..self.tokens];
+                    let line = &mut out[(row * self.tokens + query) * self.keys..][..self.keys];
                     for keys in &block.keys {
                         let end = if keys.causal { keys.range.end.min(query + 1) } else { keys.range.end };
                         line[keys.range.start..end.max(keys.range.start)].fill(false);
@@ -181,8 +196,8 @@ impl Block {
     }
 }
 
-fn block_rows(tokens: usize) -> usize {
-    (BLOCK_SCORES / tokens.max(1)).clamp(6, BLOCK_ROWS) / 6 * 6
+fn block_rows(keys: usize) -> usize {
+    (BLOCK_SCORES / keys.max(1)).clamp(6, BLOCK_ROWS) / 6 * 6
 }
 
 /// Places in rising order, as ranges.
@@ -246,6 +261,20 @@ mod tests {
             !BlockMask::full(2, 3, &real).hides_nothing()
                 && BlockMask::full(2, 3, &[true; 6]).hides_nothing()
         );
+    }
+
+    #[test]
+    fn every_token_sees_every_real_key_of_another_sequence() {
+        // Two blocks of queries, one key hidden in each row, in another place.
+        let real: Vec<bool> = (0..10).map(|i| i != 2 && i != 5).collect();
+        let mask = BlockMask::across(2, 60, 5, &real);
+        let hidden: Vec<bool> = real
+            .chunks(5)
+            .flat_map(|row| row.iter().map(|real| !real).collect::<Vec<_>>().repeat(60))
+            .collect();
+        assert_eq!(mask.hidden(), hidden);
+        assert_eq!((mask.tokens(), mask.keys(), mask.pairs()), (60, 5, 2 * 60 * 4));
+        assert!(!mask.hides_nothing() && BlockMask::across(2, 60, 5, &[true; 10]).hides_nothing());
     }
 
     #[test]

@@ -24,8 +24,8 @@ pub fn rms_norm<B: Backend, const D: usize>(x: Tensor<B, D>, weight: Tensor<B, 1
 /// `[features]`.
 ///
 /// The result has the type of `x`. Keeps `x`. With `n` the normed row and `g = weight dy`:
-/// `dx = (g - mean(g) - n mean(g n)) / sd`, `dweight = Σ n dy`, `dbias = Σ dy`. One pass over memory forward and one
-/// backward.
+/// `dx = (g - mean(g) - n mean(g n)) / sd`, `dweight = Σ n dy`, `dbias = Σ dy`. One pass over memory forward (8 bytes a
+/// value) and one backward (12).
 pub fn layer_norm<B: Backend, const D: usize>(
     x: Tensor<B, D>,
     weight: Tensor<B, 1>,

@@ -1,6 +1,7 @@
 //! Attention on slices.
 //!
-//! Queries, keys and values stand side by side, as one product made them: `[batch, tokens, (heads + 2 groups) dim]`.
+//! Queries, keys and values stand side by side, as one product made them: `[batch, tokens, (heads + 2 groups) dim]`; or
+//! queries by themselves, and keys and values of another sequence side by side.
 //! A task is a group of one row of the batch: its keys and values are gathered once, then each of its heads goes through
 //! the mask's blocks of queries. Scores exist for one block of one head; a block's products are done by tiles in
 //! registers, since packing would cost as much as they do. Tasks depend on shapes alone, so results do not depend on the
@@ -16,81 +17,150 @@ use crate::attention::Heads;
 use crate::mask::{Block, BlockMask};
 use crate::rotary::Rotary;
 
-/// The mixed values `[batch, tokens, heads · dim]`, and with `keep` each query's `log Σ exp` `[batch, heads, tokens]`.
-pub fn forward(
-    qkv: &[f32],
-    heads: Heads,
-    mask: &BlockMask,
-    rotary: Option<&Rotary>,
-    keep: bool,
-) -> (Vec<f32>, Vec<f32>) {
-    let (tokens, dim) = (mask.tokens(), heads.dim);
-    let lanes = heads.per_group() * dim;
-    let mut sums = vec![0f32; if keep { mask.batch() * heads.heads * tokens } else { 0 }];
-    let out = written(mask.batch() * tokens * heads.heads * dim, |out| {
-        let mut tasks = Vec::with_capacity(mask.batch() * heads.groups);
-        let rows = out.chunks_exact_mut((tokens * heads.heads * dim).max(1));
-        for (row, out) in rows.enumerate() {
-            let out = MatMut::new(out, tokens, heads.heads * dim).deal(vec![lanes; heads.groups]);
-            tasks.extend(out.into_iter().enumerate().map(|(group, out)| (row, group, out)));
-        }
-        let run = |(row, group, mut out): (usize, usize, MatMut), sums: &mut [f32]| {
-            let task = Task { qkv, heads, mask, rotary, row, group };
-            Room::with(mask, dim, false, |room| vectorize!(|m| task.forward(m, room, &mut out, sums)));
-        };
-        if keep {
-            let sums = sums.par_chunks_exact_mut(heads.per_group() * tokens);
-            tasks.into_par_iter().zip(sums).with_max_len(1).for_each(|(task, sums)| run(task, sums));
-        } else {
-            tasks.into_par_iter().with_max_len(1).for_each(|task| run(task, &mut []));
-        }
-    });
-    (out, sums)
+/// What is read: queries, keys and values.
+#[derive(Clone, Copy)]
+pub struct Read<'a> {
+    q: Side<'a>,
+    kv: Side<'a>,
 }
 
-/// The gradient of `qkv`, in its layout, from that of the mixed values. `out` and `sums` are the forward's.
-pub fn backward(
-    qkv: &[f32],
-    out: &[f32],
-    sums: &[f32],
-    grad: &[f32],
-    heads: Heads,
-    mask: &BlockMask,
-    rotary: Option<&Rotary>,
-) -> Vec<f32> {
-    let (tokens, dim, width) = (mask.tokens(), heads.dim, heads.width());
-    let lanes = heads.per_group() * dim;
-    written(qkv.len(), |d| {
-        let mut tasks = Vec::with_capacity(mask.batch() * heads.groups);
-        for (row, d) in d.chunks_exact_mut((tokens * width).max(1)).enumerate() {
-            let mut parts = MatMut::new(d, tokens, width)
-                .deal([vec![lanes; heads.groups], vec![dim; 2 * heads.groups]].concat())
-                .into_iter();
-            let queries: Vec<MatMut> = parts.by_ref().take(heads.groups).collect();
-            let keys: Vec<MatMut> = parts.by_ref().take(heads.groups).collect();
-            for (group, ((q, k), v)) in queries.into_iter().zip(keys).zip(parts).enumerate() {
-                tasks.push((row, group, [q, k, v]));
+/// Heads side by side, in rows of tokens.
+#[derive(Clone, Copy)]
+struct Side<'a> {
+    data: &'a [f32],
+    /// Of a row.
+    width: usize,
+    /// The first head.
+    first: usize,
+}
+
+impl<'a> Read<'a> {
+    /// Queries `[batch, tokens, heads · dim]` over keys and values `[batch, keys, 2 groups dim]`; without `kv` all three are
+    /// side by side, `[batch, tokens, (heads + 2 groups) dim]`.
+    pub fn new(q: &'a [f32], kv: Option<&'a [f32]>, heads: Heads) -> Self {
+        let width = heads.width();
+        match kv {
+            None => {
+                let side = |first| Side { data: q, width, first };
+                Self { q: side(0), kv: side(heads.heads) }
+            }
+            Some(kv) => {
+                let own = heads.heads * heads.dim;
+                let kv = Side { data: kv, width: width - own, first: 0 };
+                Self { q: Side { data: q, width: own, first: 0 }, kv }
             }
         }
-        tasks.into_par_iter().with_max_len(1).for_each(|(row, group, mut d)| {
-            let task = Task { qkv, heads, mask, rotary, row, group };
-            let own = &sums[(row * heads.groups + group) * heads.per_group() * tokens..];
-            Room::with(
-                mask,
-                dim,
-                true,
-                |room| vectorize!(|m| task.backward(m, room, out, own, grad, &mut d)),
-            );
+    }
+
+    /// Is it one sequence that looks at itself?
+    fn together(&self) -> bool {
+        self.kv.first > 0
+    }
+}
+
+/// Sizes, who sees whom, and angles. With a rotation queries are as many as keys.
+#[derive(Clone, Copy)]
+pub struct Attention<'a> {
+    pub heads: Heads,
+    pub mask: &'a BlockMask,
+    pub rotary: Option<&'a Rotary>,
+}
+
+impl Attention<'_> {
+    /// The mixed values `[batch, tokens, heads · dim]`, and with `keep` each query's `log Σ exp` `[batch, heads, tokens]`.
+    pub fn forward(self, read: Read, keep: bool) -> (Vec<f32>, Vec<f32>) {
+        let Self { heads, mask, .. } = self;
+        let (tokens, width) = (mask.tokens(), heads.heads * heads.dim);
+        let mut sums = vec![0f32; if keep { mask.batch() * heads.heads * tokens } else { 0 }];
+        let out = written(mask.batch() * tokens * width, |out| {
+            let mut tasks = Vec::with_capacity(mask.batch() * heads.groups);
+            for (row, out) in out.chunks_exact_mut((tokens * width).max(1)).enumerate() {
+                let out = MatMut::new(out, tokens, width).deal(vec![self.lanes(); heads.groups]);
+                tasks.extend(out.into_iter().enumerate().map(|(group, out)| (row, group, out)));
+            }
+            let run = |(row, group, mut out): (usize, usize, MatMut), sums: &mut [f32]| {
+                let task = Task { how: self, read, row, group };
+                let forward = |room: &mut Room| vectorize!(|m| task.forward(m, room, &mut out, sums));
+                Room::with(mask, heads.dim, false, forward);
+            };
+            if keep {
+                let sums = sums.par_chunks_exact_mut((heads.per_group() * tokens).max(1));
+                tasks.into_par_iter().zip(sums).with_max_len(1).for_each(|(task, sums)| run(task, sums));
+            } else {
+                tasks.into_par_iter().with_max_len(1).for_each(|task| run(task, &mut []));
+            }
         });
-    })
+        (out, sums)
+    }
+
+    /// Gradients of what was read, in its layout, from that of the mixed values: of all three and nothing, or of queries and of
+    /// keys and values. `out` and `sums` are the forward's.
+    pub fn backward(self, read: Read, out: &[f32], sums: &[f32], grad: &[f32]) -> [Vec<f32>; 2] {
+        let Self { heads: Heads { groups, dim, .. }, mask, .. } = self;
+        let (tokens, keys) = (mask.tokens(), mask.keys());
+        // A row's queries, group by group, then its keys and its values.
+        let widths = [vec![self.lanes(); groups], vec![dim; 2 * groups]];
+        let mut d_kv = Vec::new();
+        let d_q = written(read.q.data.len(), |d| {
+            let rows = d.chunks_exact_mut((tokens * read.q.width).max(1));
+            let rows = rows.map(|d| MatMut::new(d, tokens, read.q.width));
+            if read.together() {
+                let rows = rows.map(|d| d.deal(widths.concat()));
+                self.backward_rows(read, rows, out, sums, grad);
+            } else {
+                d_kv = written(read.kv.data.len(), |d| {
+                    let others = d.chunks_exact_mut(keys * read.kv.width);
+                    let others = others.map(|d| MatMut::new(d, keys, read.kv.width));
+                    let rows = rows.zip(others);
+                    let rows = rows.map(|(q, kv)| [q.deal(widths[0].clone()), kv.deal(widths[1].clone())]);
+                    self.backward_rows(
+                        read,
+                        rows.map(|d| d.into_iter().flatten().collect()),
+                        out,
+                        sums,
+                        grad,
+                    );
+                });
+            }
+        });
+        [d_q, d_kv]
+    }
+
+    /// A row's gradients are dealt as queries, keys and values of each group.
+    fn backward_rows<'d>(
+        self,
+        read: Read,
+        rows: impl Iterator<Item = Vec<MatMut<'d>>>,
+        out: &[f32],
+        sums: &[f32],
+        grad: &[f32],
+    ) {
+        let Heads { groups, dim, .. } = self.heads;
+        let mut tasks = Vec::with_capacity(self.mask.batch() * groups);
+        for (row, mut q) in rows.enumerate() {
+            let mut k = q.split_off(groups);
+            let v = k.split_off(groups);
+            let all = q.into_iter().zip(k).zip(v).enumerate();
+            tasks.extend(all.map(|(group, ((q, k), v))| (row, group, [q, k, v])));
+        }
+        tasks.into_par_iter().with_max_len(1).for_each(|(row, group, mut d)| {
+            let task = Task { how: self, read, row, group };
+            let own = &sums[(row * groups + group) * self.heads.per_group() * self.mask.tokens()..];
+            let backward = |room: &mut Room| vectorize!(|m| task.backward(m, room, out, own, grad, &mut d));
+            Room::with(self.mask, dim, true, backward);
+        });
+    }
+
+    /// Channels of the queries of a group.
+    fn lanes(self) -> usize {
+        self.heads.per_group() * self.heads.dim
+    }
 }
 
 /// One group of one row.
 struct Task<'a> {
-    qkv: &'a [f32],
-    heads: Heads,
-    mask: &'a BlockMask,
-    rotary: Option<&'a Rotary>,
+    how: Attention<'a>,
+    read: Read<'a>,
     row: usize,
     group: usize,
 }
@@ -98,14 +168,14 @@ struct Task<'a> {
 impl Task<'_> {
     #[inline(always)]
     fn forward<M: Fma>(&self, m: M, room: &mut Room, out: &mut MatMut, sums: &mut [f32]) {
-        let (tokens, dim, scale) = (self.mask.tokens(), self.heads.dim, self.heads.scale());
-        let (wide, stride) = (dim.next_multiple_of(TILE), turned_stride(tokens));
-        self.gather(self.heads.heads + self.group, true, &mut room.k);
-        self.gather(self.heads.heads + self.heads.groups + self.group, false, &mut room.v);
-        turn(&room.k, tokens, dim, &mut room.k_turned);
-        for head in 0..self.heads.per_group() {
-            self.gather(self.group * self.heads.per_group() + head, true, &mut room.q);
-            for block in self.mask.blocks(self.row) {
+        let Attention { heads, mask, .. } = self.how;
+        let (tokens, keys, dim, scale) = (mask.tokens(), mask.keys(), heads.dim, heads.scale());
+        let (wide, stride) = (dim.next_multiple_of(TILE), turned_stride(keys));
+        self.gather_keys(room);
+        turn(&room.k, keys, dim, &mut room.k_turned);
+        for head in 0..heads.per_group() {
+            self.gather(self.read.q, tokens, self.query(head), true, &mut room.q);
+            for block in mask.blocks(self.row) {
                 let (from, rows, width) = (block.queries.start, block.queries.len(), block.width());
                 let line = line(width);
                 if width == 0 {
@@ -153,21 +223,21 @@ impl Task<'_> {
         grad: &[f32],
         [d_q, d_k, d_v]: &mut [MatMut; 3],
     ) {
-        let (tokens, dim, scale) = (self.mask.tokens(), self.heads.dim, self.heads.scale());
-        let (wide, stride) = (dim.next_multiple_of(TILE), turned_stride(tokens));
-        let out_width = self.heads.heads * dim;
-        self.gather(self.heads.heads + self.group, true, &mut room.k);
-        self.gather(self.heads.heads + self.heads.groups + self.group, false, &mut room.v);
-        turn(&room.k, tokens, dim, &mut room.k_turned);
-        turn(&room.v, tokens, dim, &mut room.v_turned);
-        room.d_k[..tokens * wide].fill(0.0);
-        room.d_v[..tokens * wide].fill(0.0);
-        for head in 0..self.heads.per_group() {
-            let column = self.group * self.heads.per_group() + head;
-            self.gather(column, true, &mut room.q);
+        let Attention { heads, mask, .. } = self.how;
+        let (tokens, keys, dim, scale) = (mask.tokens(), mask.keys(), heads.dim, heads.scale());
+        let (wide, stride) = (dim.next_multiple_of(TILE), turned_stride(keys));
+        let out_width = heads.heads * dim;
+        self.gather_keys(room);
+        turn(&room.k, keys, dim, &mut room.k_turned);
+        turn(&room.v, keys, dim, &mut room.v_turned);
+        room.d_k[..keys * wide].fill(0.0);
+        room.d_v[..keys * wide].fill(0.0);
+        for head in 0..heads.per_group() {
+            let column = self.query(head);
+            self.gather(self.read.q, tokens, column, true, &mut room.q);
             let first = self.row * tokens * out_width + column * dim;
             gather(&grad[first..], out_width, tokens, dim, None, &mut room.o);
-            for block in self.mask.blocks(self.row) {
+            for block in mask.blocks(self.row) {
                 let (from, rows, width) = (block.queries.start, block.queries.len(), block.width());
                 let line = line(width);
                 if width == 0 {
@@ -229,27 +299,40 @@ impl Task<'_> {
                 }
             }
         }
-        for t in 0..tokens {
+        for t in 0..keys {
             d_k.row(t).copy_from_slice(&room.d_k[t * wide..][..dim]);
             self.turn_back(t, d_k.row(t));
             d_v.row(t).copy_from_slice(&room.d_v[t * wide..][..dim]);
         }
     }
 
+    /// The query head of this place in the group.
+    #[inline(always)]
+    fn query(&self, head: usize) -> usize {
+        self.group * self.how.heads.per_group() + head
+    }
+
+    #[inline(always)]
+    fn gather_keys(&self, room: &mut Room) {
+        let keys = self.how.mask.keys();
+        self.gather(self.read.kv, keys, self.group, true, &mut room.k);
+        self.gather(self.read.kv, keys, self.how.heads.groups + self.group, false, &mut room.v);
+    }
+
     /// A head of the row, `[tokens, dim]`, rotated if it is to be.
     #[inline(always)]
-    fn gather(&self, column: usize, rotate: bool, to: &mut [f32]) {
-        let (tokens, width) = (self.mask.tokens(), self.heads.width());
-        let rotary = self.rotary.filter(|_| rotate).map(|rotary| (rotary, self.row * tokens));
-        let data = &self.qkv[self.row * tokens * width + column * self.heads.dim..];
-        gather(data, width, tokens, self.heads.dim, rotary, to);
+    fn gather(&self, from: Side, tokens: usize, head: usize, rotate: bool, to: &mut [f32]) {
+        let dim = self.how.heads.dim;
+        let rotary = self.how.rotary.filter(|_| rotate).map(|rotary| (rotary, self.row * tokens));
+        let data = &from.data[self.row * tokens * from.width + (from.first + head) * dim..];
+        gather(data, from.width, tokens, dim, rotary, to);
     }
 
     /// A gradient of a rotated head back to what was rotated.
     #[inline(always)]
     fn turn_back(&self, token: usize, x: &mut [f32]) {
-        if let Some(rotary) = self.rotary {
-            rotate(x, rotary, self.row * self.mask.tokens() + token, -1.0);
+        if let Some(rotary) = self.how.rotary {
+            rotate(x, rotary, self.row * self.how.mask.tokens() + token, -1.0);
         }
     }
 }
@@ -370,7 +453,8 @@ impl Room {
         let rows = mask.all_blocks().map(|b| b.queries.len()).max().unwrap_or(0);
         let scores = mask.all_blocks().map(|b| b.queries.len() * line(b.width())).max().unwrap_or(0);
         let wide = dim.next_multiple_of(TILE);
-        let (all, turned) = (mask.tokens() * wide, turned_stride(mask.tokens()) * dim);
+        let (queries, keys) = (mask.tokens() * wide, mask.keys() * wide);
+        let turned = turned_stride(mask.keys()) * dim;
         // Nothing in `f` waits for other tasks, so no other task of this thread borrows meanwhile.
         ROOM.with_borrow_mut(|room| {
             let grow = |buffers: &mut [&mut Vec<f32>], n: usize| {
@@ -380,12 +464,14 @@ impl Room {
                     }
                 }
             };
-            grow(&mut [&mut room.q, &mut room.k, &mut room.v], all);
+            grow(&mut [&mut room.q], queries);
+            grow(&mut [&mut room.k, &mut room.v], keys);
             grow(&mut [&mut room.k_turned], turned);
             grow(&mut [&mut room.scores], scores);
             grow(&mut [&mut room.inverse], rows);
             if backward {
-                grow(&mut [&mut room.o, &mut room.d_k, &mut room.d_v], all);
+                grow(&mut [&mut room.o], queries);
+                grow(&mut [&mut room.d_k, &mut room.d_v], keys);
                 grow(&mut [&mut room.v_turned], turned);
                 grow(&mut [&mut room.d_scores], scores);
                 grow(&mut [&mut room.d_q], rows * wide);

@@ -33,9 +33,11 @@ fn fast<B: Backend, const D: usize>(x: Tensor<B, D>) -> Fast {
 
 // Attention.
 
+/// Parents: queries, or all that one sequence looks at itself with; keys and values of another sequence.
 #[derive(Debug, Clone)]
 struct Attention {
-    qkv: FlexTensor,
+    q: FlexTensor,
+    kv: Option<FlexTensor>,
     out: FlexTensor,
     sums: Arc<Vec<f32>>,
     heads: Heads,
@@ -43,23 +45,34 @@ struct Attention {
     rotary: Option<Arc<Rotary>>,
 }
 
-impl Fused<1> for Attention {
-    fn backward(self, grad: FlexTensor, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
-        let (qkv, out, grad) = (values(&self.qkv), values(&self.out), values(&grad));
-        let d = slices::backward(qkv, out, &self.sums, grad, self.heads, &self.mask, self.rotary.as_deref());
-        [Some(tensor(d, shape(&self.qkv)))]
+impl Fused<2> for Attention {
+    fn backward(self, grad: FlexTensor, _: [bool; 2]) -> [Option<FlexTensor>; 2] {
+        let how = slices::Attention { heads: self.heads, mask: &self.mask, rotary: self.rotary.as_deref() };
+        let read = slices::Read::new(values(&self.q), self.kv.as_ref().map(values), self.heads);
+        let [dq, dkv] = how.backward(read, values(&self.out), &self.sums, values(&grad));
+        [Some(tensor(dq, shape(&self.q))), self.kv.map(|kv| tensor(dkv, shape(&kv)))]
     }
 }
 
-pub fn attention<B: Backend>(qkv: Tensor<B, 3>, heads: Heads, context: &Context<B>) -> Tensor<B, 3> {
-    let parent = fast(qkv);
-    let qkv = parent.solid();
+/// Of queries, keys and values side by side, or of queries over the keys and values of another sequence.
+pub fn attention<B: Backend>(
+    q: Tensor<B, 3>,
+    kv: Option<Tensor<B, 3>>,
+    heads: Heads,
+    context: &Context<B>,
+) -> Tensor<B, 3> {
+    let (q, kv) = (fast(q), kv.map(fast));
+    let (solid, solid_kv) = (q.solid(), kv.as_ref().map(Fast::solid));
     let (mask, rotary) = context.parts();
-    let (out, sums) = slices::forward(values(&qkv), heads, &mask, rotary.as_deref(), parent.is_tracked());
+    let keep = q.is_tracked() || kv.as_ref().is_some_and(Fast::is_tracked);
+    let read = slices::Read::new(values(&solid), solid_kv.as_ref().map(values), heads);
+    let how = slices::Attention { heads, mask: &mask, rotary: rotary.as_deref() };
+    let (out, sums) = how.forward(read, keep);
     let out = tensor(out, [mask.batch(), mask.tokens(), heads.heads * heads.dim]);
     let kept = out.clone();
-    record([Some(&parent)], out, || Attention { qkv, out: kept, sums: Arc::new(sums), heads, mask, rotary })
-        .back()
+    let sums = Arc::new(sums);
+    let state = || Attention { q: solid, kv: solid_kv, out: kept, sums, heads, mask, rotary };
+    record([Some(&q), kv.as_ref()], out, state).back()
 }
 
 /// A cache that holds the keys and values of the first tokens; none where the kernels do not take them.

@@ -3,6 +3,7 @@
 
 mod attention;
 mod block;
+mod cross;
 mod decode;
 mod head;
 mod linear;

@@ -2,15 +2,12 @@
 
 #![allow(non_snake_case)] // `LayerNorm` is a parameter's name in checkpoints.
 
-use aspo_kernels::{Before, Heads, linear};
+use aspo_kernels::{Before, BlockMask, Heads, cross_attention, linear};
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, backend::Backend, s};
 
 use super::config::QFormerConfig;
-use crate::nn::{
-    Activation, Context, Embedding, LayerNorm, Linear, attend, attention, bidirectional, each_linear,
-    merge_heads,
-};
+use crate::nn::{Activation, Context, Embedding, LayerNorm, Linear, attention, bidirectional, each_linear};
 
 /// Queries from one sequence, keys and values from the same or another.
 #[derive(Module, Debug)]
@@ -21,6 +18,13 @@ pub struct QFormerHeads<B: Backend> {
     heads: usize,
 }
 each_linear!(QFormerHeads: query, key, value);
+
+impl<B: Backend> QFormerHeads<B> {
+    /// For tokens like these.
+    fn sizes(&self, x: &Tensor<B, 3>) -> Heads {
+        Heads { heads: self.heads, groups: self.heads, dim: x.dims()[2] / self.heads }
+    }
+}
 
 /// A linear layer, the residual, a norm.
 #[derive(Module, Debug)]
@@ -68,22 +72,17 @@ impl<B: Backend> QFormerAttention<B> {
     /// Every token looks at its row, as the context says.
     fn to_itself(&self, x: Tensor<B, 3>, context: &Context<B>) -> Tensor<B, 3> {
         let a = &self.attention;
-        let heads = Heads { heads: a.heads, groups: a.heads, dim: x.dims()[2] / a.heads };
         let layers = [a.query.layer(), a.key.layer(), a.value.layer()];
         let qkv = linear(x.clone(), Before::Nothing, &layers, None);
-        self.output.forward(attention(qkv, heads, context), Before::Nothing, x)
+        self.output.forward(attention(qkv, a.sizes(&x), context), Before::Nothing, x)
     }
 
-    /// Every token looks at all of another sequence.
-    fn to_other(&self, x: Tensor<B, 3>, keys: Tensor<B, 3>) -> Tensor<B, 3> {
+    /// Every token looks at another sequence, as the context says.
+    fn to_other(&self, x: Tensor<B, 3>, other: Tensor<B, 3>, context: &Context<B>) -> Tensor<B, 3> {
         let a = &self.attention;
-        let heads = |x: Tensor<B, 3>| {
-            let [rows, tokens, width] = x.dims();
-            x.reshape([rows, tokens, a.heads, width / a.heads]).swap_dims(1, 2)
-        };
-        let (q, k) = (heads(a.query.forward(x.clone())), heads(a.key.forward(keys.clone())));
-        let mixed = attend(q, k, heads(a.value.forward(keys)), None);
-        self.output.forward(merge_heads(mixed), Before::Nothing, x)
+        let q = linear(x.clone(), Before::Nothing, &[a.query.layer()], None);
+        let kv = linear(other, Before::Nothing, &[a.key.layer(), a.value.layer()], None);
+        self.output.forward(cross_attention(q, kv, a.sizes(&x), context), Before::Nothing, x)
     }
 }
 
@@ -113,13 +112,13 @@ impl<B: Backend> QFormerLayer<B> {
         &self,
         x: Tensor<B, 3>,
         queries: usize,
-        picture: &Tensor<B, 3>,
+        picture: (&Tensor<B, 3>, &Context<B>),
         context: &Context<B>,
     ) -> Tensor<B, 3> {
         let x = self.attention.to_itself(x, context);
         let mut seen = x.clone().slice(s![.., 0..queries, ..]);
         if let Some(cross) = &self.crossattention {
-            seen = cross.to_other(seen, picture.clone());
+            seen = cross.to_other(seen, picture.0.clone(), picture.1);
         }
         let feed = |wide: &QFormerIntermediate<B>, narrow: &QFormerOutput<B>, x: Tensor<B, 3>| {
             narrow.forward(wide.dense.forward(x.clone()), Before::Activation(wide.act.into()), x)
@@ -201,9 +200,12 @@ impl<B: Backend> QFormer<B> {
             seen = Tensor::cat(vec![seen, mask], 1);
         }
         let context = bidirectional(&seen);
+        let patches = picture.dims()[1];
+        let across = BlockMask::across(images, count, patches, &vec![true; images * patches]);
+        let across = Context::new(across, None, &picture.device());
         let mut x = self.embeddings.layernorm.forward(x);
         for layer in &self.encoder.layer {
-            x = layer.forward(x, count, &picture, &context);
+            x = layer.forward(x, count, (&picture, &across), &context);
         }
         x.slice(s![.., 0..count, ..])
     }
