@@ -36,7 +36,7 @@ impl Fma for Base {
 }
 
 /// Instruction sets that have a body of their own.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Set {
     #[cfg(target_arch = "x86_64")]
     Avx512,
@@ -48,6 +48,10 @@ pub enum Set {
 impl Set {
     /// The best of this machine; with `--cfg aspo_portable` the base set, to test it.
     pub fn found() -> Self {
+        #[cfg(test)]
+        if let Some(set) = chosen::get() {
+            return set;
+        }
         #[cfg(all(target_arch = "x86_64", not(aspo_portable)))]
         {
             use std::arch::is_x86_feature_detected as has;
@@ -57,6 +61,41 @@ impl Set {
             }
         }
         Self::Base
+    }
+}
+
+/// Threads that take a certain set, for tests that hold the sets to each other.
+#[cfg(test)]
+pub mod chosen {
+    use std::cell::Cell;
+
+    use super::Set;
+
+    thread_local! {
+        static SET: Cell<Option<Set>> = const { Cell::new(None) };
+    }
+
+    pub fn get() -> Option<Set> {
+        SET.get()
+    }
+
+    /// Sets that this machine has, the base set first.
+    pub fn all() -> Vec<Set> {
+        let mut all = vec![Set::Base];
+        #[cfg(target_arch = "x86_64")]
+        match Set::found() {
+            Set::Avx512 => all.extend([Set::Avx2, Set::Avx512]),
+            Set::Avx2 => all.push(Set::Avx2),
+            Set::Base => {}
+        }
+        all
+    }
+
+    /// On `threads` threads of its own.
+    pub fn with<R: Send>(set: Set, threads: usize, f: impl FnOnce() -> R + Send) -> R {
+        assert!(all().contains(&set));
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        pool.start_handler(move |_| SET.set(Some(set))).build().unwrap().install(f)
     }
 }
 
