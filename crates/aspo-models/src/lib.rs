@@ -32,7 +32,7 @@
 //! Over `Autodiff<B>`: [`lora::attach`] freezes everything and puts factors beside the layers a [`LoraConfig`] names;
 //! [`lora::without_adapters`] is the base over the same storage, the reference model of preference training.
 //! A forward pass gives hidden states ([`LanguageModel::hidden_at`] at chosen places only), a caller's loss takes it
-//! from there, and [`recompute_backward`] does both with the memory of about one block. The vision tower runs once a
+//! from there, and [`recompute_backward`] ([`recompute_backward_at`]) does both with the memory of about one block. The vision tower runs once a
 //! picture, on the plain backend (`model.valid()`), and its features are kept.
 //!
 //! ```
@@ -111,7 +111,7 @@ pub use nn::EachLinear;
 pub use picture::{ImageFeatures, Picture, PictureShape};
 pub use positions::Positions;
 pub use qwen_vl::{QwenVl, QwenVlConfig};
-pub use recompute::{Recomputed, recompute_backward};
+pub use recompute::{Recomputed, recompute_backward, recompute_backward_at};
 pub use smolvlm::{SmolVlm, SmolVlmConfig};
 pub use walk::stable_ids;
 

@@ -59,14 +59,7 @@ pub trait LanguageModel<B: Backend>: Module<B> + EachLinear<B> {
     fn hidden_at(&self, input: &ModelInput<B>, places: Tensor<B, 1, Int>) -> Result<Tensor<B, 2>> {
         let embeds = self.embed(input)?;
         let [batch, tokens, _] = embeds.dims();
-        let inside = |place: i64| match usize::try_from(place) {
-            Ok(place) if place < batch * tokens => Ok(place),
-            _ => {
-                let reason = format!("{place}, but the batch has {batch} rows of {tokens} tokens");
-                Err(Error::input("places", reason))
-            }
-        };
-        let places = input::host(&places).into_iter().map(inside).collect::<Result<Vec<_>>>()?;
+        let places = inside(&places, [batch, tokens])?;
         let context = self.decoder().context(&self.positions(input)?, &embeds.device())?;
         Ok(self.decoder().forward_at(embeds, &context, &places))
     }
@@ -78,6 +71,21 @@ pub trait LanguageModel<B: Backend>: Module<B> + EachLinear<B> {
     fn logits(&self, input: &ModelInput<B>) -> Result<Tensor<B, 3>> {
         Ok(project(self.hidden(input)?, self.head()))
     }
+}
+
+/// Places on the host, if they are places of such a batch.
+pub(crate) fn inside<B: Backend>(
+    places: &Tensor<B, 1, Int>,
+    [batch, tokens]: [usize; 2],
+) -> Result<Vec<usize>> {
+    let inside = |place: i64| match usize::try_from(place) {
+        Ok(place) if place < batch * tokens => Ok(place),
+        _ => {
+            let reason = format!("{place}, but the batch has {batch} rows of {tokens} tokens");
+            Err(Error::input("places", reason))
+        }
+    };
+    input::host(places).into_iter().map(inside).collect()
 }
 
 /// A language model that sees pictures.

@@ -1,19 +1,20 @@
 //! The backward pass with recomputation of whole blocks (Chen et al. 2016, "Training deep nets with sublinear memory
 //! cost").
 //!
-//! The forward pass runs without a graph and keeps each block's input only. Backward, each block is run again with
-//! a graph of its own, so no more than one block's activations exist at any time. Where attention keeps its scores and the
-//! block can be [split](Decoder::split), it is run again in parts: what follows attention, attention a few rows at a time,
-//! what comes before it. Gradients are those of the plain pass up to rounding.
+//! The forward pass runs without a graph and keeps each block's input only; the last block has its graph at once, since its
+//! backward comes first. Backward, each block before is run again with a graph of its own, so no more than one block's
+//! activations exist at any time. Where attention keeps its scores and the block can be [split](Decoder::split), it is run
+//! again in parts, the last one too: what follows attention, attention a few rows at a time, what comes before it. Gradients
+//! are those of the plain pass up to rounding.
 
 use burn::module::AutodiffModule;
 use burn::optim::{GradientsAccumulator, GradientsParams};
-use burn::tensor::{Bool, Tensor, backend::AutodiffBackend, s};
+use burn::tensor::{Bool, Int, Tensor, backend::AutodiffBackend, s};
 
-use crate::decoder::{Decoder, SplitBlock};
+use crate::decoder::{Decoder, SplitBlock, at_places};
 use crate::error::{Error, Result};
 use crate::input::ModelInput;
-use crate::model::LanguageModel;
+use crate::model::{LanguageModel, inside};
 use crate::nn::{CHUNK_SCORES, attend, has_kernels, merge_heads, wide};
 
 /// Loss and gradients of [`recompute_backward`].
@@ -43,13 +44,57 @@ where
     M::InnerModule: LanguageModel<B::InnerBackend>,
     F: FnOnce(Tensor<B, 3>) -> Result<(Tensor<B, 1>, L)>,
 {
+    run(model, input, None, loss)
+}
+
+/// [`recompute_backward`] for a loss of the hidden states at chosen places only, `[places, hidden]`, as
+/// [`hidden_at`](LanguageModel::hidden_at) gives them; place `row · tokens + column` of the batch. The last block leaves out
+/// what other places alone need.
+///
+/// # Errors
+/// As [`recompute_backward`], and places outside the batch.
+pub fn recompute_backward_at<B, M, L, F>(
+    model: &M,
+    input: &ModelInput<B>,
+    places: Tensor<B, 1, Int>,
+    loss: F,
+) -> Result<Recomputed<B, L>>
+where
+    B: AutodiffBackend,
+    M: LanguageModel<B> + AutodiffModule<B>,
+    M::InnerModule: LanguageModel<B::InnerBackend>,
+    F: FnOnce(Tensor<B, 2>) -> Result<(Tensor<B, 1>, L)>,
+{
+    run(model, input, Some(places), |hidden| loss(hidden.squeeze_dim(0)))
+}
+
+/// `loss` gets `[batch, tokens, hidden]`, or `[1, places, hidden]`.
+fn run<B, M, L, F>(
+    model: &M,
+    input: &ModelInput<B>,
+    places: Option<Tensor<B, 1, Int>>,
+    loss: F,
+) -> Result<Recomputed<B, L>>
+where
+    B: AutodiffBackend,
+    M: LanguageModel<B> + AutodiffModule<B>,
+    M::InnerModule: LanguageModel<B::InnerBackend>,
+    F: FnOnce(Tensor<B, 3>) -> Result<(Tensor<B, 1>, L)>,
+{
     refuse_dropout(model)?;
     let decoder = model.decoder();
     let embeds = model.embed(input)?;
+    let [batch, tokens, _] = embeds.dims();
+    let places = places.map(|places| inside(&places, [batch, tokens])).transpose()?;
     let positions = model.positions(input)?;
     let device = embeds.device();
     let context = decoder.context(&positions, &device)?;
     let start = decoder.start(wide(embeds), &context);
+
+    let split = |index| decoder.split(index).filter(|_| !has_kernels::<B>());
+    let blocks = decoder.shape().num_hidden_layers;
+    // The block that has its graph at once: the last, unless its scores would be kept with it.
+    let last = blocks.checked_sub(1).filter(|last| split(*last).is_none());
 
     // Forward without a graph, on the same storage.
     let inner = model.valid();
@@ -57,25 +102,32 @@ where
     let plain_context = plain.context(&positions, &device)?;
     let mut inputs = Vec::new();
     let mut x = start.clone().inner();
-    for index in 0..plain.shape().num_hidden_layers {
+    for index in 0..last.unwrap_or(blocks) {
         inputs.push(x.clone());
         x = plain.block(index, x, &plain_context, None);
     }
     drop((plain_context, inner));
 
-    // The final norm, the head and the loss.
+    // The last block, the final norm, the head and the loss.
     let mut sum = GradientsAccumulator::<M>::new();
-    let last = Tensor::<B, 3>::from_inner(x).require_grad();
-    let (value, extra) = loss(decoder.finish(last.clone()))?;
+    let x = Tensor::<B, 3>::from_inner(x).require_grad();
+    let end = match (last, &places) {
+        (Some(last), Some(places)) => decoder.block_at(last, x.clone(), &context, places),
+        (Some(last), None) => decoder.block(last, x.clone(), &context, None),
+        (None, Some(places)) => at_places(x.clone(), places),
+        (None, None) => x.clone(),
+    };
+    let (value, extra) = loss(decoder.finish(end))?;
     let inner_value = value.clone().inner();
     let mut grads = value.backward();
-    let Some(mut flow) = last.grad_remove(&mut grads) else {
+    let Some(mut flow) = x.grad_remove(&mut grads) else {
         return Err(Error::input("loss", "does not depend on the hidden states"));
     };
+    drop(x);
     sum.accumulate(model, GradientsParams::from_grads(grads, model));
 
     for (index, x) in inputs.into_iter().enumerate().rev() {
-        flow = match decoder.split(index).filter(|_| !has_kernels::<B>()) {
+        flow = match split(index) {
             Some(block) => split_backward(model, block, &context, x, flow, &mut sum),
             None => {
                 let x = Tensor::<B, 3>::from_inner(x).require_grad();

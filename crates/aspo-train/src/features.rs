@@ -4,7 +4,6 @@ use std::collections::HashMap;
 
 use aspo_data::batch::pixel_tensor;
 use aspo_data::{HostBatch, ImageLoader};
-use aspo_models::nn::has_kernels;
 use aspo_models::{ImageFeatures, Picture, PictureShape, VisionLanguageModel};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
@@ -14,9 +13,6 @@ use crate::error::{Error, Result};
 
 /// Bytes of features kept in memory; pictures beyond are computed again when they are met.
 const BUDGET: usize = 1 << 30;
-
-/// Pictures that go through the tower at a time.
-const TOGETHER: usize = 8;
 
 /// Features by picture.
 #[derive(Debug)]
@@ -111,16 +107,14 @@ impl VisionFeatures {
                 None => pixels,
             };
             let pixels: Vec<Vec<f32>> = new.iter().zip(pixels).map(seen).collect();
-            // Which pictures are new together is another matter after a resume. Kernels give a picture the same values
-            // in any company; other products round by the shape of their batch, and see one picture at a time.
-            let together = if has_kernels::<B>() { TOGETHER } else { 1 };
-            for (runs, pixels) in new.chunks(together).zip(pixels.chunks(together)) {
-                let pictures = Picture::each(pixel_tensor(pixels, size, device)?);
-                for (&run, features) in runs.iter().zip(model.vision_features(&pictures)?) {
-                    let shape = features.values.dims();
-                    let values = features.values.into_data().iter::<f32>().collect();
-                    fresh.insert(&keys[run], Seen { picture: features.shape, shape, values });
-                }
+            // One picture at a time: products round by the shape of their batch, and which pictures are new together
+            // is another matter after a resume.
+            for (&run, pixels) in new.iter().zip(pixels) {
+                let pictures = Picture::each(pixel_tensor(&[pixels], size, device)?);
+                let features = model.vision_features(&pictures)?.swap_remove(0);
+                let shape = features.values.dims();
+                let values = features.values.into_data().iter::<f32>().collect();
+                fresh.insert(&keys[run], Seen { picture: features.shape, shape, values });
             }
         }
         let mut all = Vec::with_capacity(keys.len());

@@ -334,19 +334,23 @@ impl MicroShape {
     /// All layers' values. The last layer's MLP runs for the answers alone; the peak is at the loss, or where the backward
     /// pass enters the MLP of the last layer, or of the last but one.
     fn plain_by_kernels(&self) -> usize {
+        let end = self.last_by_kernels().max(4 * self.tokens() * self.flow());
+        4 * self.tokens() * (self.decoder.num_hidden_layers - 1) * self.kept() + end
+    }
+
+    /// The last layer's values, with those of the loss or of the backward pass of its MLP.
+    fn last_by_kernels(&self) -> usize {
         let (tokens, width) = (self.tokens(), self.decoder.hidden_size);
         let (queries, keys) = self.heads();
         let last = tokens * (width + 2 * queries + 2 * keys) + self.answers * (self.kept() + 2 * width);
-        let end =
-            (4 * last + self.logits().max(4 * self.answers * self.flow())).max(4 * tokens * self.flow());
-        4 * tokens * (self.decoder.num_hidden_layers - 1) * self.kept() + end
+        4 * last + self.logits().max(4 * self.answers * self.flow())
     }
 
-    /// The input of each layer, and one layer with the gradients under way.
+    /// The input of each layer, and the last layer at the loss, or one of the others with the gradients under way.
     fn recomputed_by_kernels(&self) -> usize {
         let (tokens, width) = (self.tokens(), self.decoder.hidden_size);
         let layer = 4 * tokens * (self.kept() + self.flow() + width);
-        4 * tokens * width * (self.decoder.num_hidden_layers + 1) + layer.max(self.logits())
+        4 * tokens * width * (self.decoder.num_hidden_layers + 1) + layer.max(self.last_by_kernels())
     }
 
     /// All layers' values, and at the last layer, where the backward pass begins, the gradients under way: those of the

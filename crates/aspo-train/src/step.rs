@@ -9,7 +9,7 @@ use aspo_loss::{
     ChunkOptions, LmHead, Logps, Metrics, Objective, PairLayout, PreferenceBatch, ResponseLayout, Similarity,
     Totals, chunked_log_probs, chunked_log_probs_forward,
 };
-use aspo_models::{ImageFeatures, Instruction, LanguageModel, ModelInput, recompute_backward};
+use aspo_models::{ImageFeatures, Instruction, LanguageModel, ModelInput, recompute_backward_at};
 use burn::backend::Autodiff;
 use burn::optim::GradientsParams;
 use burn::tensor::backend::AutodiffBackend;
@@ -254,16 +254,14 @@ impl<B: Backend> MicroBatch<B> {
         type Ad<B> = Autodiff<B>;
         let features = self.features.iter().cloned().map(ImageFeatures::from_inner);
         let input = self.input::<Ad<B>>(features.collect());
-        let loss = |hidden: Tensor<Ad<B>, 3>| -> Result<(Tensor<Ad<B>, 1>, StepValues)> {
-            let [rows, length, width] = hidden.dims();
-            let positions = self.ints(&self.host.responses.positions);
-            let hidden = hidden.reshape([rows * length, width]).select(0, positions);
+        let places = self.ints(&self.host.responses.positions);
+        let loss = |hidden: Tensor<Ad<B>, 2>| -> Result<(Tensor<Ad<B>, 1>, StepValues)> {
             let scores = self.scores(hidden, &LmHead::hugging_face(policy.head()), objective, chunk)?;
             self.preference(scores, objective, reference, totals)
         };
         let (gradients, values) = if recompute {
             let mut failure = None;
-            let done = recompute_backward(policy, &input, |hidden| {
+            let done = recompute_backward_at(policy, &input, places, |hidden| {
                 loss(hidden).map_err(|error| {
                     let told = aspo_models::Error::Input { name: "loss", reason: error.to_string() };
                     failure = Some(error);
@@ -278,7 +276,7 @@ impl<B: Backend> MicroBatch<B> {
                 }
             }
         } else {
-            let (loss, values) = loss(policy.hidden(&input)?)?;
+            let (loss, values) = loss(policy.hidden_at(&input, places)?)?;
             (GradientsParams::from_grads(loss.backward(), policy), values)
         };
         Ok(StepOutput {

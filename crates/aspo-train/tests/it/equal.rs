@@ -15,7 +15,6 @@ on_backends!(
     one_batch_of_eight_is_eight_of_one_is_four_of_two,
     corrupted_pictures_are_seen_beside_the_chosen_answers,
     clipping_leaves_at_most_the_limit,
-    a_picture_looks_the_same_to_the_bit_in_any_company,
     cached_reference_rows_train_as_live_ones_do,
     a_cache_is_finished_where_it_was_left_and_refused_when_the_model_changes,
 );
@@ -109,24 +108,6 @@ fn corrupted_pictures_are_seen_beside_the_chosen_answers<B: Backend>() {
     assert_same(whole, step::<B>(&TrainConfig { gradient_checkpointing: true, ..config }, 4));
     let (conditional, ..) = step::<B>(&losses(&["mdpo_conditional"]), 8);
     assert!((conditional - 2_f64.ln()).abs() > 1e-4, "pieces are unlike pictures: {conditional}");
-}
-
-/// What a run that goes on sees is what the run that was never stopped saw, though other pictures are new beside it.
-fn a_picture_looks_the_same_to_the_bit_in_any_company<B: Backend>() {
-    let world = World::new();
-    let data = world.data();
-    let model = trained_policy::<B>().valid();
-    let device = B::Device::default();
-    let see = |pairs: &[EncodedPair]| -> Vec<Vec<f32>> {
-        let pairs: Vec<&EncodedPair> = pairs.iter().collect();
-        let padding = aspo_data::Padding { id: 0, multiple_of: 1 };
-        let batch = aspo_data::HostBatch::packed(&pairs, padding).unwrap();
-        let features = world.features().of_batch(&model, &batch, &device).unwrap();
-        features.into_iter().map(|features| features.values.into_data().iter::<f32>().collect()).collect()
-    };
-    let together = see(&data.pairs[..8]);
-    let alone: Vec<_> = data.pairs[..8].chunks(1).flat_map(see).collect();
-    assert!(together == alone && together[0] != together[7]);
 }
 
 fn clipping_leaves_at_most_the_limit<B: Backend>() {

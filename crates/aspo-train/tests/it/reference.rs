@@ -29,7 +29,9 @@ fn losses<B: Backend>(config: &TrainConfig) -> Vec<f64> {
 
 /// The world's config with another output folder.
 fn into(world: &World, name: &str) -> TrainConfig {
-    TrainConfig { output_dir: world.folder.join(name), max_steps: 4, ..world.config.clone() }
+    // Adam's quotient makes a step of a gradient that is rounding alone; beside this epsilon it stays rounding.
+    let adam_epsilon = 1e-3;
+    TrainConfig { output_dir: world.folder.join(name), max_steps: 4, adam_epsilon, ..world.config.clone() }
 }
 
 fn refused(config: &TrainConfig) -> String {

@@ -114,6 +114,8 @@ impl World {
             per_device_train_batch_size: 2,
             gradient_accumulation_steps: 2,
             num_train_epochs: 2.0,
+            // Two epochs would cache it: most tests are about a run that does not.
+            precompute_ref_log_probs: Some(false),
             logging_steps: 4,
             save_steps: 1,
             save_total_limit: 0,
