@@ -1,0 +1,2 @@
+//! The program aspo.
+fn main() {}
