@@ -5,6 +5,7 @@
 //! in place of those of the scenes world; template and length are the checkpoint's.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use aspo_data::{EncodedPair, OnFault, Template};
 use aspo_examples::account::{own_pictures, pictures, print_table, report, table};
@@ -18,8 +19,8 @@ use aspo_models::{
 };
 use aspo_scenes::{Split, write};
 use aspo_train::{
-    Data, Finished, Output, Plan, Policy, TrainConfig, check_paths, human, peak_memory, read, score,
-    stored_config, train_on,
+    Data, Finished, Output, Plan, Policy, TrainConfig, Trainer, check_paths, human, peak_memory, read, score,
+    stored_config, user_cache,
 };
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
@@ -209,6 +210,7 @@ fn config(args: &Args) -> Result<TrainConfig, Failure> {
     config.save_steps = args.save_steps.unwrap_or(config.save_steps);
     config.seed = args.seed.unwrap_or(config.seed);
     config = set(config, &args.set)?;
+    config.cache_dir = config.cache_dir.or_else(user_cache);
     config.output_dir = match &args.out {
         Some(out) => out.clone(),
         None if config.output_dir.as_os_str().is_empty() => free_folder(args.resume),
@@ -391,6 +393,7 @@ impl Job {
             }
         };
 
+        #[cfg_attr(not(feature = "tui"), expect(unused_mut))]
         let mut progress = Progress::default();
         #[cfg(feature = "tui")]
         if args.tui {
@@ -398,8 +401,11 @@ impl Job {
         }
         let devices = devices::<B>(&args, &device)?;
         out::keep_on()?;
-        let finished = train_on::<B, _>(&config, base, &data, &output, &devices, |step| progress.show(step))?;
-        progress.end();
+        let data = Arc::new(data);
+        let finished = Trainer::<B, M>::new(config.clone(), base, data.clone(), output, device.clone())
+            .with_devices(devices)
+            .with_callback(progress)
+            .train()?;
         if finished.stopped() {
             return told_stop(&finished, &config);
         }

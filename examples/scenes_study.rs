@@ -3,10 +3,9 @@
 //! `cargo run --release --example scenes_study` trains what is not there yet and writes the tables into
 //! `docs/evidence.md`. A run that was stopped goes on with the next command.
 
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use aspo_data::files::write_atomic;
 use aspo_examples::backend::{Device, OnBackend, exit_on_error};
@@ -15,7 +14,7 @@ use aspo_examples::spread::{Spread, paired};
 use aspo_examples::{Failure, say};
 use aspo_models::{Llava, LlavaConfig, ModelConfig, Pretrained};
 use aspo_scenes::{Split, write};
-use aspo_train::{Data, MetricFile, MetricLine, Output, REFERENCE_FILE, TrainConfig, read, score, train};
+use aspo_train::{Data, MetricFile, MetricLine, Output, REFERENCE_FILE, TrainConfig, Trainer, read, score};
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::backend::Backend;
@@ -114,6 +113,7 @@ impl OnBackend for Job {
         data.decode_pictures(&config, |_, _| ())?;
         score::<B>(&config, &mut data, false, &device)?;
         same_study(&args, &config, &data)?;
+        let data = Arc::new(data);
         let world = args.out.join("world");
         write(&world, 1, Split::Test, args.eval_scenes)?;
         let load = || Llava::<Autodiff<B>>::from_pretrained(&config.model, &config.load_options(), &device);
@@ -181,7 +181,7 @@ fn same_study(args: &Args, config: &TrainConfig, data: &Data) -> Result<(), Fail
 struct Study<'a> {
     args: &'a Args,
     config: &'a TrainConfig,
-    data: &'a Data,
+    data: &'a Arc<Data>,
     world: &'a Path,
 }
 
@@ -220,8 +220,8 @@ impl Study<'_> {
                 let (base, _) =
                     Llava::<Autodiff<B>>::from_pretrained(&run.model, &run.load_options(), device)?;
                 let output = Output::open(&run, false)?;
-                let done =
-                    train::<B, _>(&run, base, self.data, &output, device, |_| ControlFlow::Continue(()))?;
+                let data = Arc::clone(self.data);
+                let done = Trainer::<B, _>::new(run.clone(), base, data, output, device.clone()).train()?;
                 if !shared.exists() {
                     write_text(&shared, &std::fs::read_to_string(&own)?)?;
                 }

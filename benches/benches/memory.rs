@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use aspo_models::{Llava, LlavaConfig, LoadOptions, ModelConfig, Pretrained};
-use aspo_train::{Output, StepReport, TrainConfig, read, score, train};
+use aspo_train::{Output, StepReport, TrainConfig, Trainer, read, score};
 use burn::backend::Autodiff;
 use burn_flex::Flex;
 use peak_alloc::PeakAlloc;
@@ -81,7 +81,7 @@ fn run(steps: usize) -> Vec<Reading> {
         }
         ControlFlow::Continue(())
     };
-    train::<Flex, _>(&config, model, &data, &output, &device, watch).unwrap();
+    Trainer::<Flex, _>::new(config, model, data, output, device).with_callback(watch).train().unwrap();
     readings
 }
 

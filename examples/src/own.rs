@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use aspo_data::{ImageLoader, Template, batch::pixel_tensor};
 use aspo_models::lora::{LoraConfig, Names, load_adapter};
@@ -9,7 +10,7 @@ use aspo_models::nn::{Init, initialize};
 use aspo_models::{
     GenerateConfig, LoadOptions, ModelInput, Picture, Pretrained, SaveOptions, VisionLanguageModel, generate,
 };
-use aspo_train::{Data, Output, Plan, Policy, TrainConfig, read, train};
+use aspo_train::{Data, Output, Plan, Policy, StepReport, TrainConfig, Trainer, read};
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
 
@@ -65,12 +66,15 @@ pub fn train_and_ask<B: Backend, M: Policy<B>>(
     data.decode_pictures(&config, |_, _| ())?;
     println!("{}\n", Plan::new::<Autodiff<B>, M>(&config, shape, &data.pairs, &device)?);
     let output = Output::open(&config, false)?;
-    let done = train::<B, M>(&config, base, &data, &output, &device, |step| {
+    let data = Arc::new(data);
+    let watch = |step: &StepReport| {
         if step.step % 10 == 1 || step.step == step.total {
             println!("step {:2}  loss {:.2}", step.step, step.values.values["loss"]);
         }
         ControlFlow::Continue(())
-    })?;
+    };
+    let trainer = Trainer::<B, M>::new(config.clone(), base, data.clone(), output, device.clone());
+    let done = trainer.with_callback(watch).train()?;
 
     let told = ask(&done.model.valid(), &config, &data, &device)?;
     println!("\n{}\n{told}", data.pairs[0].id);

@@ -1,9 +1,8 @@
 //! What a run says while it goes on: one pair as the model sees it, then a line of figures.
 
 use std::io::IsTerminal;
-use std::ops::ControlFlow;
 
-use aspo_train::{Data, StepReport, TrainConfig, human, peak_memory};
+use aspo_train::{Callback, Control, Data, StepReport, TrainConfig, human, peak_memory};
 
 use crate::{Failure, out, say};
 
@@ -69,25 +68,6 @@ impl Progress {
         self.dashboard = Some(aspo_train::Dashboard::new());
     }
 
-    /// After a step. Breaks off where somebody asked for it: Ctrl-C, a closed pipe, `q` on the dashboard.
-    pub fn show(&mut self, report: &StepReport) -> ControlFlow<()> {
-        #[cfg(feature = "tui")]
-        if let Some(dashboard) = &mut self.dashboard {
-            dashboard.show(report);
-            if dashboard.stopped() {
-                return ControlFlow::Break(());
-            }
-        }
-        #[cfg(feature = "tui")]
-        let line = self.dashboard.is_none();
-        #[cfg(not(feature = "tui"))]
-        let line = true;
-        if line {
-            self.line(report);
-        }
-        if out::asked_to_stop() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    }
-
     fn line(&mut self, report: &StepReport) {
         self.pairs += report.pairs;
         self.tokens += report.tokens;
@@ -114,12 +94,28 @@ impl Progress {
             say!("{line}");
         }
     }
+}
 
-    /// After the last.
-    pub fn end(&mut self) {
+impl Callback for Progress {
+    /// Stops the run where somebody asked for it: Ctrl-C, a closed pipe, `q` on the dashboard.
+    fn on_step_end(&mut self, step: &StepReport, control: &mut Control) {
+        #[cfg(feature = "tui")]
+        match &mut self.dashboard {
+            Some(dashboard) => dashboard.on_step_end(step, control),
+            None => self.line(step),
+        }
+        #[cfg(not(feature = "tui"))]
+        self.line(step);
+        control.should_training_stop |= out::asked_to_stop();
+    }
+}
+
+impl Drop for Progress {
+    /// After the last step, or a fault: what comes then begins a line of its own.
+    fn drop(&mut self) {
         #[cfg(feature = "tui")]
         drop(self.dashboard.take());
-        if std::mem::take(&mut self.open) {
+        if self.open {
             say!();
         }
     }

@@ -65,7 +65,7 @@ impl Scorer<'_> {
     /// Fills `similarity` of the answers of every pair that has an image; of several images the best-fitting one counts.
     ///
     /// `embed_images` gets preprocessed pixels, `embed_texts` token ids with start and end token; their vectors need not
-    /// be normalised. Images are embedded only where a score is missing.
+    /// be normalised. Images are embedded only where none of the `stores` has a score; all of them have it afterwards.
     ///
     /// # Errors
     /// [`Error::Image`] for an image that cannot be loaded; [`Error::Callback`] when an embedding fails, has the wrong
@@ -73,7 +73,7 @@ impl Scorer<'_> {
     pub fn score(
         &self,
         pairs: &mut [EncodedPair],
-        mut cache: Option<&mut Store>,
+        stores: &mut [Store],
         embed_images: &mut Embed<'_, Vec<f32>>,
         embed_texts: &mut Embed<'_, Vec<u32>>,
     ) -> Result<SimilarityReport> {
@@ -83,10 +83,8 @@ impl Scorer<'_> {
         let mut report = SimilarityReport::default();
         // A few hundred pairs at a time: memory does not grow with the data.
         for chunk in pairs.chunks_mut(4 * self.batch) {
-            self.score_chunk(chunk, cache.as_deref_mut(), embed_images, embed_texts, &mut report)?;
-            if let Some(cache) = cache.as_deref_mut() {
-                cache.sync()?;
-            }
+            self.score_chunk(chunk, stores, embed_images, embed_texts, &mut report)?;
+            stores.iter_mut().try_for_each(Store::sync)?;
         }
         Ok(report)
     }
@@ -94,7 +92,7 @@ impl Scorer<'_> {
     fn score_chunk(
         &self,
         pairs: &mut [EncodedPair],
-        mut cache: Option<&mut Store>,
+        stores: &mut [Store],
         embed_images: &mut Embed<'_, Vec<f32>>,
         embed_texts: &mut Embed<'_, Vec<u32>>,
         report: &mut SimilarityReport,
@@ -108,10 +106,11 @@ impl Scorer<'_> {
                 report.cached += 1;
                 continue;
             }
-            let stored = cache.as_deref().and_then(|cache| cache.get(&slot.key));
-            match stored.and_then(|value| value.try_into().ok().map(f32::from_le_bytes)) {
+            let stored = stores.iter().find_map(|store| store.get(&slot.key)?.try_into().ok());
+            match stored.map(f32::from_le_bytes) {
                 Some(score) => {
                     scores.insert(slot.key, score);
+                    keep(stores, &slot.key, score)?;
                     report.cached += 1;
                 }
                 None => {
@@ -133,9 +132,7 @@ impl Scorer<'_> {
             let sum = texts.by_ref().take(count).map(|text| cosine(text, image)).sum::<Result<f64>>()?;
             let score = (sum / count as f64) as f32;
             scores.insert(slot.key, score);
-            if let Some(cache) = cache.as_deref_mut() {
-                cache.put(&slot.key, &score.to_le_bytes())?;
-            }
+            keep(stores, &slot.key, score)?;
         }
         for pair in pairs.iter_mut().filter(|pair| !pair.images.is_empty()) {
             pair.chosen.similarity.clear();
@@ -277,6 +274,10 @@ pub fn text_windows(tokenizer: &Tokenizer, text: &str, window: usize) -> Result<
             [before, part, after].concat()
         })
         .collect())
+}
+
+fn keep(stores: &mut [Store], key: &Key, score: f32) -> Result<()> {
+    stores.iter_mut().try_for_each(|store| store.put(key, &score.to_le_bytes()))
 }
 
 fn checked(

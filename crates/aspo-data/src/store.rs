@@ -35,15 +35,23 @@ impl Store {
     /// # Errors
     /// [`Error::Stored`] when the file is something else, or another process has it open; [`Error::Io`].
     pub fn open(path: &Path) -> Result<Self> {
+        let why = "another process has it open: wait for it, or use another file".to_owned();
+        Self::open_if_free(path)?.ok_or_else(|| Error::Stored { path: path.to_owned(), why })
+    }
+
+    /// The same, or none while another process has the file open.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), but for that.
+    pub fn open_if_free(path: &Path) -> Result<Option<Self>> {
         let fail = |source| Error::io(path, source);
         let stored = |why: &str| Error::Stored { path: path.to_owned(), why: why.to_owned() };
         let mut file = crate::files::open(path)?;
-        file.try_lock().map_err(|error| match error {
-            std::fs::TryLockError::WouldBlock => {
-                stored("another process has it open: wait for it, or use another file")
-            }
-            std::fs::TryLockError::Error(source) => fail(source),
-        })?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => return Ok(None),
+            Err(std::fs::TryLockError::Error(source)) => return Err(fail(source)),
+        }
         let (mut values, mut damaged, mut whole) = (HashMap::new(), 0, true);
         let mut reader = BufReader::new(&file);
         let mut line = Vec::new();
@@ -74,7 +82,7 @@ impl Store {
         if number == 0 {
             store.append(&format!("{HEAD}\n"))?;
         }
-        Ok(store)
+        Ok(Some(store))
     }
 
     /// Number of values.

@@ -264,7 +264,7 @@ pub fn attend<B: Backend>(
                     let mask = mask.clone().map(|mask| mask.slice(range));
                     softmax_mix(q.clone().slice(range), k.clone(), v.clone(), mask)
                 });
-                Tensor::cat(parts.collect(), 2)
+                crate::cat(parts.collect(), 2)
             }
         }
     };

@@ -93,6 +93,16 @@ pub fn has_kernels<B: Backend>() -> bool {
     return false;
 }
 
+/// `Tensor::cat`, whose inputs stay in the graph meanwhile.
+///
+/// Burn 0.21's autodiff lets go of them before it has registered the result. Where nothing else holds on to their graph
+/// (the first layer over embeddings that do not train, say), a backward pass that ends on another thread takes the graph for
+/// abandoned and frees it, and gradients are lost without a word.
+pub fn cat<B: Backend, const D: usize>(tensors: Vec<Tensor<B, D>>, dim: usize) -> Tensor<B, D> {
+    let _kept = tensors.clone();
+    Tensor::cat(tensors, dim)
+}
+
 pub(crate) fn cast<B: Backend, const D: usize>(x: Tensor<B, D>, dtype: DType) -> Tensor<B, D> {
     if x.dtype() == dtype { x } else { x.cast(dtype) }
 }

@@ -171,7 +171,7 @@ fn generic<B: Backend, const D: usize>(
         cast(y, dtype)
     });
     let mut results: Vec<_> = results.collect();
-    let y = if results.len() == 1 { results.remove(0) } else { Tensor::cat(results, 1) };
+    let y = if results.len() == 1 { results.remove(0) } else { crate::cat(results, 1) };
     shape[D - 1] = y.dims()[1];
     let y = y.reshape(shape);
     match residual {

@@ -77,7 +77,7 @@ impl<B: Backend> Tables<B> {
         let rows = batch * tokens;
         let x = cast(x, DType::F32).reshape([rows, heads, dim]).swap_dims(0, 1).reshape([heads * rows, dim]);
         let (left, right) = (x.clone().slice(s![.., 0..dim / 2]), x.clone().slice(s![.., dim / 2..]));
-        let swapped = Tensor::cat(vec![right, left], 1).reshape([heads, rows * dim]);
+        let swapped = crate::cat(vec![right, left], 1).reshape([heads, rows * dim]);
         let out = x.reshape([heads, rows * dim]) * self.cos.clone() + swapped * self.sin.clone();
         cast(out.reshape([heads, batch, tokens, dim]).swap_dims(0, 1), dtype)
     }

@@ -1,5 +1,6 @@
 //! A language model's head, in either layout that people hold it in.
 
+use aspo_kernels::cat;
 use burn::nn::Linear;
 use burn::prelude::*;
 
@@ -48,6 +49,6 @@ impl<B: Backend> LmHead<B> {
         }
         let one = hidden.clone().narrow(1, 0, 1).ones_like();
         let column = bias.clone().cast(self.weight.dtype()).unsqueeze_dim(1);
-        Ok((Tensor::cat(vec![hidden, one], 1), Tensor::cat(vec![self.weight.clone(), column], 1)))
+        Ok((cat(vec![hidden, one], 1), cat(vec![self.weight.clone(), column], 1)))
     }
 }

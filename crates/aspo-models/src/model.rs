@@ -168,5 +168,5 @@ pub fn embed_with_images<B: Backend>(
         })
         .collect();
     let source = Tensor::from_data(TensorData::new(source, [batch * tokens]), &device);
-    Ok(Tensor::cat(vec![text, features], 0).select(0, source).reshape([batch, tokens, width]))
+    Ok(aspo_kernels::cat(vec![text, features], 0).select(0, source).reshape([batch, tokens, width]))
 }

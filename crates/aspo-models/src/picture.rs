@@ -65,7 +65,7 @@ impl<B: Backend> Picture<B> {
         if pictures.is_empty() {
             return Err(Error::input("pixels", "there is no picture"));
         }
-        Ok(Tensor::cat(pictures.iter().map(|picture| picture.pixels.clone()).collect(), 0))
+        Ok(aspo_kernels::cat(pictures.iter().map(|picture| picture.pixels.clone()).collect(), 0))
     }
 
     /// [`tiles`](Self::tiles) for models that see each picture whole, in a square of `size`.
@@ -139,6 +139,6 @@ impl<B: Backend> ImageFeatures<B> {
             }
         }
         let values: Vec<_> = all.iter().map(|features| features.values.clone()).collect();
-        Ok((!values.is_empty()).then(|| Tensor::cat(values, 0)))
+        Ok((!values.is_empty()).then(|| aspo_kernels::cat(values, 0)))
     }
 }

@@ -34,6 +34,10 @@ pub struct TrainConfig {
     pub images: PathBuf,
     /// Where checkpoints, metrics, adapter and report go.
     pub output_dir: PathBuf,
+    /// Where scores of sentences are kept from run to run, by content; left out, nowhere but in `output_dir`. Programs give it
+    /// [`user_cache`](crate::user_cache).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_dir: Option<PathBuf>,
     /// How prompts are written; default `vicuna_v1`, SeVa's. Checkpoints of `llava-hf` were made for `llava_hf`.
     pub template: Template,
     /// Longest sequence in tokens, prompt with image and answer; longer answers lose their end. Default 2048 (SeVa).
@@ -143,6 +147,15 @@ pub struct TrainConfig {
     pub lora: LoraConfig,
 }
 
+/// The folder in which programs of this user keep what may be made again: `ASPO_CACHE`, else `aspo` in `XDG_CACHE_HOME` or
+/// `~/.cache`. None where there is no home, or it cannot be written.
+pub fn user_cache() -> Option<PathBuf> {
+    let path = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = || path("XDG_CACHE_HOME").or_else(|| Some(path("HOME")?.join(".cache")));
+    let folder = path("ASPO_CACHE").or_else(|| Some(cache()?.join("aspo")))?;
+    std::fs::create_dir_all(&folder).and_then(|()| tempfile::tempfile_in(&folder)).ok().map(|_| folder)
+}
+
 /// `"sigmoid"` is `["sigmoid"]`.
 fn one_or_several<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]
@@ -179,6 +192,7 @@ impl Default for TrainConfig {
             eval_data: None,
             images: PathBuf::new(),
             output_dir: PathBuf::new(),
+            cache_dir: None,
             template: Template::VicunaV1,
             max_length: 2048,
             loss_type: vec!["aspo".into()],
@@ -261,6 +275,7 @@ impl TrainConfig {
         let mut config = self.clone();
         let absolute = |path: &Path| std::path::absolute(path).map_err(|source| Error::io(path, source));
         config.output_dir = absolute(&config.output_dir)?;
+        config.cache_dir = config.cache_dir.as_deref().map(absolute).transpose()?;
         for path in config.inputs_mut() {
             *path = absolute(path)?;
         }

@@ -14,6 +14,7 @@ use burn_train::renderer::{
     MetricState, MetricsRenderer, MetricsRendererTraining, ProgressType, TrainingProgress,
 };
 
+use crate::callback::{Callback, Control};
 use crate::run::StepReport;
 
 /// Curves of every metric, progress and time left, over the whole terminal until it is dropped.
@@ -35,7 +36,7 @@ impl Dashboard {
     }
 
     /// Adds a step to the curves; values that are not finite are left out.
-    pub fn show(&mut self, report: &StepReport) {
+    fn show(&mut self, report: &StepReport) {
         let values = &report.values.values;
         // Metrics are listed in the order in which they come first: the loss is what one looks at.
         let rest = values.iter().filter(|(name, _)| *name != "loss");
@@ -56,11 +57,6 @@ impl Dashboard {
         self.screen.render_train(progress, indicators);
     }
 
-    /// Whether somebody asked to stop.
-    pub fn stopped(&self) -> bool {
-        self.stop.should_stop()
-    }
-
     fn id(&mut self, name: &str) -> MetricId {
         if let Some(id) = self.known.get(name) {
             return id.clone();
@@ -75,5 +71,13 @@ impl Dashboard {
         });
         self.known.insert(name.to_owned(), id.clone());
         id
+    }
+}
+
+impl Callback for Dashboard {
+    /// Stops the run where somebody asked for it.
+    fn on_step_end(&mut self, step: &StepReport, control: &mut Control) {
+        self.show(step);
+        control.should_training_stop |= self.stop.should_stop();
     }
 }

@@ -173,7 +173,7 @@ impl<B: Backend> Others<B> {
     ) -> Result<Self> {
         // What a run that ended in a panic has left.
         reset_collective::<B>();
-        let own = replicas.iter().map(|replica| replica.device.clone());
+        let own = replicas.iter().map(|replica| replica.device().clone());
         let devices: Vec<B::Device> = std::iter::once(first.clone()).chain(own).collect();
         let mut peers = Peer::<B>::join_all(&devices, JOIN_LIMIT)?.into_iter();
         let peer = peers.next().ok_or_else(gone)?;

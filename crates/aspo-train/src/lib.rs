@@ -3,7 +3,7 @@
 //! A [`TrainConfig`] says everything, by TRL's and PEFT's names, and is refused before anything is read if it cannot be
 //! honoured; so is the folder it is to be written to ([`Output`]). [`read`] brings the pairs, encoded,
 //! [`Data::decode_pictures`] looks at each picture once, [`score`] brings the similarity of each sentence with its picture.
-//! [`Plan`] tells what the run will take before a weight is read. [`train`] then does the run:
+//! [`Plan`] tells what the run will take before a weight is read. A [`Trainer`] then does the run:
 //!
 //! - The adapter is attached to a frozen model; with its adapter off, that model is the reference, unless `ref_model` names
 //!   another checkpoint.
@@ -17,48 +17,34 @@
 //!
 //! What is left is a PEFT adapter and, if it is written, a [`Report`].
 //!
-//! [`train_on`] shares each step among several devices of one process (feature `collective`); the feature `tui` adds
-//! burn-train's dashboard, `Dashboard`, to be fed from `watch`.
+//! Who watches is told by [`Callback`]s, which may stop the run and save it. [`Trainer::with_devices`] shares each step among
+//! several devices of one process (feature `collective`); the feature `tui` adds burn-train's dashboard, `Dashboard`, which is
+//! one more callback.
 //!
 //! ```no_run
 //! use std::ops::ControlFlow;
 //!
-//! use aspo_models::{Llava, LlavaConfig, ModelConfig, Pretrained};
-//! use aspo_train::{Output, Plan, TrainConfig, check_paths, read, score, train};
+//! use aspo_models::Llava;
+//! use aspo_train::{StepReport, TrainConfig, Trainer};
 //! use burn::backend::Autodiff;
 //! use burn_flex::Flex;
 //!
 //! # fn main() -> aspo_train::Result<()> {
 //! let mut config = TrainConfig::from_toml("llava_1_5_7b_aspo.toml".as_ref())?;
 //! config.output_dir = "out".into();
-//! config.validate()?;
-//! check_paths(&config)?;
-//! let device = Default::default();
-//!
-//! let output = Output::open(&config, false)?;
-//! let shape = LlavaConfig::load(&config.model)?;
-//! let mut data = read(&config, shape.tokens_per_image())?;
-//! data.decode_pictures(&config, |_, _| ())?;
-//! data.account.lines(config.max_length).iter().for_each(|line| println!("{line}"));
-//! let plan = Plan::new::<Autodiff<Flex>, Llava<Autodiff<Flex>>>(
-//!     &config, &shape, &data.pairs, &device,
-//! )?;
-//! println!("{plan}");
-//! if config.objective()?.needs_similarity() {
-//!     score::<Flex>(&config, &mut data, false, &device)?;
-//! }
-//!
-//! let options = config.load_options();
-//! let (model, _) = Llava::<Autodiff<Flex>>::from_pretrained(&config.model, &options, &device)?;
-//! let watch = |step: &aspo_train::StepReport| {
+//! let watch = |step: &StepReport| {
 //!     println!("{}: {}", step.step, step.values.values["loss"]);
 //!     ControlFlow::Continue(())
 //! };
-//! let done = train::<Flex, _>(&config, model, &data, &output, &device, watch)?;
+//! let trainer = Trainer::<Flex, Llava<Autodiff<Flex>>>::from_paths(config, false, Default::default())?;
+//! let done = trainer.with_callback(watch).train()?;
 //! println!("{} steps, adapter in {}", done.steps, done.adapter.display());
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! The same piece by piece, to say more on the way: [`check_paths`], [`Output::open`], [`read`], [`Data::decode_pictures`],
+//! [`Plan::new`], [`score`], then [`Trainer::new`].
 //!
 //! # Choices
 //! - A micro-batch holds one row a pair, `prompt ‖ chosen ‖ rejected`, unless `pair_packing` is off: picture and prompt
@@ -71,6 +57,8 @@
 //! - A checkpoint holds adapter, moments and counters. Order of pairs, rate and the random state of dropout follow
 //!   from seed and counters and are not stored (C).
 
+mod batcher;
+mod callback;
 mod checkpoint;
 mod clip;
 mod config;
@@ -102,11 +90,13 @@ mod step;
 mod team;
 mod tensorboard;
 mod tidy;
+mod trainer;
 mod weigh;
 
+pub use callback::{Callback, Control};
 pub use checkpoint::TrainerState;
 pub use clip::clip_grad_norm;
-pub use config::{OnNonFinite, TrainConfig};
+pub use config::{OnNonFinite, TrainConfig, user_cache};
 pub use content::{Inputs, folder_hash};
 #[cfg(feature = "tui")]
 pub use dashboard::Dashboard;
@@ -121,9 +111,10 @@ pub use prepare::{SIMILARITY_FILE, check_paths, processor, score};
 pub use read::{Account, Data, qformer_tokenizer, read};
 pub use reference::{REFERENCE_FILE, ReferenceCache, ReferenceKey};
 pub use report::{MarkedSentence, Picture, Report};
-pub use run::{Finished, StepReport, check_devices, train, train_on};
-pub use sample::Sample;
+pub use run::{Finished, StepReport};
+pub use sample::{Sample, SampleFile};
 pub use schedule::{Schedule, warmup_steps};
 pub use step::{MicroBatch, ReferenceRow, StepOutput, totals};
 pub use tensorboard::EventFile;
+pub use trainer::{Trainer, check_devices};
 pub use weigh::{WeighedSentence, weigh};

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::callback::Callback;
 use crate::error::{Error, Result};
 
 /// Sums of the steps since the last line. Stored with a checkpoint, so that a resumed run writes the same line.
@@ -62,25 +63,23 @@ impl MetricFile {
         Ok(Self { path })
     }
 
-    /// Appends a line and hands it to the operating system.
-    ///
-    /// # Errors
-    /// A disk that is full or gone.
-    pub fn append(&self, line: &MetricLine) -> Result<()> {
-        let mut object = Map::new();
-        object.insert("step".into(), line.step.into());
-        // JSON has no name for what is not finite: such a value is left out of its line.
-        let finite = line.values.iter().filter(|(_, value)| value.is_finite());
-        object.extend(finite.map(|(name, value)| (name.clone(), Value::from(*value))));
-        append_line(&self.path, Value::Object(object).to_string())
-    }
-
     /// All lines, oldest first.
     ///
     /// # Errors
     /// A file that is not there or holds something else.
     pub fn read(folder: &Path) -> Result<Vec<MetricLine>> {
         read_lines(&folder.join("metrics.jsonl"))
+    }
+}
+
+impl Callback for MetricFile {
+    fn on_log(&mut self, line: &MetricLine) -> Result<()> {
+        let mut object = Map::new();
+        object.insert("step".into(), line.step.into());
+        // JSON has no name for what is not finite: such a value is left out of its line.
+        let finite = line.values.iter().filter(|(_, value)| value.is_finite());
+        object.extend(finite.map(|(name, value)| (name.clone(), Value::from(*value))));
+        append_line(&self.path, Value::Object(object).to_string())
     }
 }
 

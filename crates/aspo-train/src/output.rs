@@ -204,6 +204,7 @@ fn same_options(config: &TrainConfig, path: &Path, state: &TrainerState) -> Resu
         eval_data: None,
         images: PathBuf::new(),
         output_dir: PathBuf::new(),
+        cache_dir: None,
         max_steps: -1,
         num_train_epochs: 1.0,
         eval_steps: 0,

@@ -79,12 +79,12 @@ impl TrainConfig {
     }
 }
 
-/// Name of the file in a run's output folder that keeps the scores of sentences, by their content.
+/// Name of the file in a run's output folder, and in `cache_dir`, that keeps the scores of sentences, by their content.
 pub const SIMILARITY_FILE: &str = "similarity.txt";
 
 /// Scores every chosen sentence (and every rejected one with `rejected`) against its picture by the config's CLIP. Scores
 /// are kept in the output folder as they come ([`SIMILARITY_FILE`]), so that a run that goes on has those that it began
-/// with, whatever device it goes on.
+/// with, whatever device it goes on; and in `cache_dir`, for the next run.
 ///
 /// # Errors
 /// A CLIP that cannot be loaded, a picture that cannot be decoded.
@@ -104,10 +104,15 @@ pub fn score<B: Backend>(
     let bytes = std::fs::read(&path).map_err(|source| Error::io(&path, source))?;
     let names = SpecialTokens { eos: "<|endoftext|>".into(), ..SpecialTokens::default() };
     let tokenizer = Tokenizer::from_bytes(&bytes, &path.display().to_string(), names)?;
-    let mut store = match config.output_dir.as_os_str().is_empty() {
-        true => None,
-        false => Some(Store::open(&config.output_dir.join(SIMILARITY_FILE))?),
-    };
+    let mut stores = Vec::new();
+    if !config.output_dir.as_os_str().is_empty() {
+        stores.push(Store::open(&config.output_dir.join(SIMILARITY_FILE))?);
+    }
+    if let Some(folder) = &config.cache_dir {
+        std::fs::create_dir_all(folder).map_err(|source| Error::io(folder, source))?;
+        // Another run that is at its scores has it: this one does without.
+        stores.extend(Store::open_if_free(&folder.join(SIMILARITY_FILE))?);
+    }
     let window = clip.config().text_config.max_position_embeddings.min(CLIP_WINDOW);
     let pad = tokenizer.eos();
     let scorer = Scorer {
@@ -124,7 +129,7 @@ pub fn score<B: Backend>(
     all.append(&mut data.held_out);
     data.similarity = scorer.score(
         &mut all,
-        store.as_mut(),
+        &mut stores,
         &mut |pixels| {
             let pixels =
                 aspo_data::batch::pixel_tensor::<B>(pixels, size, device).map_err(|error| told(&error))?;

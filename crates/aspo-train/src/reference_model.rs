@@ -2,22 +2,21 @@
 
 use std::path::Path;
 
-use aspo_data::{EncodedPair, ImageLoader};
+use aspo_data::EncodedPair;
 use aspo_loss::ChunkOptions;
 use aspo_models::{PictureShape, Pretrained, VisionLanguageModel};
 use burn::tensor::backend::Backend;
 
+use crate::batcher::Batcher;
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
-use crate::features::VisionFeatures;
 use crate::read::Data;
-use crate::step::{MicroBatch, ReferenceRow};
+use crate::step::ReferenceRow;
 
 /// A frozen model that looks at the pictures through its own tower, with its own image processor.
 pub(crate) struct ReferenceModel<B: Backend, P> {
     model: P,
-    features: VisionFeatures,
-    device: B::Device,
+    batcher: Batcher<B>,
 }
 
 impl<B: Backend, P: Pretrained<B> + VisionLanguageModel<B>> ReferenceModel<B, P> {
@@ -51,7 +50,9 @@ impl<B: Backend, P: Pretrained<B> + VisionLanguageModel<B>> ReferenceModel<B, P>
         if read.flatten().any(|&id| id != policy.image_token() && id as usize >= vocabulary) {
             return told("a vocabulary of", vocabulary, policy.head().dims()[0]);
         }
-        Self::of(model, config, folder, device)
+        let pad = data.encoder.tokenizer.pad();
+        let batcher = Batcher::new(config, folder, model.image_size(), pad, device)?;
+        Ok(Self { model, batcher })
     }
 
     /// The same model on another device.
@@ -59,28 +60,16 @@ impl<B: Backend, P: Pretrained<B> + VisionLanguageModel<B>> ReferenceModel<B, P>
     /// # Errors
     /// An image processor that cannot be honoured.
     #[cfg(feature = "collective")]
-    pub fn on(&self, config: &TrainConfig, folder: &Path, device: &B::Device) -> Result<Self> {
-        Self::of(self.model.clone().fork(device), config, folder, device)
-    }
-
-    fn of(model: P, config: &TrainConfig, folder: &Path, device: &B::Device) -> Result<Self> {
-        let images = ImageLoader::new(&config.images, config.processor(folder, model.image_size())?)?;
-        Ok(Self { model, features: VisionFeatures::new(images), device: device.clone() })
+    pub fn on(&self, config: &TrainConfig, folder: &Path, pad: u32, device: &B::Device) -> Result<Self> {
+        let batcher = Batcher::new(config, folder, self.model.image_size(), pad, device)?;
+        Ok(Self { model: self.model.clone().fork(device), batcher })
     }
 
     /// Its log-probabilities of the answers of `pairs`.
     ///
     /// # Errors
     /// A picture that cannot be had.
-    pub fn rows(
-        &mut self,
-        pairs: &[&EncodedPair],
-        packed: bool,
-        pad: u32,
-        corrupt: Option<u64>,
-    ) -> Result<Vec<ReferenceRow>> {
-        let (features, device) = (&mut self.features, &self.device);
-        let batch = MicroBatch::with_corrupted(pairs, packed, pad, corrupt, features, &self.model, device)?;
-        batch.reference(&self.model, &ChunkOptions::default())
+    pub fn rows(&mut self, pairs: &[&EncodedPair]) -> Result<Vec<ReferenceRow>> {
+        self.batcher.batch(pairs, &self.model)?.reference(&self.model, &ChunkOptions::default())
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use aspo_data::{EncodedPair, ImageLoader};
+use aspo_data::EncodedPair;
 use aspo_loss::{ChunkOptions, Metrics, Objective, Totals};
 use aspo_models::lora::without_adapters;
 use burn::backend::Autodiff;
@@ -11,16 +11,17 @@ use burn::optim::adaptor::OptimizerAdaptor;
 use burn::optim::{AdamW, GradientsParams, Optimizer};
 use burn::tensor::backend::Backend;
 
+use crate::batcher::Batcher;
 use crate::checkpoint;
 use crate::config::{OnNonFinite, TrainConfig};
 use crate::error::{Error, Result};
-use crate::features::VisionFeatures;
 use crate::optimize::{Share, adamw, gather};
 use crate::policy::Policy;
 use crate::read::Data;
 use crate::reference::{REFERENCE_FILE, ReferenceCache, ReferenceKey};
 use crate::reference_model::ReferenceModel;
-use crate::step::{MicroBatch, ReferenceRow, totals};
+use crate::sample::Sample;
+use crate::step::{ReferenceRow, totals};
 
 /// Where the reference's log-probabilities come from.
 enum Reference<B: Backend, P> {
@@ -38,8 +39,7 @@ enum Reference<B: Backend, P> {
 pub(crate) struct Replica<'a, B: Backend, M: Policy<B>> {
     pub config: &'a TrainConfig,
     pub policy: M,
-    pub features: VisionFeatures,
-    pub device: B::Device,
+    batcher: Batcher<B>,
     objective: Objective,
     data: &'a Data,
     optimizer: OptimizerAdaptor<AdamW, M, Autodiff<B>>,
@@ -90,7 +90,7 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
     pub fn fork(&self, checkpoint: Option<&Path>, device: &B::Device) -> Result<Self> {
         let reference = match (&self.reference, &self.config.ref_model) {
             (Reference::Model(model), Some(folder)) => {
-                Reference::Model(model.on(self.config, folder, device)?)
+                Reference::Model(model.on(self.config, folder, self.data.encoder.tokenizer.pad(), device)?)
             }
             (Reference::Cached(cache), _) => Reference::Cached(cache.clone()),
             (Reference::None, _) => Reference::None,
@@ -111,12 +111,11 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
         if let Some(checkpoint) = checkpoint {
             optimizer = optimizer.load_record(checkpoint::optimizer::<Autodiff<B>, _>(checkpoint, device)?);
         }
-        let images = ImageLoader::new(&config.images, config.processor(&config.model, policy.image_size())?)?;
+        let pad = data.encoder.tokenizer.pad();
         Ok(Self {
             config,
+            batcher: Batcher::new(config, &config.model, policy.image_size(), pad, device)?,
             policy,
-            features: VisionFeatures::new(images),
-            device: device.clone(),
             objective: config.objective()?,
             data,
             optimizer,
@@ -142,26 +141,16 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
         let without = without_adapters(&plain);
         if config.lora.lora_dropout > 0.0 {
             // A backend does not tell its random state: that of each step follows from seed and step instead.
-            B::seed(&self.device, config.seed.rotate_left(32) ^ step as u64);
+            B::seed(&self.batcher.device, config.seed.rotate_left(32) ^ step as u64);
         }
-        let pad = data.encoder.tokenizer.pad();
-        let corrupt = self.corrupt();
-        let (features, reference, device) = (&mut self.features, &mut self.reference, &self.device);
+        let (batcher, reference) = (&mut self.batcher, &mut self.reference);
         let batches = parts.iter().map(|part| {
             let rows: Vec<&EncodedPair> = part.iter().map(|&index| &data.pairs[index]).collect();
-            let batch = MicroBatch::with_corrupted(
-                &rows,
-                config.pair_packing,
-                pad,
-                corrupt,
-                features,
-                &plain,
-                device,
-            )?;
+            let batch = batcher.batch(&rows, &plain)?;
             let known: Option<Vec<ReferenceRow>> = match reference {
                 Reference::None => None,
                 Reference::AdapterOff => Some(batch.reference(&without, &ChunkOptions::default())?),
-                Reference::Model(model) => Some(model.rows(&rows, config.pair_packing, pad, corrupt)?),
+                Reference::Model(model) => Some(model.rows(&rows)?),
                 Reference::Cached(cache) => {
                     Some(part.iter().map(|&index| cache.row(index).clone()).collect())
                 }
@@ -171,9 +160,19 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
         gather(&self.policy, batches, totals, config, &self.objective, step, checkpoint)
     }
 
-    /// The seed of corrupted pictures, if the loss asks for them.
-    fn corrupt(&self) -> Option<u64> {
-        self.objective.needs_corrupted().then_some(self.config.seed)
+    /// The device that the policy is on.
+    #[cfg(feature = "collective")]
+    pub fn device(&self) -> &B::Device {
+        &self.batcher.device
+    }
+
+    /// Answers to the prompts of `pairs` after `step` steps.
+    ///
+    /// # Errors
+    /// A picture that cannot be had.
+    pub fn samples(&mut self, pairs: &[EncodedPair], step: usize) -> Result<Vec<Sample>> {
+        let (plain, Batcher { features, device, .. }) = (self.policy.valid(), &mut self.batcher);
+        Sample::of(&plain, &self.data.encoder, pairs, step, features, device)
     }
 
     /// Tokens of a pair.
@@ -198,7 +197,7 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
     }
 
     fn second(&self, folder: &Path) -> Result<ReferenceModel<B, M::Plain>> {
-        ReferenceModel::load(self.config, folder, &self.policy.valid(), self.data, &self.device)
+        ReferenceModel::load(self.config, folder, &self.policy.valid(), self.data, &self.batcher.device)
     }
 
     /// The file of log-probabilities of this run, as far as it goes.
@@ -214,26 +213,12 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
         mut part: impl FnMut(&[ReferenceRow]) -> Result<()>,
     ) -> Result<Vec<ReferenceRow>> {
         let without = without_adapters(&self.policy.valid());
-        let (packed, pad) = (self.config.pair_packing, self.data.encoder.tokenizer.pad());
-        let corrupt = self.corrupt();
         let mut known = Vec::with_capacity(pairs.len());
         for pairs in pairs.chunks(self.config.per_device_train_batch_size) {
             let pairs: Vec<&EncodedPair> = pairs.iter().collect();
             let rows = match &mut self.reference {
-                Reference::Model(model) => model.rows(&pairs, packed, pad, corrupt)?,
-                _ => {
-                    let features = &mut self.features;
-                    MicroBatch::with_corrupted(
-                        &pairs,
-                        packed,
-                        pad,
-                        corrupt,
-                        features,
-                        &without,
-                        &self.device,
-                    )?
-                    .reference(&without, &ChunkOptions::default())?
-                }
+                Reference::Model(model) => model.rows(&pairs)?,
+                _ => self.batcher.batch(&pairs, &without)?.reference(&without, &ChunkOptions::default())?,
             };
             part(&rows)?;
             known.extend(rows);
@@ -249,14 +234,10 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
     pub fn evaluate(&mut self, step: usize, checkpoint: &str) -> Result<(Metrics, usize)> {
         let plain = self.policy.valid();
         let size = self.config.per_device_train_batch_size;
-        let (packed, pad) = (self.config.pair_packing, self.data.encoder.tokenizer.pad());
-        let corrupt = self.corrupt();
         let (mut metrics, mut skipped) = (Metrics::default(), 0);
         for (part, pairs) in self.data.held_out.chunks(size).enumerate() {
             let rows: Vec<&EncodedPair> = pairs.iter().collect();
-            let features = &mut self.features;
-            let batch =
-                MicroBatch::with_corrupted(&rows, packed, pad, corrupt, features, &plain, &self.device)?;
+            let batch = self.batcher.batch(&rows, &plain)?;
             let known = self.held_out.get(part * size..part * size + pairs.len());
             let told = batch.evaluate(&plain, &self.objective, known, &ChunkOptions::default());
             let found = match &told {

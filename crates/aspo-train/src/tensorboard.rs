@@ -8,6 +8,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::callback::Callback;
 use crate::error::{Error, Result};
 use crate::metric::MetricLine;
 
@@ -39,11 +40,17 @@ impl EventFile {
         Ok(events)
     }
 
+    /// One TFRecord.
+    fn write(&mut self, event: &[u8]) -> Result<()> {
+        let length = (event.len() as u64).to_le_bytes();
+        let record = [length.as_slice(), &masked(&length), event, &masked(event)].concat();
+        self.file.write_all(&record).map_err(|source| Error::io(&self.path, source))
+    }
+}
+
+impl Callback for EventFile {
     /// Appends the values of a line as scalars.
-    ///
-    /// # Errors
-    /// A disk that is full or gone.
-    pub fn append(&mut self, line: &MetricLine) -> Result<()> {
+    fn on_log(&mut self, line: &MetricLine) -> Result<()> {
         // Summary.value = 1, Value.tag = 1, Value.simple_value = 2 (a float); Event.summary = 5.
         let value = |(name, value): (&String, &f64)| {
             let simple = [vec![(2 << 3) | 5], (*value as f32).to_le_bytes().to_vec()].concat();
@@ -51,13 +58,6 @@ impl EventFile {
         };
         let summary: Vec<u8> = line.values.iter().flat_map(value).collect();
         self.write(&[wall_time(), integer(2, line.step as u64), bytes(5, &summary)].concat())
-    }
-
-    /// One TFRecord.
-    fn write(&mut self, event: &[u8]) -> Result<()> {
-        let length = (event.len() as u64).to_le_bytes();
-        let record = [length.as_slice(), &masked(&length), event, &masked(event)].concat();
-        self.file.write_all(&record).map_err(|source| Error::io(&self.path, source))
     }
 }
 

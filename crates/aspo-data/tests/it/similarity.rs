@@ -67,7 +67,7 @@ fn each_chosen_sentence_has_its_cosine_and_long_ones_the_mean_of_their_windows()
         .scorer()
         .score(
             &mut pairs,
-            None,
+            &mut [],
             &mut |pixels: &[Vec<f32>]| {
                 images += pixels.len();
                 Ok(pixels.iter().map(|pixels| image_vector(pixels)).collect())
@@ -114,13 +114,14 @@ fn windows_hold_every_token_once_and_differ_by_one_at_most() {
 fn a_cache_saves_every_embedding_and_belongs_to_one_model() {
     let mut world = world();
     let mut pairs = std::mem::take(&mut world.pairs);
-    let mut store = Store::open(&world.folder.path().join("scores")).unwrap();
+    let open = |name: &str| Store::open(&world.folder.path().join(name)).unwrap();
+    let mut store = [open("scores")];
     let mut calls = 0;
-    let mut run = |scorer: &Scorer<'_>, pairs: &mut [EncodedPair], store: &mut Store| {
+    let mut run = |scorer: &Scorer<'_>, pairs: &mut [EncodedPair], store: &mut [Store]| {
         calls = 0;
         let report = scorer.score(
             pairs,
-            Some(store),
+            store,
             &mut |pixels: &[Vec<f32>]| Ok(pixels.iter().map(|pixels| image_vector(pixels)).collect()),
             &mut |ids: &[Vec<u32>]| {
                 calls += 1;
@@ -138,8 +139,14 @@ fn a_cache_saves_every_embedding_and_belongs_to_one_model() {
     let (second, calls) = run(&scorer, &mut pairs, &mut store);
     assert_eq!((second.cached, second.images, calls), (10, 0, 0));
     assert_eq!(pairs, scored);
+    // A second one gets what the first has, and is enough alone.
+    let [first] = store;
+    let mut both = [open("more"), first];
+    assert_eq!(run(&scorer, &mut pairs, &mut both).0.images, 0);
+    let [mut more, first] = both;
+    assert_eq!((more.len(), run(&scorer, &mut pairs, std::slice::from_mut(&mut more)).1), (first.len(), 0));
     scorer.model = "another".into();
-    assert_eq!(run(&scorer, &mut pairs, &mut store).0.images, 2);
+    assert_eq!(run(&scorer, &mut pairs, &mut [more]).0.images, 2);
 }
 
 #[test]
@@ -150,7 +157,7 @@ fn a_sentence_about_several_pictures_has_the_largest_of_its_scores() {
     let score = |pairs: &mut [EncodedPair]| {
         let report = world.scorer().score(
             pairs,
-            None,
+            &mut [],
             &mut |pixels: &[Vec<f32>]| Ok(pixels.iter().map(|pixels| image_vector(pixels)).collect()),
             &mut |ids: &[Vec<u32>]| Ok(ids.iter().map(|ids| text_vector(ids)).collect()),
         );
@@ -178,7 +185,7 @@ fn a_wrong_embedding_is_named() {
     let fails = |images: &mut Embed<'_, Vec<f32>>| {
         let mut world = world();
         let mut pairs = std::mem::take(&mut world.pairs);
-        let error = world.scorer().score(&mut pairs, None, images, &mut |ids: &[Vec<u32>]| {
+        let error = world.scorer().score(&mut pairs, &mut [], images, &mut |ids: &[Vec<u32>]| {
             Ok(ids.iter().map(|ids| text_vector(ids)).collect())
         });
         error.unwrap_err().to_string()

@@ -225,7 +225,7 @@ impl<B: Backend> ClipVisionModel<B> {
         let [images, _, width] = patches.dims();
         let class = self.embeddings.class_embedding.val().reshape([1, 1, width]).expand([images, 1, width]);
         let positions = self.embeddings.position_embedding.weight.val();
-        let x = Tensor::cat(vec![class, patches], 1) + positions.unsqueeze();
+        let x = aspo_kernels::cat(vec![class, patches], 1) + positions.unsqueeze();
         let mut x = self.pre_layrnorm.forward(x);
         see(&x);
         let context = unmasked(images, x.dims()[1], &x.device());

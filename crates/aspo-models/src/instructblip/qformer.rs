@@ -128,7 +128,7 @@ impl<B: Backend> QFormerLayer<B> {
             return seen;
         }
         let text = feed(&self.intermediate, &self.output, x.slice(s![.., queries.., ..]));
-        Tensor::cat(vec![seen, text], 1)
+        aspo_kernels::cat(vec![seen, text], 1)
     }
 }
 
@@ -196,7 +196,7 @@ impl<B: Backend> QFormer<B> {
         if let Some((ids, mask)) = instruction {
             let positions = self.embeddings.position_embeddings.weight.val().slice(0..ids.dims()[1]);
             let words = self.embeddings.word_embeddings.forward(ids) + positions.unsqueeze();
-            x = Tensor::cat(vec![x, words], 1);
+            x = aspo_kernels::cat(vec![x, words], 1);
             seen = Tensor::cat(vec![seen, mask], 1);
         }
         let context = bidirectional(&seen);

@@ -92,7 +92,7 @@ impl<B: Backend> BlipVisionModel<B> {
         let patches = self.embeddings.patch_embedding.forward(pixels);
         let [images, _, width] = patches.dims();
         let class = self.embeddings.class_embedding.val().expand([images, 1, width]);
-        let mut x = Tensor::cat(vec![class, patches], 1) + self.embeddings.position_embedding.val();
+        let mut x = aspo_kernels::cat(vec![class, patches], 1) + self.embeddings.position_embedding.val();
         let context = unmasked(images, x.dims()[1], &x.device());
         for layer in &self.encoder.layers {
             x = layer.forward(x, &context);

@@ -74,7 +74,7 @@ impl Kept {
         let places = indices(places.collect(), &patches.device());
         let kept = patches.select(0, places).reshape([self.rows.len(), self.columns.len(), width]);
         let kept = stretch(stretch(kept, 0, rows), 1, columns);
-        Some(Tensor::cat(vec![kept, ends], 1).reshape([rows * (columns + 1), width]))
+        Some(aspo_kernels::cat(vec![kept, ends], 1).reshape([rows * (columns + 1), width]))
     }
 }
 

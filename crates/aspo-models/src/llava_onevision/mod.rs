@@ -60,13 +60,13 @@ impl<B: Backend> LlavaOnevision<B> {
     fn arrange(&self, patches: Tensor<B, 2>, shape: &PictureShape) -> Tensor<B, 2> {
         let newline = cast(self.model.image_newline.val(), patches.dtype());
         if shape.tiles() == 1 {
-            return Tensor::cat(vec![patches, newline.unsqueeze()], 0);
+            return aspo_kernels::cat(vec![patches, newline.unsqueeze()], 0);
         }
         let whole = self.config.vision_config.patches();
         let kept = self.kept(shape).tokens(patches.clone().slice(s![whole..]), newline);
         let mut parts = vec![patches.slice(s![..whole])];
         parts.extend(kept);
-        Tensor::cat(parts, 0)
+        aspo_kernels::cat(parts, 0)
     }
 
     fn kept(&self, shape: &PictureShape) -> Kept {
@@ -130,7 +130,7 @@ impl<B: Backend> LanguageModel<B> for LlavaOnevision<B> {
                 next = own.end;
                 self.arrange(projected.clone().slice(s![own]), shape)
             };
-            Tensor::cat(input.image_features.iter().map(arrange).collect(), 0)
+            aspo_kernels::cat(input.image_features.iter().map(arrange).collect(), 0)
         });
         embed_with_images(self.decoder(), input, self.image_token(), tokens)
     }

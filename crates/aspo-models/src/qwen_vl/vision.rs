@@ -270,7 +270,7 @@ impl<B: Backend> QwenVision<B> {
             .reshape([rows * columns, values])
             .select(0, picked)
             .reshape([count, channels, 1, patch * patch]);
-        let patches = Tensor::cat(vec![frame; FRAMES], 2).reshape([1, count, values * FRAMES]);
+        let patches = aspo_kernels::cat(vec![frame; FRAMES], 2).reshape([1, count, values * FRAMES]);
         let weight = self.patch_embed.proj.weight.val();
         let out = weight.dims()[0];
         project(patches, weight.reshape([out, values * FRAMES]))

@@ -57,7 +57,7 @@ impl<B: Backend> SiglipVisionModel<B> {
     }
 
     fn in_groups(&self, pixels: Tensor<B, 4>, see: impl Fn(Tensor<B, 4>) -> Tensor<B, 3>) -> Tensor<B, 3> {
-        Tensor::cat(pixels.split(TOGETHER, 0).into_iter().map(see).collect(), 0)
+        aspo_kernels::cat(pixels.split(TOGETHER, 0).into_iter().map(see).collect(), 0)
     }
 
     /// Patch `k` of a tile has row `k` of the position table. Idefics3 looks the row up by the patch's place as a fraction of

@@ -12,7 +12,7 @@ macro_rules! on_backends {
             $(#[test] fn $test() { super::$test::<burn_flex::Flex>(); })+
         }
         mod ndarray {
-            $(#[test] fn $test() { let _alone = crate::support::alone(); super::$test::<burn_ndarray::NdArray>(); })+
+            $(#[test] fn $test() { super::$test::<burn_ndarray::NdArray>(); })+
         }
         #[cfg(feature = "wgpu")]
         mod wgpu {
@@ -25,14 +25,6 @@ macro_rules! on_backends {
     };
 }
 pub(crate) use on_backends;
-
-/// One test at a time on ndarray: with several threads that train at once, Burn 0.21's autodiff has given wrong gradients
-/// there now and then (none in a hundred runs one after another, one in a few runs side by side; never on flex).
-pub fn alone() -> std::sync::MutexGuard<'static, ()> {
-    static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    // A test that failed leaves nothing behind.
-    ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
 
 /// What is committed with the crate.
 pub fn fixtures(name: &str) -> PathBuf {

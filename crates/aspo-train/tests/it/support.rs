@@ -7,8 +7,8 @@ use aspo_data::Template;
 use aspo_models::lora::{LoraConfig, load_adapter};
 use aspo_models::{Llava, LlavaConfig, LoadOptions, ModelConfig, Pretrained};
 use aspo_train::{
-    Data, Finished, Output, Result, StepReport, TrainConfig, VisionFeatures, check_devices, check_paths,
-    processor, read, train_on,
+    Data, Finished, Output, Result, StepReport, TrainConfig, Trainer, VisionFeatures, check_devices,
+    check_paths, processor, read,
 };
 use burn::backend::Autodiff;
 use burn::module::{Module, ModuleVisitor, Param};
@@ -24,19 +24,11 @@ macro_rules! on_backends {
             $(#[test] fn $test() { super::$test::<burn_flex::Flex>(); })+
         }
         mod ndarray {
-            $(#[test] fn $test() { let _alone = crate::support::alone(); super::$test::<burn_ndarray::NdArray>(); })+
+            $(#[test] fn $test() { super::$test::<burn_ndarray::NdArray>(); })+
         }
     };
 }
 pub(crate) use on_backends;
-
-/// One test at a time on ndarray: with several threads that train at once, Burn 0.21's autodiff has given wrong gradients
-/// there now and then (none in a hundred runs one after another, one in a few runs side by side; never on flex).
-pub fn alone() -> std::sync::MutexGuard<'static, ()> {
-    static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    // A test that failed leaves nothing behind.
-    ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
 
 /// The oracle's folder: `ASPO_ORACLE`, else the copy beside the tests.
 pub fn oracle() -> PathBuf {
@@ -224,7 +216,10 @@ pub fn stoppable_run<B: Backend>(
     data.decode_pictures(config, |_, _| ())?;
     let device = B::Device::default();
     let base = Llava::<Autodiff<B>>::from_pretrained(&config.model, &LoadOptions::default(), &device)?.0;
-    train_on::<B, _>(config, base, &data, &output, devices, watch)
+    Trainer::new(config.clone(), base, data, output, device)
+        .with_devices(devices.to_vec())
+        .with_callback(watch)
+        .train()
 }
 
 /// A policy whose adapter is not zero: the end of an oracle's trajectory.
