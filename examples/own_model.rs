@@ -1,7 +1,8 @@
 //! A vision-language model that no crate of this project holds, trained with ASPO (`cargo run --example own_model`): learned
 //! positions, a GELU MLP, biases, a tower of one patch embedding. The book's page "A model of your own" walks through it.
 
-use aspo_examples::{Failure, own::train_and_ask};
+use aspo_cli::Failure;
+use aspo_examples::own::train_and_ask;
 use aspo_models::prelude::*;
 use burn::backend::Autodiff;
 use burn::prelude::*;

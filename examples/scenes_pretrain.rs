@@ -5,11 +5,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use aspo_cli::say;
 use aspo_data::image::{CLIP_MEAN, CLIP_STD, RgbImage};
 use aspo_data::noise::add_noise;
 use aspo_data::{Encoder, ImageProcessor, SpecialTokens, Template, Tokenizer};
 use aspo_examples::pretrain::{clip, corpus, llava, llava::Failure, llava::Stage, tokenizer};
-use aspo_examples::say;
 use aspo_models::{Clip, Llava, Pretrained, SaveOptions};
 use aspo_scenes::{SIDE, render};
 use burn_flex::Flex;

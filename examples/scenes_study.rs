@@ -7,14 +7,16 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use aspo_cli::backend::{Device, OnBackend, exit_on_error};
+use aspo_cli::{Failure, say};
 use aspo_data::files::write_atomic;
-use aspo_examples::backend::{Device, OnBackend, exit_on_error};
 use aspo_examples::measure::{HeldOut, Measured, measure};
 use aspo_examples::spread::{Spread, paired};
-use aspo_examples::{Failure, say};
 use aspo_models::{Llava, LlavaConfig, ModelConfig, Pretrained};
 use aspo_scenes::{Split, write};
-use aspo_train::{Data, MetricFile, MetricLine, Output, REFERENCE_FILE, TrainConfig, Trainer, read, score};
+use aspo_train::{
+    Data, MetricFile, MetricLine, Output, REFERENCE_FILE, Sight, TrainConfig, Trainer, read, score,
+};
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::backend::Backend;
@@ -109,7 +111,7 @@ impl OnBackend for Job {
             TrainConfig::from_toml(args.config.as_deref().unwrap_or(&here.join("configs/scenes.toml")))?;
         config.max_steps = args.max_steps.unwrap_or(config.max_steps);
         let shape = LlavaConfig::load(&config.model)?;
-        let mut data = read(&config, shape.tokens_per_image())?;
+        let mut data = read(&config, &Sight::of(&config, &shape.init::<B>(&device))?)?;
         data.decode_pictures(&config, |_, _| ())?;
         score::<B>(&config, &mut data, false, &device)?;
         same_study(&args, &config, &data)?;

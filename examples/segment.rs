@@ -1,140 +1,14 @@
-//! Splits the texts of a JSONL file into sentences.
+//! Splits the texts of a JSONL file into sentences, as `aspo segment` does.
 //!
 //! ```sh
 //! cargo run --release --example segment -- answers.jsonl > ends.jsonl
 //! cargo run --release --example segment -- labelled.jsonl --score
 //! ```
-//!
-//! Every line, of a file or of standard input, is an object with `text`. For each, one line is printed with `ends`: where its sentences end, in
-//! characters, the white space behind a sentence left out. With `--score` the lines also hold the right `ends`, and the
-//! precision, recall and F1 of ours are printed instead.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, BufWriter, Write};
-use std::path::PathBuf;
-use std::process::ExitCode;
-
-use aspo_segment::{SplitOptions, split};
+use aspo_cli::backend::exit_on_error;
+use aspo_cli::segment::{SegmentArgs, run};
 use clap::Parser;
-use serde::{Deserialize, Serialize};
 
-#[derive(Parser)]
-#[command(about = "Splits the texts of a JSONL file into sentences")]
-struct Arguments {
-    /// A JSONL file whose lines hold `text`, and `ends` for `--score`; standard input where not given.
-    file: Option<PathBuf>,
-    /// Compare with the `ends` of each line and print precision, recall and F1.
-    #[arg(long)]
-    score: bool,
-}
-
-#[derive(Deserialize)]
-struct Labelled {
-    text: String,
-    ends: Option<Vec<usize>>,
-}
-
-#[derive(Serialize)]
-struct Ends {
-    ends: Vec<usize>,
-}
-
-/// Sentence ends found, right ones, and those that are both.
-#[derive(Default)]
-struct Score {
-    found: usize,
-    right: usize,
-    both: usize,
-}
-
-impl Score {
-    fn add(&mut self, found: &[usize], right: &[usize]) {
-        self.found += found.len();
-        self.right += right.len();
-        self.both += found.iter().filter(|end| right.contains(end)).count();
-    }
-
-    fn print(&self, out: &mut impl Write) -> io::Result<()> {
-        let share = |of: usize| self.both as f64 / of.max(1) as f64;
-        let f1 = 2.0 * self.both as f64 / (self.found + self.right).max(1) as f64;
-        writeln!(out, "precision {:.4}  recall {:.4}  F1 {f1:.4}", share(self.found), share(self.right))
-    }
-}
-
-fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        // Whoever read the output has seen enough.
-        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::from(2)
-        }
-    }
-}
-
-fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let name = arguments.file.as_ref().map_or("standard input".to_owned(), |file| file.display().to_string());
-    let input = |error: io::Error| Failure::Input(format!("{name}: {error}"));
-    let reader: Box<dyn BufRead> = match &arguments.file {
-        Some(file) => Box::new(BufReader::new(File::open(file).map_err(input)?)),
-        None => Box::new(io::stdin().lock()),
-    };
-    let mut out = BufWriter::new(io::stdout().lock());
-    let mut score = Score::default();
-    for (row, line) in reader.lines().enumerate() {
-        let fault =
-            |what: &dyn std::fmt::Display| Failure::Input(format!("{name}: line {}: {what}", row + 1));
-        let line = line.map_err(|error| fault(&error))?;
-        let line = line.trim_start_matches('\u{feff}').trim();
-        if line.is_empty() {
-            continue;
-        }
-        let labelled: Labelled = serde_json::from_str(line).map_err(|error| fault(&error))?;
-        let ends = sentence_ends(&labelled.text);
-        if arguments.score {
-            let right = labelled.ends.ok_or_else(|| fault(&"no `ends` to score against"))?;
-            score.add(&ends, &right);
-        } else {
-            let line = serde_json::to_string(&Ends { ends }).expect("plain data");
-            writeln!(out, "{line}")?;
-        }
-    }
-    if arguments.score {
-        score.print(&mut out)?;
-    }
-    Ok(out.flush()?)
-}
-
-/// What went wrong, on which side.
-enum Failure {
-    Input(String),
-    Output(io::Error),
-}
-
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Self {
-        Self::Output(error)
-    }
-}
-
-impl std::fmt::Display for Failure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Input(text) => f.write_str(text),
-            Self::Output(error) => write!(f, "standard output: {error}"),
-        }
-    }
-}
-
-/// Where each sentence ends, in characters, without the white space behind it.
-fn sentence_ends(text: &str) -> Vec<usize> {
-    let mut characters = 0;
-    let mut ends = Vec::new();
-    for span in split(text, &SplitOptions::default()) {
-        let sentence = &text[span];
-        ends.push(characters + sentence.trim_end().chars().count());
-        characters += sentence.chars().count();
-    }
-    ends
+fn main() {
+    exit_on_error(run(&SegmentArgs::parse()));
 }

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use aspo_models::{Llava, LlavaConfig, LoadOptions, ModelConfig, Pretrained};
-use aspo_train::{Output, StepReport, TrainConfig, Trainer, read, score};
+use aspo_train::{Output, Sight, StepReport, TrainConfig, Trainer, read, score};
 use burn::backend::Autodiff;
 use burn_flex::Flex;
 use peak_alloc::PeakAlloc;
@@ -65,7 +65,7 @@ fn run(steps: usize) -> Vec<Reading> {
     config.validate().unwrap();
     let device = Default::default();
     let shape = LlavaConfig::load(&config.model).unwrap();
-    let mut data = read(&config, shape.tokens_per_image()).unwrap();
+    let mut data = read(&config, &Sight::of(&config, &shape.init::<Flex>(&device)).unwrap()).unwrap();
     data.decode_pictures(&config, |_, _| ()).unwrap();
     let output = Output::open(&config, false).unwrap();
     score::<Flex>(&config, &mut data, false, &device).unwrap();

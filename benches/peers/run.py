@@ -147,7 +147,7 @@ def main():
     head = [
         "# Beside transformers, PEFT and Pillow",
         "",
-        f"`benches/peers/run {' '.join(options.parts)}` on {processor_name()}, {options.threads} threads, {options.rounds} rounds in turn, ours in the bench",
+        f"`{' '.join(['benches/peers/run', *options.parts])}` on {processor_name()}, {options.threads} threads, {options.rounds} rounds in turn, ours in the bench",
         f"(release) profile; torch {torch}, transformers {transformers}. Seconds: median (least–most). Faster: median of the paired ratios, above 1",
         "where ours is faster. MB: growth of the peak of resident memory since the start (ours) or the imports (theirs).",
         "",

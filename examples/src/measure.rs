@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
+use aspo_cli::Failure;
+use aspo_cli::answer::{Asked, answer};
 use aspo_data::{Encoder, ImageLoader, ImageProcessor, ImageSource};
 use aspo_models::VisionLanguageModel;
 use aspo_scenes::{PopeKind, Split, Verdict, judge, load, pope};
 use burn::tensor::backend::Backend;
 use serde::{Deserialize, Serialize};
 
-use crate::Failure;
-use crate::answer::{Asked, answer};
 use crate::pretrain::corpus::{INSTRUCTIONS, SHORT};
 
 /// One split of POPE.
@@ -92,11 +92,14 @@ pub fn measure<B: Backend, M: VisionLanguageModel<B>>(
     written.truncate(scenes);
     let loader = ImageLoader::new(world, ImageProcessor::clip(model.image_size() as u32))?;
     let sources: Vec<ImageSource> = written.iter().map(|line| line.image.as_str().into()).collect();
-    let pixels = loader.load_all(&sources).into_iter().collect::<Result<Vec<_>, _>>()?;
+    let sources: Vec<_> = sources.iter().map(|source| (source, true)).collect();
+    let pixels = loader.pixels_of_all(&sources).into_iter().collect::<Result<Vec<_>, _>>()?;
 
     let mut measured = Measured::default();
-    let asked: Vec<Asked> =
-        pixels.iter().map(|pixels| Asked { question: INSTRUCTIONS[0], pixels: Some(pixels) }).collect();
+    let asked: Vec<Asked> = pixels
+        .iter()
+        .map(|pixels| Asked { question: INSTRUCTIONS[0], pictures: std::slice::from_ref(pixels) })
+        .collect();
     measured.texts = answer_at_once(model, encoder, &asked, [64, 160], at_a_time, device)?;
     let (mut unreadable, mut spoiled) = (0, 0);
     for (line, text) in written.iter().zip(&measured.texts) {
@@ -133,7 +136,7 @@ pub fn measure<B: Backend, M: VisionLanguageModel<B>>(
             .collect();
         let asked: Vec<Asked> = questions
             .iter()
-            .map(|(index, question, _)| Asked { question, pixels: Some(&pixels[*index]) })
+            .map(|(index, question, _)| Asked { question, pictures: std::slice::from_ref(&pixels[*index]) })
             .collect();
         let said: Vec<bool> = answer_at_once(model, encoder, &asked, [128, 4], at_a_time, device)?
             .iter()

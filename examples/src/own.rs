@@ -4,17 +4,16 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aspo_data::{ImageLoader, Template, batch::pixel_tensor};
+use aspo_cli::Failure;
+use aspo_data::{ImageLoader, Template};
 use aspo_models::lora::{LoraConfig, Names, load_adapter};
 use aspo_models::nn::{Init, initialize};
 use aspo_models::{
-    GenerateConfig, LoadOptions, ModelInput, Picture, Pretrained, SaveOptions, VisionLanguageModel, generate,
+    GenerateConfig, LoadOptions, ModelInput, Pretrained, SaveOptions, VisionLanguageModel, generate,
 };
-use aspo_train::{Data, Output, Plan, Policy, StepReport, TrainConfig, Trainer, read};
+use aspo_train::{Data, Output, Plan, Policy, Sight, StepReport, TrainConfig, Trainer, picture, read};
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
-
-use crate::Failure;
 
 /// Makes a checkpoint of random weights, trains an adapter on the pairs of the scenes world for sixty steps, and asks the model
 /// about the first picture: as it left training, and again with base and adapter read from their folders.
@@ -62,7 +61,7 @@ pub fn train_and_ask<B: Backend, M: Policy<B>>(
         ..TrainConfig::default()
     };
     let (base, _) = M::from_pretrained(&model, &LoadOptions::default(), &device)?;
-    let mut data = read(&config, base.tokens(&aspo_models::PictureShape::whole([base.image_size(); 2])))?;
+    let mut data = read(&config, &Sight::of(&config, &base)?)?;
     data.decode_pictures(&config, |_, _| ())?;
     println!("{}\n", Plan::new::<Autodiff<B>, M>(&config, shape, &data.pairs, &device)?);
     let output = Output::open(&config, false)?;
@@ -94,10 +93,9 @@ fn ask<B: Backend, M: VisionLanguageModel<B>>(
     data: &Data,
     device: &B::Device,
 ) -> Result<String, Failure> {
-    let (pair, size) = (&data.pairs[0], model.image_size());
-    let loader = ImageLoader::new(&config.images, config.processor(&config.model, size)?)?;
-    let pixels = loader.load(&pair.images[0])?;
-    let features = model.vision_features(&Picture::each(pixel_tensor::<B>(&[pixels], size, device)?))?;
+    let pair = &data.pairs[0];
+    let loader = ImageLoader::new(&config.images, config.processor(&config.model, model.image_size())?)?;
+    let features = model.vision_features(&[picture(&loader.pixels(&pair.images[0], true)?, device)])?;
     let prompt =
         ModelInput::from_rows(std::slice::from_ref(&pair.prompt_ids), 0, device).with_images(features);
     let length = GenerateConfig { max_new_tokens: 24, ..GenerateConfig::default() };

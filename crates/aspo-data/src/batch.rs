@@ -63,6 +63,8 @@ pub struct HostBatch {
     pub ids: Vec<String>,
     /// The distinct images; each is decoded and encoded once.
     pub images: Vec<ImageSource>,
+    /// Whether each of them is the only one of its conversation: one that is so in one pair and not in another counts twice.
+    pub alone: Vec<bool>,
     /// For each run of image tokens, rows in order, the index of its image in `images`.
     pub image_index: Vec<usize>,
     /// Rows: `2n` stacked, `n` packed.
@@ -182,9 +184,12 @@ impl HostBatch {
             segments: vec![-1; cells],
             ..Self::default()
         };
-        for image in pairs.iter().flat_map(|pair| &pair.images) {
-            if !batch.images.contains(image) {
+        for (pair, image) in pairs.iter().flat_map(|pair| pair.images.iter().map(move |image| (pair, image)))
+        {
+            let alone = pair.images.len() == 1;
+            if batch.image(image, alone).is_none() {
                 batch.images.push(image.clone());
+                batch.alone.push(alone);
             }
         }
         batch.instruction_length = pairs.iter().map(|pair| pair.instruction_ids.len()).max().unwrap_or(0);
@@ -210,9 +215,13 @@ impl HostBatch {
 
     fn point_images(&mut self, pair: &EncodedPair) {
         for image in &pair.images {
-            let index = self.images.iter().position(|known| known == image);
+            let index = self.image(image, pair.images.len() == 1);
             self.image_index.push(index.expect("the images of all pairs were listed"));
         }
+    }
+
+    fn image(&self, image: &ImageSource, alone: bool) -> Option<usize> {
+        (0..self.images.len()).find(|&at| self.images[at] == *image && self.alone[at] == alone)
     }
 }
 

@@ -4,10 +4,13 @@
 //! answer's tokens are those that start where the prompt ends or later. No string is searched for.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use aspo_segment::SplitOptions;
 
+use crate::chat::ChatTemplate;
 use crate::error::{Error, PairFault, Result};
+use crate::image::{ImageLoader, ImageShape};
 use crate::pair::{IMAGE_TAG, ImageSource, Pair};
 use crate::prompt::{Rendered, Template};
 use crate::tokenizer::{Tokenizer, Tokens};
@@ -66,7 +69,7 @@ pub struct EncodedPair {
     pub images: Vec<ImageSource>,
     /// Prompt, image tokens expanded, `<s>` included.
     pub prompt_ids: Vec<u32>,
-    /// Where in `prompt_ids` the tokens of each image are.
+    /// Where in `prompt_ids` the tokens of each image are, with the tags of its tiles.
     pub image_spans: Vec<Range<usize>>,
     /// The question for InstructBLIP's Q-Former; empty for other models.
     pub instruction_ids: Vec<u32>,
@@ -83,6 +86,59 @@ impl EncodedPair {
     }
 }
 
+/// What an image becomes in a prompt.
+#[derive(Debug, Clone)]
+pub enum ImageTokens {
+    /// As many image tokens, whatever its size: 576 for LLaVA-1.5, 32 for InstructBLIP.
+    Fixed(usize),
+    /// As many as its size says, which is read from the head of its file.
+    Sized(SizedTokens),
+}
+
+/// Tokens of an image by its size.
+#[derive(Clone)]
+pub struct SizedTokens {
+    /// Finds the images, and knows the checkpoint's processor.
+    pub images: Arc<ImageLoader>,
+    /// How many tokens the model has for an image of this shape.
+    pub count: Arc<dyn Fn(&ImageShape) -> usize + Send + Sync>,
+    /// Tiles are told by tags around them, as Idefics3 and SmolVLM were taught.
+    pub tags: bool,
+}
+
+impl std::fmt::Debug for SizedTokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SizedTokens")
+            .field("images", &self.images)
+            .field("tags", &self.tags)
+            .finish_non_exhaustive()
+    }
+}
+
+impl SizedTokens {
+    /// The text that stands for an image.
+    fn text(&self, shape: &ImageShape, image: &str) -> String {
+        let tokens = (self.count)(shape);
+        if !self.tags {
+            return image.repeat(tokens);
+        }
+        let tile = image.repeat(tokens / shape.tiles());
+        let around = "<fake_token_around_image>";
+        let [rows, columns] = shape.grid;
+        let mut text = String::new();
+        for row in 1..=rows {
+            for column in 1..=columns {
+                text += &format!("{around}<row_{row}_col_{column}>{tile}");
+            }
+            text.push('\n');
+        }
+        if rows > 0 {
+            text.push('\n');
+        }
+        text + &format!("{around}<global-img>{tile}{around}")
+    }
+}
+
 /// What goes into encoding, beside the pair.
 #[derive(Debug, Clone)]
 pub struct Encoder {
@@ -90,8 +146,10 @@ pub struct Encoder {
     pub tokenizer: Tokenizer,
     /// How prompts are written. Default [`Template::VicunaV1`].
     pub template: Template,
-    /// Tokens that one image becomes: 576 for LLaVA-1.5, 32 for InstructBLIP.
-    pub image_tokens: usize,
+    /// What an image becomes in the prompt.
+    pub images: ImageTokens,
+    /// The checkpoint's own chat template, for [`Template::Chat`].
+    pub chat: Option<ChatTemplate>,
     /// Longest sequence, prompt and answer together. Longer answers lose their end; prompts are never cut, so neither
     /// are images. `None`: no limit. Default 2048, SeVa's.
     pub max_length: Option<usize>,
@@ -105,7 +163,8 @@ impl Encoder {
     /// An encoder with the defaults named at the fields.
     pub fn new(tokenizer: Tokenizer, template: Template, image_tokens: usize) -> Self {
         let split = SplitOptions::default();
-        Self { tokenizer, template, image_tokens, max_length: Some(2048), split, instruction: None }
+        let images = ImageTokens::Fixed(image_tokens);
+        Self { tokenizer, template, images, chat: None, max_length: Some(2048), split, instruction: None }
     }
 
     /// Encodes one pair.
@@ -113,14 +172,16 @@ impl Encoder {
     /// # Errors
     /// [`Error::Pair`] when the pair cannot be used: an empty answer, answers that are equal once cut
     /// ([`PairFault::Equal`]), a text that spells out a special token, tags that are not as many as the images, a prompt
-    /// that leaves no room ([`PairFault::NoRoom`]). [`Error::Tokenizer`] when the tokenizer lacks a token that is needed.
+    /// that leaves no room ([`PairFault::NoRoom`]), a conversation that the checkpoint's template refuses.
+    /// [`Error::Tokenizer`] when the tokenizer lacks a token that is needed; [`Error::Image`] for an image whose size is needed and
+    /// cannot be had.
     pub fn encode(&self, pair: &Pair) -> Result<EncodedPair> {
         self.check(pair)?;
-        let rendered = self.template.render(pair, self.tokenizer.names());
-        let prompt = self.tokenizer.encode(&rendered.prompt, true)?;
+        let (rendered, spans) = self.render(pair, None)?;
+        let prompt = self.tokenizer.encode(&rendered.prompt, !rendered.own)?;
         let chosen = self.encode_answer(&rendered, &prompt.ids, &pair.chosen)?;
         let rejected = self.encode_answer(&rendered, &prompt.ids, &pair.rejected)?;
-        let (prompt_ids, image_spans) = self.expand_images(pair, &rendered, &prompt.ids)?;
+        let (prompt_ids, image_spans) = self.expand_images(pair, &rendered, prompt, spans)?;
         let room = self.max_length.map(|max_length| {
             let fault = PairFault::NoRoom { prompt: prompt_ids.len(), max_length };
             max_length
@@ -143,11 +204,70 @@ impl Encoder {
     }
 
     /// Prompt ids for generation, image tokens expanded: what [`Encoder::encode`] puts before the answer.
+    ///
+    /// # Errors
+    /// As [`Encoder::encode`].
     pub fn encode_prompt(&self, pair: &Pair) -> Result<Vec<u32>> {
+        self.prompt(pair, None)
+    }
+
+    /// The same with the shapes of the pair's images, which are then looked for nowhere.
+    ///
+    /// # Errors
+    /// As [`Encoder::encode`].
+    pub fn encode_prompt_of(&self, pair: &Pair, shapes: &[ImageShape]) -> Result<Vec<u32>> {
+        self.prompt(pair, Some(shapes))
+    }
+
+    fn prompt(&self, pair: &Pair, shapes: Option<&[ImageShape]>) -> Result<Vec<u32>> {
         self.check_prompt(pair)?;
-        let rendered = self.template.render(pair, self.tokenizer.names());
-        let prompt = self.tokenizer.encode(&rendered.prompt, true)?;
-        Ok(self.expand_images(pair, &rendered, &prompt.ids)?.0)
+        let (rendered, spans) = self.render(pair, shapes)?;
+        let prompt = self.tokenizer.encode(&rendered.prompt, !rendered.own)?;
+        Ok(self.expand_images(pair, &rendered, prompt, spans)?.0)
+    }
+
+    /// The prompt, and the bytes of each image in it. Where images are of one length they are written as one token each, and
+    /// there are no bytes.
+    fn render(
+        &self,
+        pair: &Pair,
+        shapes: Option<&[ImageShape]>,
+    ) -> Result<(Rendered, Option<Vec<Range<usize>>>)> {
+        let names = self.tokenizer.names();
+        let mut rendered = match (self.template, &self.chat) {
+            (Template::Chat, Some(chat)) => chat.render(pair, names)?,
+            (Template::Chat, None) => {
+                let remedy = "give a checkpoint that has a chat template, or another template";
+                return Err(Error::Option { name: "template", found: "chat".to_owned(), remedy });
+            }
+            (template, _) => template.render(pair, names),
+        };
+        let ImageTokens::Sized(sized) = &self.images else { return Ok((rendered, None)) };
+        let shapes = match shapes {
+            Some(shapes) => shapes.to_vec(),
+            None => {
+                let alone = pair.images.len() == 1;
+                pair.images.iter().map(|image| sized.images.shape(image, alone)).collect::<Result<_>>()?
+            }
+        };
+        let mut parts = rendered.prompt.split(names.image.as_str());
+        let mut prompt = parts.next().unwrap_or_default().to_owned();
+        let mut spans = Vec::with_capacity(shapes.len());
+        for (part, shape) in parts.by_ref().zip(&shapes) {
+            let start = prompt.len();
+            prompt += &sized.text(shape, &names.image);
+            spans.push(start..prompt.len());
+            prompt += part;
+        }
+        if spans.len() != shapes.len() || parts.next().is_some() {
+            let fault = PairFault::ImageCount {
+                tags: rendered.prompt.matches(&names.image).count(),
+                images: shapes.len(),
+            };
+            return Err(Error::pair(&pair.id, fault));
+        }
+        rendered.prompt = prompt;
+        Ok((rendered, Some(spans)))
     }
 
     fn check(&self, pair: &Pair) -> Result<()> {
@@ -198,7 +318,7 @@ impl Encoder {
     fn encode_answer(&self, rendered: &Rendered, prompt: &[u32], answer: &str) -> Result<Side> {
         let eos = &self.tokenizer.names().eos;
         let (text, proper) = rendered.with_answer(answer, eos);
-        let whole = self.tokenizer.encode(&text, true)?;
+        let whole = self.tokenizer.encode(&text, !rendered.own)?;
         let start = response_start(&whole, rendered.prompt.len());
         if whole.ids[..start] == *prompt {
             let offsets = relative(&whole.offsets[start..], &proper);
@@ -206,32 +326,43 @@ impl Encoder {
         }
         // A token runs across the border (or the tokenizer looks ahead): the prompt must be the same for both answers and
         // at generation, so prompt and answer are tokenised apart.
-        let tail = [answer, rendered.after, eos].concat();
+        let eos = if rendered.own { "" } else { eos };
+        let tail = [answer, &rendered.after, eos].concat();
         let tail = self.tokenizer.encode(&tail, false)?;
         Ok(Side { offsets: relative(&tail.offsets, &(0..answer.len())), ids: tail.ids })
     }
 
+    /// Ids of the prompt with its images, and where they are. `written` are the bytes of images that are written out already.
     fn expand_images(
         &self,
         pair: &Pair,
         rendered: &Rendered,
-        prompt: &[u32],
+        prompt: Tokens,
+        written: Option<Vec<Range<usize>>>,
     ) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
         if pair.images.is_empty() {
-            return Ok((prompt.to_vec(), Vec::new()));
+            return Ok((prompt.ids, Vec::new()));
         }
+        let ImageTokens::Fixed(tokens) = self.images else {
+            let first =
+                |at: usize| prompt.offsets.iter().position(|&(start, end)| start < end && start >= at);
+            let place = |at: usize| first(at).unwrap_or(prompt.ids.len());
+            let spans = written.unwrap_or_default();
+            let spans = spans.into_iter().map(|bytes| place(bytes.start)..place(bytes.end)).collect();
+            return Ok((prompt.ids, spans));
+        };
         let image = self.tokenizer.image()?;
-        let mut ids = Vec::with_capacity(prompt.len() + pair.images.len() * self.image_tokens);
+        let mut ids = Vec::with_capacity(prompt.ids.len() + pair.images.len() * tokens);
         let mut spans = Vec::with_capacity(pair.images.len());
         let mut expand = |ids: &mut Vec<u32>| {
             let start = ids.len();
-            ids.resize(start + self.image_tokens, image);
+            ids.resize(start + tokens, image);
             spans.push(start..ids.len());
         };
         if rendered.images_before {
             pair.images.iter().for_each(|_| expand(&mut ids));
         }
-        for &id in prompt {
+        for id in prompt.ids {
             if id == image { expand(&mut ids) } else { ids.push(id) }
         }
         if spans.len() != pair.images.len() {

@@ -343,6 +343,9 @@ pub enum ImageFault {
     /// The decoder refused the data.
     #[error("cannot be decoded: {0}; save it again")]
     Decode(String),
+    /// The checkpoint's image processor does not take it.
+    #[error("{0}")]
+    Refused(String),
     /// The image could not be read from disk.
     #[error("cannot be read: {0}")]
     Io(String),
@@ -397,6 +400,9 @@ pub enum PairFault {
         /// The template.
         template: crate::Template,
     },
+    /// The checkpoint's chat template does not render the conversation.
+    #[error("the chat template does not take it: {0}")]
+    Template(String),
     /// Sentence spans and token offsets do not fit each other.
     #[error("sentences: {0}")]
     Sentences(String),

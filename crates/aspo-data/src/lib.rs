@@ -48,6 +48,7 @@
 //! grey is clipped as Pillow clips it.
 
 pub mod batch;
+mod chat;
 pub mod encode;
 mod error;
 pub mod files;
@@ -65,9 +66,10 @@ pub mod validate;
 pub mod write;
 
 pub use batch::{HostBatch, Padding, Responses};
-pub use encode::{EncodedAnswer, EncodedPair, Encoder};
+pub use chat::ChatTemplate;
+pub use encode::{EncodedAnswer, EncodedPair, Encoder, ImageTokens, SizedTokens};
 pub use error::{Error, FileFault, ImageFault, MAX_FAULTS_TOLD, OnFault, PairFault, Result, RowFault};
-pub use image::{Fit, ImageLoader, ImageProcessor};
+pub use image::{Fit, ImageLoader, ImageProcessor, ImageShape, Pixels};
 pub use order::{Cursor, Order};
 pub use pair::{IMAGE_TAG, ImageBytes, ImageSource, Pair, Turn};
 pub use prompt::Template;

@@ -28,6 +28,7 @@ pub const LLAVA_LLAMA_2_SYSTEM: &str = "You are a helpful language and vision as
 /// | `LlavaLlama2` | `[INST] <<SYS>>\n{system}\n<</SYS>>\n\n<image>\nQ [/INST]` | ` A </s>` |
 /// | `Plain` | `<image>\nQ\n` (without a question `<image>\n`) | `A</s>` |
 /// | `InstructBlip` | `Q`, the image tokens before `<s>` | ` A</s>` |
+/// | `Chat` | as the checkpoint's chat template has it | and what it writes after an answer |
 ///
 /// The end token closes the answer in every template, also where the source leaves it open (`LlavaHf`, `Plain`): a
 /// model that never learns to stop cannot be compared by its answers (C). `<s>`, `</s>` and `<image>` stand for the tokens
@@ -47,6 +48,8 @@ pub enum Template {
     Plain,
     /// InstructBLIP (vicuna): the bare question; the query tokens come before everything.
     InstructBlip,
+    /// The checkpoint's own chat template, in Jinja ([`ChatTemplate`](crate::ChatTemplate)).
+    Chat,
 }
 
 /// A prompt ready for the tokenizer, and what goes around the answer.
@@ -55,26 +58,30 @@ pub struct Rendered {
     /// The text up to the answer.
     pub prompt: String,
     /// Between prompt and answer.
-    pub before: &'static str,
-    /// Between answer and end token.
-    pub after: &'static str,
+    pub before: String,
+    /// Between answer and end token, or, where the template is a checkpoint's own, all that it writes after an answer.
+    pub after: String,
     /// Image tokens go before the whole prompt, the start token included, instead of at tags in the text.
     pub images_before: bool,
+    /// The checkpoint's own template: it writes start and end tokens itself, and the tokenizer adds none.
+    pub own: bool,
 }
 
 impl Rendered {
-    /// The whole text with an answer, closed by `eos`, and the bytes of it that are the answer proper.
+    /// The whole text with an answer, closed by `eos` unless the template is a checkpoint's own, and the bytes of it that are the
+    /// answer proper.
     pub fn with_answer(&self, answer: &str, eos: &str) -> (String, std::ops::Range<usize>) {
         let start = self.prompt.len() + self.before.len();
-        let text = [self.prompt.as_str(), self.before, answer, self.after, eos].concat();
+        let eos = if self.own { "" } else { eos };
+        let text = [&self.prompt, &self.before, answer, &self.after, eos].concat();
         (text, start..start + answer.len())
     }
 }
 
 impl Template {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::VicunaV1, Self::LlavaHf, Self::LlavaLlama2, Self::Plain, Self::InstructBlip];
+    pub const ALL: [Self; 6] =
+        [Self::VicunaV1, Self::LlavaHf, Self::LlavaLlama2, Self::Plain, Self::InstructBlip, Self::Chat];
 
     /// Its name in configs and on command lines.
     pub fn name(self) -> &'static str {
@@ -84,6 +91,7 @@ impl Template {
             Self::LlavaLlama2 => "llava_llama2",
             Self::Plain => "plain",
             Self::InstructBlip => "instruct_blip",
+            Self::Chat => "chat",
         }
     }
 
@@ -138,7 +146,8 @@ impl Template {
                 prompt += &format!("[INST] {wrapped}{last} [/INST]");
                 (" ", " ")
             }
-            Self::Plain => {
+            // What `Chat` stands for is the encoder's `chat`; bare texts are all that can be said without it.
+            Self::Plain | Self::Chat => {
                 prompt += system.unwrap_or_default();
                 for (user, answer) in earlier.iter().zip(answers) {
                     prompt += &format!("{user}\n{answer}\n");
@@ -161,7 +170,8 @@ impl Template {
                 (" ", "")
             }
         };
-        Rendered { prompt, before, after, images_before: self == Self::InstructBlip }
+        let (before, after) = (String::from(before), String::from(after));
+        Rendered { prompt, before, after, images_before: self == Self::InstructBlip, own: false }
     }
 }
 
@@ -178,7 +188,7 @@ impl std::str::FromStr for Template {
         Self::ALL.into_iter().find(|template| template.name() == name).ok_or_else(|| Error::Option {
             name: "template",
             found: format!("{name:?}"),
-            remedy: "use vicuna_v1, llava_hf, llava_llama2, plain or instruct_blip",
+            remedy: "use vicuna_v1, llava_hf, llava_llama2, plain, instruct_blip or chat",
         })
     }
 }

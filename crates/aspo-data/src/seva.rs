@@ -21,9 +21,9 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, MAX_FAULTS_TOLD, OnFault, Result};
 use crate::files::{self, write_atomic};
-use crate::image::ImageLoader;
+use crate::image::{ImageLoader, Pixels};
 use crate::noise::{add_noise, schedule};
-use crate::pair::{ImageSource, Pair};
+use crate::pair::Pair;
 use crate::prompt::Template;
 use crate::write::{seva_row, unsupported};
 
@@ -108,7 +108,7 @@ pub struct Request<'a> {
     /// The question; its answers are empty.
     pub pair: &'a Pair,
     /// Its pictures, preprocessed, clean or noised.
-    pub pixels: Vec<Vec<f32>>,
+    pub pixels: Vec<Pixels>,
 }
 
 /// An answer of the model.
@@ -355,13 +355,16 @@ impl Work<'_> {
 
     fn answer(&mut self, batch: &[usize], journal: &mut Journal, answer: &mut Answer<'_>) -> Result<()> {
         let questions = self.questions;
-        let sources: Vec<ImageSource> =
-            batch.iter().flat_map(|index| questions[*index].images.iter().cloned()).collect();
-        let mut loaded = self.images.load_all(&sources).into_iter();
+        let shown = |index: &usize| {
+            let images = &questions[*index].images;
+            images.iter().map(|image| (image, images.len() == 1))
+        };
+        let sources: Vec<_> = batch.iter().flat_map(shown).collect();
+        let mut loaded = self.images.pixels_of_all(&sources).into_iter();
         let (mut sound, mut requests) = (Vec::new(), Vec::new());
         for &index in batch {
             let pair = &questions[index];
-            let pixels: Vec<Result<Vec<f32>>> = loaded.by_ref().take(pair.images.len()).collect();
+            let pixels: Vec<Result<Pixels>> = loaded.by_ref().take(pair.images.len()).collect();
             match pixels.into_iter().collect::<Result<Vec<_>>>() {
                 Ok(pixels) => {
                     sound.push(index);
@@ -385,7 +388,7 @@ impl Work<'_> {
         let Provenance { seed, noise_step, .. } = *self.provenance;
         for request in &mut requests {
             for (pixels, source) in request.pixels.iter_mut().zip(&request.pair.images) {
-                add_noise(pixels, seed, &source.key(), noise_step)?;
+                add_noise(&mut pixels.values, seed, &source.key(), noise_step)?;
             }
         }
         let rejected = ask(&requests)?;

@@ -37,6 +37,34 @@ impl Default for SpecialTokens {
     }
 }
 
+impl SpecialTokens {
+    /// The names in a folder's `tokenizer_config.json`; LLaVA's for those that it does not give, or without the file.
+    ///
+    /// # Errors
+    /// [`Error::Stored`] for a file that is no JSON object.
+    pub fn of_checkpoint(folder: &Path) -> Result<Self> {
+        let path = folder.join("tokenizer_config.json");
+        let mut names = Self::default();
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(names),
+            Err(source) => return Err(Error::io(path, source)),
+        };
+        let json: serde_json::Value = serde_json::from_slice(&text)
+            .map_err(|error| Error::Stored { path, why: format!("not a JSON object: {error}") })?;
+        // A text, or an object that holds it.
+        let token = |key: &str| {
+            let value = json.get(key)?;
+            value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
+        };
+        let set = |name: &mut String, key: &str| *name = token(key).unwrap_or_else(|| std::mem::take(name));
+        set(&mut names.bos, "bos_token");
+        set(&mut names.eos, "eos_token");
+        set(&mut names.pad, "pad_token");
+        Ok(names)
+    }
+}
+
 /// A tokenizer loaded from Hugging Face's `tokenizer.json`.
 ///
 /// Truncation and padding that the file may carry are switched off: both are this crate's own to do.
@@ -61,6 +89,24 @@ impl Tokenizer {
     pub fn from_file(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
         Self::from_bytes(&bytes, &path.display().to_string(), SpecialTokens::default())
+    }
+
+    /// Reads a `tokenizer.json` for the model of a checkpoint folder: names of special tokens are those of the folder's
+    /// `tokenizer_config.json`, where it has them, else LLaVA's; the image token is the one with the id `image`.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_file`], and [`Error::Stored`] for a `tokenizer_config.json` that is no JSON.
+    pub fn for_checkpoint(path: &Path, folder: &Path, image: u32) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
+        let mut names = SpecialTokens::of_checkpoint(folder)?;
+        let name = path.display().to_string();
+        let plain =
+            std::str::from_utf8(&bytes).ok().and_then(|text| text.parse::<tokenizers::Tokenizer>().ok());
+        // A word of the text is no image token: the tokenizer is another model's then.
+        if let Some(token) = plain.and_then(|plain| plain.get_added_tokens_decoder().remove(&image)) {
+            names.image = token.content;
+        }
+        Self::from_bytes(&bytes, &name, names)
     }
 
     /// The same from the file's content; `name` is used in messages.

@@ -293,6 +293,7 @@ fn kind(error: &Error) -> &'static str {
             PairFault::SpecialToken { .. } => "special-token",
             PairFault::ImageCount { .. } => "image-count",
             PairFault::Placed { .. } => "placed",
+            PairFault::Template(_) => "template",
             PairFault::Sentences(_) => "sentences",
             PairFault::Tokenizer(_) => "tokenizer",
         },

@@ -89,7 +89,7 @@ pub(crate) fn inside<B: Backend>(
 }
 
 /// A language model that sees pictures.
-pub trait VisionLanguageModel<B: Backend>: LanguageModel<B> {
+pub trait VisionLanguageModel<B: Backend>: LanguageModel<B> + 'static {
     /// The id that holds the place of a picture's features.
     fn image_token(&self) -> u32;
 

@@ -38,7 +38,8 @@ pub struct TrainConfig {
     /// [`user_cache`](crate::user_cache).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_dir: Option<PathBuf>,
-    /// How prompts are written; default `vicuna_v1`, SeVa's. Checkpoints of `llava-hf` were made for `llava_hf`.
+    /// How prompts are written; default `vicuna_v1`, SeVa's. Checkpoints of `llava-hf` were made for `llava_hf`; `chat` is the
+    /// chat template in the checkpoint's own folder.
     pub template: Template,
     /// Longest sequence in tokens, prompt with image and answer; longer answers lose their end. Default 2048 (SeVa).
     pub max_length: usize,

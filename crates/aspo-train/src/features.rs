@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 
-use aspo_data::batch::pixel_tensor;
-use aspo_data::{HostBatch, ImageLoader};
+use aspo_data::{Fit, HostBatch, ImageLoader, Pixels};
 use aspo_models::{ImageFeatures, Picture, PictureShape, VisionLanguageModel};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 
 use crate::corrupt::Piece;
 use crate::error::{Error, Result};
+use crate::sight::picture_shape;
 
 /// Bytes of features kept in memory; pictures beyond are computed again when they are met.
 const BUDGET: usize = 1 << 30;
@@ -85,8 +85,13 @@ impl VisionFeatures {
     ) -> Result<Vec<ImageFeatures<B>>> {
         // What is seen in each run of image tokens, and its name.
         let piece = |run: usize| pieces.get(run).copied().flatten();
+        let whole = self.loader.processor().fit == Fit::AnyRes;
         let key = |(run, &image): (usize, &usize)| {
-            let key = batch.images[image].key();
+            let mut key = batch.images[image].key();
+            if whole && !batch.alone[image] {
+                // One of several pictures is not cut.
+                key += "#uncut";
+            }
             piece(run).map_or(key.clone(), |piece| format!("{key}#{}", piece.name()))
         };
         let keys: Vec<String> = batch.image_index.iter().enumerate().map(key).collect();
@@ -98,20 +103,17 @@ impl VisionFeatures {
         }
         let mut fresh: HashMap<&str, Seen> = HashMap::new();
         if !new.is_empty() {
-            let source = |&run: &usize| batch.images[batch.image_index[run]].clone();
-            let sources: Vec<_> = new.iter().map(source).collect();
-            let pixels = self.loader.load_all(&sources).into_iter().collect::<Result<Vec<_>, _>>()?;
-            let size = model.image_size();
-            let seen = |(&run, pixels): (&usize, Vec<f32>)| match piece(run) {
-                Some(piece) => piece.of(&pixels, size),
-                None => pixels,
-            };
-            let pixels: Vec<Vec<f32>> = new.iter().zip(pixels).map(seen).collect();
+            let image = |&run: &usize| batch.image_index[run];
+            let source = |image: usize| (&batch.images[image], batch.alone[image]);
+            let sources: Vec<_> = new.iter().map(image).map(source).collect();
+            let pixels = self.loader.pixels_of_all(&sources).into_iter().collect::<Result<Vec<_>, _>>()?;
             // One picture at a time: products round by the shape of their batch, and which pictures are new together
             // is another matter after a resume.
-            for (&run, pixels) in new.iter().zip(pixels) {
-                let pictures = Picture::each(pixel_tensor(&[pixels], size, device)?);
-                let features = model.vision_features(&pictures)?.swap_remove(0);
+            for (&run, mut pixels) in new.iter().zip(pixels) {
+                if let Some(piece) = piece(run) {
+                    pixels.values = piece.of(&pixels.values, model.image_size());
+                }
+                let features = model.vision_features(&[picture(&pixels, device)])?.swap_remove(0);
                 let shape = features.values.dims();
                 let values = features.values.into_data().iter::<f32>().collect();
                 fresh.insert(&keys[run], Seen { picture: features.shape, shape, values });
@@ -129,6 +131,14 @@ impl VisionFeatures {
         }
         Ok(all)
     }
+}
+
+/// Preprocessed pixels as a model takes them.
+pub fn picture<B: Backend>(pixels: &Pixels, device: &B::Device) -> Picture<B> {
+    let shape = picture_shape(&pixels.shape);
+    let [height, width] = shape.tile;
+    let data = TensorData::new(pixels.values.clone(), [shape.tiles(), 3, height, width]);
+    Picture { pixels: Tensor::from_data(data, device), shape }
 }
 
 fn unlike(key: &str, reason: String) -> Error {

@@ -25,7 +25,8 @@ struct Keys {
 
 /// Rank 128, alpha 256, every linear layer of the language model: SeVa's layers.
 pub(crate) fn default() -> LoraConfig {
-    let layers = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)";
+    let layers =
+        r".*(language_model|text_model).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)";
     LoraConfig::new(128, 256.0, Names::Pattern(layers.into()))
 }
 

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use aspo_data::similarity::SimilarityReport;
 use aspo_data::{
-    EncodedPair, Encoder, ImageLoader, ImageProcessor, ImageSource, OnFault, Pair, PairFault, SpecialTokens,
-    Template, Tokenizer,
+    ChatTemplate, EncodedPair, Encoder, ImageLoader, ImageProcessor, ImageSource, OnFault, Pair, PairFault,
+    SpecialTokens, Template, Tokenizer,
 };
 use aspo_models::{InstructBlipConfig, ModelConfig};
 use rayon::prelude::*;
@@ -15,15 +15,15 @@ use sha2::{Digest, Sha256};
 
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
+use crate::sight::Sight;
 
 /// Faults that are spelled out; those beyond are counted.
 const TOLD: usize = 5;
 /// What to do about a faulty row.
 const MEND: &str = "mend the row, or leave it out (`on_fault = \"skip\"`)";
-/// Pictures decoded between two calls of whoever watches.
 /// Rows that are encoded before the next are read.
 const ROWS_AT_A_TIME: usize = 256;
-
+/// Pictures decoded between two calls of whoever watches.
 const AT_A_TIME: usize = 64;
 
 /// Everything that a run reads but the model.
@@ -122,8 +122,8 @@ impl Account {
     }
 }
 
-/// Reads and encodes the pairs. `image_tokens` is what a picture takes in a row. Pictures must be there, but are not looked
-/// at: see [`Data::decode_pictures`].
+/// Reads and encodes the pairs for a model that sees by `sight`. Pictures must be there; of models whose pictures keep their shape
+/// the head of each file is read, else they are not looked at: see [`Data::decode_pictures`].
 ///
 /// A row that cannot be used is an error that names it, or, with `on_fault = "skip"`, left out and counted. A prompt that
 /// leaves no room for an answer, and two answers that are the same, are left out and counted always.
@@ -132,17 +132,28 @@ impl Account {
 /// A row that is not a pair, an empty answer, a picture that is not there, a pair without picture whose sentences are to be
 /// weighed by similarity; for InstructBLIP a pair without picture or with two, and a question longer than its Q-Former
 /// reads: all name file and row. A tokenizer of `ref_model` that reads other ids; a `max_length` that a picture fills.
-pub fn read(config: &TrainConfig, image_tokens: usize) -> Result<Data> {
-    if config.max_length <= image_tokens {
+pub fn read(config: &TrainConfig, sight: &Sight) -> Result<Data> {
+    let fixed = sight.fixed();
+    if let Some(image_tokens) = fixed.filter(|tokens| config.max_length <= *tokens) {
         let found = format!("{}, but a picture takes {image_tokens} tokens", config.max_length);
         let remedy = format!("leave room for prompt and answer: {} or more", image_tokens + 448);
         return Err(Error::option("max_length", found, remedy));
     }
-    let tokenizer = Tokenizer::from_file(&tokenizer_path(config))?;
+    let tokenizer = Tokenizer::for_checkpoint(&tokenizer_path(config), &config.model, sight.image_token)?;
     same_tokens(config, &tokenizer)?;
-    let mut encoder = Encoder::new(tokenizer, config.template, image_tokens);
+    let mut encoder = Encoder::new(tokenizer, config.template, fixed.unwrap_or_default());
+    encoder.images = sight.image_tokens(&config.images)?;
+    if config.template == Template::Chat {
+        encoder.chat = ChatTemplate::of_checkpoint(&config.model)?;
+    }
     encoder.max_length = Some(config.max_length);
     let objective = config.objective()?;
+    if objective.needs_corrupted() && fixed.is_none() {
+        let remedy =
+            "leave out `mdpo_conditional`: a piece of such a picture would take other tokens than the whole";
+        let found = format!("{}, with a model whose pictures keep their shape", config.loss_type.join(" + "));
+        return Err(Error::option("loss_type", found, remedy));
+    }
     let (scored, corrupted) = (objective.needs_similarity(), objective.needs_corrupted());
     let mut reader = Reader { config, encoder: &mut encoder, question: None, scored, corrupted };
     if config.template == Template::InstructBlip {

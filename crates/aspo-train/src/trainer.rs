@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use aspo_models::{ModelConfig, PictureShape, Pretrained};
+use aspo_models::{ModelConfig, Pretrained};
 use burn::backend::Autodiff;
 use burn::tensor::DType;
 use burn::tensor::backend::Backend;
@@ -16,6 +16,7 @@ use crate::prepare::{check_paths, score};
 use crate::read::{Data, read};
 use crate::replica::Replica;
 use crate::run::{Finished, Run};
+use crate::sight::Sight;
 use crate::start::Start;
 use crate::team::Team;
 
@@ -55,7 +56,7 @@ impl<'a, B: Backend, M: Policy<B>> Trainer<'a, B, M> {
         let shape = <M as Pretrained<Autodiff<B>>>::Config::load(&config.model)?;
         // Nothing is allocated before it is used.
         let empty = M::from_config(&shape, &device);
-        let mut data = read(&config, empty.tokens(&PictureShape::whole([empty.image_size(); 2])))?;
+        let mut data = read(&config, &Sight::of(&config, &empty)?)?;
         data.decode_pictures(&config, |_, _| ())?;
         let objective = config.objective()?;
         if objective.needs_similarity() {

@@ -125,6 +125,34 @@ fn turned(image: RgbImage, turn: Orientation) -> RgbImage {
     RgbImage { width, height, pixels: image.into_bytes() }
 }
 
+/// Height and width of the picture once decoded and turned, from its header.
+pub(super) fn size(bytes: &[u8], options: DecodeOptions) -> Result<[u32; 2], ImageFault> {
+    let format = checked_format(bytes)?;
+    guarded(|| {
+        let mut turn = Orientation::NoTransforms;
+        let [height, width] = if format == ImageFormat::Jpeg {
+            if let (true, Some(exif)) = (options.exif_orientation, JpegScan::new(bytes).exif) {
+                turn = Orientation::from_exif_chunk(exif).unwrap_or(turn);
+            }
+            let picture = open_jpeg(bytes)?;
+            {
+                let (width, height) = picture.size();
+                [height as u32, width as u32]
+            }
+        } else {
+            let mut decoder = open(bytes, format)?;
+            if options.exif_orientation || format == ImageFormat::Tiff {
+                turn = decoder.orientation().unwrap_or(turn);
+            }
+            let (width, height) = decoder.dimensions();
+            [height, width]
+        };
+        use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
+        let lies = matches!(turn, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH);
+        Ok(if lies { [width, height] } else { [height, width] })
+    })
+}
+
 /// Bytes that the picture will take once decoded, from its header; the checks of [`decode`] that need no pixels.
 pub fn decoded_bytes(bytes: &[u8]) -> Result<u64, ImageFault> {
     let format = checked_format(bytes)?;

@@ -10,7 +10,8 @@ use std::sync::{Condvar, Mutex, OnceLock};
 use sha2::{Digest, Sha256};
 
 use super::decode::{MAX_FILE_BYTES, RgbImage, decode_with, decoded_bytes};
-use super::process::ImageProcessor;
+use super::layout::ImageShape;
+use super::process::{ImageProcessor, Pixels};
 use crate::error::{Error, ImageFault, Result};
 use crate::files::resolve;
 use crate::pair::ImageSource;
@@ -53,6 +54,31 @@ impl ImageLoader {
         self.processor.preprocess(&self.decoded(source, &self.bytes(source)?)?)
     }
 
+    /// One image by its checkpoint's processor, whatever its shape; `alone` is as in [`ImageProcessor::shape`].
+    ///
+    /// # Errors
+    /// As [`ImageLoader::load`], and [`Error::Image`] for one that the processor does not take.
+    pub fn pixels(&self, source: &ImageSource, alone: bool) -> Result<Pixels> {
+        self.processed(source, &self.decoded(source, &self.bytes(source)?)?, alone)
+    }
+
+    fn processed(&self, source: &ImageSource, image: &RgbImage, alone: bool) -> Result<Pixels> {
+        let fail =
+            |error: Error| Error::Image { name: source.key(), fault: ImageFault::Refused(error.to_string()) };
+        self.processor.pixels(image, alone).map_err(fail)
+    }
+
+    /// What becomes of an image, by the head of its file.
+    ///
+    /// # Errors
+    /// As [`ImageLoader::pixels`], as far as the head tells.
+    pub fn shape(&self, source: &ImageSource, alone: bool) -> Result<ImageShape> {
+        let fail = |fault| Error::Image { name: source.key(), fault };
+        let bytes = self.bytes(source)?;
+        let size = super::decode::size(&bytes, self.processor.decode).map_err(fail)?;
+        self.processor.shape(size, alone).map_err(|error| fail(ImageFault::Refused(error.to_string())))
+    }
+
     fn decoded(&self, source: &ImageSource, bytes: &[u8]) -> Result<RgbImage> {
         decode_with(bytes, self.processor.decode).map_err(|fault| Error::Image { name: source.key(), fault })
     }
@@ -89,17 +115,27 @@ impl ImageLoader {
         }
     }
 
-    /// Many images on all cores, in order; an image that occurs several times is decoded once.
+    /// Many images on all cores, in order, by a processor whose pictures all become one square; an image that occurs several times
+    /// is decoded once.
     ///
     /// At most [`MAX_BYTES_IN_FLIGHT`] bytes of pictures are held beside the results.
     pub fn load_all(&self, sources: &[ImageSource]) -> Vec<Result<Vec<f32>>> {
+        if !self.processor.is_square() {
+            return sources.iter().map(|source| self.load(source)).collect();
+        }
+        let sources: Vec<_> = sources.iter().map(|source| (source, true)).collect();
+        self.pixels_of_all(&sources).into_iter().map(|pixels| pixels.map(|pixels| pixels.values)).collect()
+    }
+
+    /// The same by any processor: images, and whether each is the only one of its conversation.
+    pub fn pixels_of_all(&self, sources: &[(&ImageSource, bool)]) -> Vec<Result<Pixels>> {
         let mut first = HashMap::new();
         let mut distinct = Vec::new();
         let index: Vec<usize> = sources
             .iter()
             .map(|source| {
                 *first.entry(source).or_insert_with(|| {
-                    distinct.push(source);
+                    distinct.push(*source);
                     distinct.len() - 1
                 })
             })
@@ -113,29 +149,29 @@ impl ImageLoader {
                 left[i] -= 1;
                 match (&loaded[i], left[i]) {
                     (_, 0) => loaded[i].take().expect("taken at its last use only"),
-                    (Some(Ok(values)), _) => Ok(values.clone()),
+                    (Some(Ok(pixels)), _) => Ok(pixels.clone()),
                     // Errors hold no copy of themselves; the message is made again by looking again.
-                    _ => self.load(distinct[i]),
+                    _ => self.pixels(distinct[i].0, distinct[i].1),
                 }
             })
             .collect()
     }
 
     /// Threads of its own and not rayon's: one that waits for memory must not hold up work that a decoder spreads.
-    fn load_distinct(&self, sources: &[&ImageSource]) -> Vec<Option<Result<Vec<f32>>>> {
-        let loaded: Vec<OnceLock<Result<Vec<f32>>>> = sources.iter().map(|_| OnceLock::new()).collect();
+    fn load_distinct(&self, sources: &[(&ImageSource, bool)]) -> Vec<Option<Result<Pixels>>> {
+        let loaded: Vec<OnceLock<Result<Pixels>>> = sources.iter().map(|_| OnceLock::new()).collect();
         let (next, budget) = (AtomicUsize::new(0), Budget::new(MAX_BYTES_IN_FLIGHT));
         let work = || {
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
-                let Some(source) = sources.get(index) else { break };
+                let Some(&(source, alone)) = sources.get(index) else { break };
                 loaded[index].get_or_init(|| {
                     let bytes = self.bytes(source)?;
                     let fail = |fault| Error::Image { name: source.key(), fault };
                     // RGBA and its RGB copy may be held at once, beside the file.
                     let needed = 2 * decoded_bytes(&bytes).map_err(fail)? + bytes.len() as u64;
                     let _permit = budget.take(needed);
-                    self.processor.preprocess(&self.decoded(source, &bytes)?)
+                    self.processed(source, &self.decoded(source, &bytes)?, alone)
                 });
             }
         };

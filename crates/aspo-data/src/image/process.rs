@@ -1,7 +1,9 @@
-//! Resize, crop or pad, normalise: what `CLIPImageProcessor`, `LlavaImageProcessor` and `BlipImageProcessor` do.
+//! Resize, cut, crop or pad, normalise: what the image processors of CLIP, LLaVA, BLIP, Idefics3, SmolVLM, Qwen2-VL and
+//! LLaVA-OneVision do.
 
 use super::decode::{DecodeOptions, RgbImage};
-use super::resample::{Axis, Filter, resample};
+use super::layout::{ImageShape, first_size, second_size, within};
+use super::resample::{Axis, Filter, resample, resize};
 use crate::error::{Error, Result};
 
 /// CLIP's channel means (of values in 0..1).
@@ -12,7 +14,7 @@ pub const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 /// Raised when the same processor makes other pixels of the same file than before: part of the key of what is kept of them.
 pub const PIXEL_RULES: &str = "pixels 2";
 
-/// How a picture that is not square becomes so.
+/// What a picture becomes: one square, or what its own size says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Fit {
     /// Shortest edge to `shortest_edge`, then the centre `size`x`size` (CLIP; llava-1.5-hf).
@@ -22,6 +24,21 @@ pub enum Fit {
     Pad,
     /// Both sides resized to `size` (BLIP, InstructBLIP).
     Squash,
+    /// Cut into tiles of `size` pixels, with the whole as one more (Idefics3, SmolVLM).
+    Tiles {
+        /// Pixels that the longest edge is brought to before.
+        longest_edge: u32,
+        /// Whether pictures are cut at all; else the whole is all there is.
+        split: bool,
+    },
+    /// Resized to multiples of `size`, which is the edge of what becomes one token (Qwen2-VL).
+    Dynamic {
+        /// Least and most pixels of the result.
+        pixels: [u32; 2],
+    },
+    /// The whole, then tiles of `size` pixels of the best-fitting of some sizes; of several pictures in a conversation the whole
+    /// alone (LLaVA-OneVision).
+    AnyRes,
 }
 
 /// From an encoded picture to the vision tower's input.
@@ -29,7 +46,7 @@ pub enum Fit {
 /// A checkpoint's own is read by [`ImageProcessor::of_checkpoint`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImageProcessor {
-    /// Side of the result in pixels. Default 336.
+    /// Side of the result, or of a tile, in pixels. Default 336.
     pub size: u32,
     /// Length of the shortest edge before the centre crop, at least `size`; not used by [`Fit::Squash`]. Default 336.
     pub shortest_edge: u32,
@@ -41,8 +58,19 @@ pub struct ImageProcessor {
     pub mean: [f32; 3],
     /// Divides each channel after that. Default [`CLIP_STD`].
     pub std: [f32; 3],
+    /// Heights and widths that [`Fit::AnyRes`] chooses from. Default none.
+    pub pinpoints: Vec<[u32; 2]>,
     /// What becomes of orientation and transparency.
     pub decode: DecodeOptions,
+}
+
+/// A preprocessed picture.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pixels {
+    /// `[tiles, 3, height, width]`, normalised: tile by tile, channel by channel, row by row.
+    pub values: Vec<f32>,
+    /// Its sizes.
+    pub shape: ImageShape,
 }
 
 impl Default for ImageProcessor {
@@ -61,6 +89,7 @@ impl ImageProcessor {
             resample: Filter::Bicubic,
             mean: CLIP_MEAN,
             std: CLIP_STD,
+            pinpoints: Vec::new(),
             decode: DecodeOptions::default(),
         }
     }
@@ -80,7 +109,33 @@ impl ImageProcessor {
         if self.size == 0 || self.size > 4096 {
             return refuse("size", self.size.to_string(), "use 1 to 4096 pixels");
         }
-        if self.fit != Fit::Squash && (self.shortest_edge < self.size || self.shortest_edge > 8192) {
+        let tiles = |[height, width]: [u32; 2]| {
+            let whole = |side: u32| side > 0 && side <= 65_536 && side.is_multiple_of(self.size);
+            whole(height) && whole(width)
+        };
+        match self.fit {
+            Fit::Tiles { longest_edge: 0, .. } => {
+                return refuse("longest_edge", "0".into(), "use 1 or more pixels");
+            }
+            Fit::Dynamic { pixels: [least, most] } if least > most || most == 0 => {
+                return refuse(
+                    "min_pixels",
+                    format!("{least}, max_pixels {most}"),
+                    "give the least and the most",
+                );
+            }
+            Fit::AnyRes if self.pinpoints.is_empty() || !self.pinpoints.iter().all(|&point| tiles(point)) => {
+                return refuse(
+                    "image_grid_pinpoints",
+                    format!("{:?}", self.pinpoints),
+                    "give heights and widths that are multiples of `size`",
+                );
+            }
+            _ => {}
+        }
+        if matches!(self.fit, Fit::Crop | Fit::Pad)
+            && (self.shortest_edge < self.size || self.shortest_edge > 8192)
+        {
             return refuse(
                 "shortest_edge",
                 self.shortest_edge.to_string(),
@@ -102,56 +157,97 @@ impl ImageProcessor {
         format!("{PIXEL_RULES} {self:?}")
     }
 
-    /// Values of one picture: 3 · `size` · `size`.
-    pub fn len(&self) -> usize {
-        3 * (self.size as usize).pow(2)
-    }
-
-    /// Never: a checked processor has a size.
-    pub fn is_empty(&self) -> bool {
-        self.size == 0
-    }
-
-    /// Resizes, crops or pads and normalises: `[3, size, size]`, channel by channel, row by row.
+    /// Resizes, cuts, crops or pads, and normalises. `alone` is as in [`ImageProcessor::shape`].
     ///
     /// Equal to what transformers' processors make with Pillow: the resize to the bit, the division in f32. (Its default
     /// processors use torchvision, whose resize differs from Pillow's by up to 12 steps of 255 on tall pictures.)
     ///
     /// # Errors
-    /// [`Error::Option`] for settings that [`ImageProcessor::check`] refuses and for a picture whose `pixels` are not
-    /// `3 · width · height`.
-    pub fn preprocess(&self, image: &RgbImage) -> Result<Vec<f32>> {
+    /// [`Error::Option`] for settings that [`ImageProcessor::check`] refuses, for a picture whose `pixels` are not
+    /// `3 · width · height`, and for one that [`ImageProcessor::shape`] refuses.
+    pub fn pixels(&self, image: &RgbImage, alone: bool) -> Result<Pixels> {
         self.check()?;
         image.check()?;
-        let pixels = self.square(image);
-        let area = (self.size as usize).pow(2);
-        let mut values = vec![0.0; 3 * area];
-        for (channel, plane) in values.chunks_exact_mut(area).enumerate() {
-            let (mean, std) = (self.mean[channel], self.std[channel]);
-            // transformers multiplies by 1/255 in f64, then goes on in f32.
-            let table: [f32; 256] =
-                std::array::from_fn(|value| ((value as f64 * (1.0 / 255.0)) as f32 - mean) / std);
-            for (value, pixel) in plane.iter_mut().zip(pixels.chunks_exact(3)) {
-                *value = table[usize::from(pixel[channel])];
+        let shape = self.shape([image.height, image.width], alone)?;
+        let [height, width] = shape.tile;
+        let area = height as usize * width as usize;
+        let mut values = Vec::with_capacity(shape.values());
+        for tile in self.tiles(image, &shape, alone)? {
+            for channel in 0..3 {
+                let (mean, std) = (self.mean[channel], self.std[channel]);
+                // transformers multiplies by 1/255 in f64, then goes on in f32.
+                let table: [f32; 256] =
+                    std::array::from_fn(|value| ((value as f64 * (1.0 / 255.0)) as f32 - mean) / std);
+                let pixels = tile.chunks_exact(3).take(area);
+                values.extend(pixels.map(|pixel| table[usize::from(pixel[channel])]));
             }
         }
-        Ok(values)
+        Ok(Pixels { values, shape })
     }
 
-    /// The 8-bit picture before normalisation, `size` · `size` · 3 bytes.
-    fn square(&self, image: &RgbImage) -> Vec<u8> {
+    /// The same for a processor whose pictures all become one square: `[3, size, size]`.
+    ///
+    /// # Errors
+    /// As [`ImageProcessor::pixels`], and for a processor that cuts pictures or keeps their shape.
+    pub fn preprocess(&self, image: &RgbImage) -> Result<Vec<f32>> {
+        if !self.is_square() {
+            let found = format!("{:?}", self.fit);
+            let remedy = "give a processor whose pictures become one square by crop, pad or squash";
+            return Err(Error::Option { name: "image_processor", found, remedy });
+        }
+        Ok(self.pixels(image, true)?.values)
+    }
+
+    /// The 8-bit tiles before normalisation, in the order in which the models take them.
+    fn tiles(&self, image: &RgbImage, shape: &ImageShape, alone: bool) -> Result<Vec<Vec<u8>>> {
+        let side = self.size;
+        let cut = |picture: &RgbImage| -> Vec<Vec<u8>> {
+            let [rows, columns] = shape.grid;
+            let places =
+                (0..rows).flat_map(|row| (0..columns).map(move |column| [row * side, column * side]));
+            places.map(|at| part(picture, at, side)).collect()
+        };
+        let scaled =
+            |image: &RgbImage, [height, width]: [u32; 2]| resize(image, width, height, self.resample);
+        Ok(match self.fit {
+            Fit::Crop | Fit::Pad | Fit::Squash => vec![self.square(image, self.fit)],
+            Fit::Dynamic { .. } => vec![scaled(image, shape.tile)?.pixels],
+            Fit::Tiles { longest_edge, split } => {
+                let size = [image.height, image.width];
+                let first = first_size(size, longest_edge);
+                let whole = scaled(image, first)?;
+                if !split {
+                    return Ok(vec![scaled(&whole, [side; 2])?.pixels]);
+                }
+                let whole = scaled(&whole, second_size(first, side))?;
+                if shape.grid == [0, 0] {
+                    return Ok(vec![whole.pixels]);
+                }
+                let mut tiles = cut(&whole);
+                tiles.push(scaled(&whole, [side; 2])?.pixels);
+                tiles
+            }
+            Fit::AnyRes if !alone => vec![self.square(image, Fit::Pad)],
+            Fit::AnyRes => {
+                let canvas = shape.grid.map(|tiles| tiles * side);
+                let mut tiles = vec![scaled(image, [side; 2])?.pixels];
+                tiles.extend(cut(&centred(&scaled(image, within(shape.size, canvas))?, canvas)));
+                tiles
+            }
+        })
+    }
+
+    /// One square of `size` · `size` · 3 bytes.
+    fn square(&self, image: &RgbImage, fit: Fit) -> Vec<u8> {
         let (width, height) = (image.width, image.height);
         // LLaVA pads with `int(mean * 255)`.
         let background = self.mean.map(|mean| (f64::from(mean) * 255.0) as u8);
-        let canvas = match self.fit {
-            Fit::Pad => width.max(height),
-            Fit::Crop | Fit::Squash => 0,
-        };
+        let canvas = if fit == Fit::Pad { width.max(height) } else { 0 };
         let short = width.min(height).max(canvas);
         let axis = |length: u32| {
             let canvas = length.max(canvas);
             let whole = Axis { canvas, start: (canvas - length) / 2, ..Axis::whole(length, self.size) };
-            if self.fit == Fit::Squash {
+            if fit == Fit::Squash {
                 return whole;
             }
             // transformers' `get_resize_output_image_size`: the long edge is cut to an integer.
@@ -161,4 +257,23 @@ impl ImageProcessor {
         };
         resample(image, axis(width), axis(height), self.resample, background)
     }
+}
+
+/// A square of a picture, from row and column `at`.
+fn part(picture: &RgbImage, [top, left]: [u32; 2], side: u32) -> Vec<u8> {
+    let (stride, start, length) = (3 * picture.width as usize, 3 * left as usize, 3 * side as usize);
+    let rows = picture.pixels.chunks_exact(stride).skip(top as usize).take(side as usize);
+    rows.flat_map(|row| &row[start..start + length]).copied().collect()
+}
+
+/// A picture in the middle of a black canvas of this height and width.
+fn centred(picture: &RgbImage, [height, width]: [u32; 2]) -> RgbImage {
+    let mut canvas = vec![0; 3 * height as usize * width as usize];
+    let top = ((height - picture.height) / 2) as usize;
+    let left = 3 * ((width - picture.width) / 2) as usize;
+    let (stride, length) = (3 * width as usize, 3 * picture.width as usize);
+    for (row, source) in canvas.chunks_exact_mut(stride).skip(top).zip(picture.pixels.chunks_exact(length)) {
+        row[left..left + length].copy_from_slice(source);
+    }
+    RgbImage { width, height, pixels: canvas }
 }

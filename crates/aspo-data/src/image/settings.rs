@@ -43,6 +43,14 @@ struct Settings {
     rescale_factor: Option<f64>,
     image_mean: Option<Channels>,
     image_std: Option<Channels>,
+    do_image_splitting: Option<bool>,
+    max_image_size: Option<Size>,
+    image_grid_pinpoints: Option<Vec<[u32; 2]>>,
+    min_pixels: Option<u32>,
+    max_pixels: Option<u32>,
+    patch_size: Option<u32>,
+    merge_size: Option<u32>,
+    temporal_patch_size: Option<u32>,
     #[serde(flatten)]
     others: BTreeMap<String, Value>,
 }
@@ -84,6 +92,9 @@ enum Kind {
     Clip,
     Llava,
     Blip,
+    Idefics3,
+    QwenVl,
+    LlavaOnevision,
     /// The file names none: what decides pixels must be said.
     Unnamed,
 }
@@ -97,8 +108,8 @@ impl ImageProcessor {
     /// then is a warning that says so.
     ///
     /// # Errors
-    /// [`Error::Stored`] names the file and the setting that is not honoured here: a processor of another kind (tiles,
-    /// several sizes), a step switched off, a key that is not known, pictures of another size than `size`.
+    /// [`Error::Stored`] names the file and the setting that is not honoured here: a processor of another kind, a step switched
+    /// off, a key that is not known, pictures (or tiles) of another size than `size`.
     pub fn of_checkpoint(folder: &Path, size: u32) -> Result<(Self, Option<String>)> {
         let nested = folder.join("processor_config.json");
         let flat = folder.join("preprocessor_config.json");
@@ -183,9 +194,12 @@ impl Settings {
             "CLIP" => Ok(Kind::Clip),
             "Llava" => Ok(Kind::Llava),
             "Blip" => Ok(Kind::Blip),
+            "Idefics3" | "SmolVLM" => Ok(Kind::Idefics3),
+            "Qwen2VL" | "Qwen2_5_VL" => Ok(Kind::QwenVl),
+            "LlavaOnevision" => Ok(Kind::LlavaOnevision),
             _ => Err(format!(
-                "`image_processor_type` is {name:?}, which is not implemented; implemented are CLIPImageProcessor, \
-                 LlavaImageProcessor and BlipImageProcessor"
+                "`image_processor_type` is {name:?}, which is not implemented; implemented are those of CLIP, Llava, Blip, \
+                 Idefics3, SmolVLM, Qwen2VL and LlavaOnevision"
             )),
         }
     }
@@ -214,17 +228,116 @@ impl Settings {
         if self.rescale_factor.is_some_and(|factor| (factor - 1.0 / 255.0).abs() > 1e-9) {
             return Err("`rescale_factor`: only 1/255 is implemented".to_owned());
         }
-        let resample = self.resample.unwrap_or(3);
+        let resample = self.resample.unwrap_or(if kind == Kind::Idefics3 { 1 } else { 3 });
         let resample = Filter::from_number(resample).ok_or_else(|| {
             format!("`resample` is {resample}: implemented are 1 to 5, of Pillow's numbers")
         })?;
 
+        self.no_others(kind)?;
+        let mut processor = match kind {
+            Kind::Idefics3 => self.tiles()?,
+            Kind::QwenVl => self.dynamic()?,
+            Kind::LlavaOnevision => self.any_resolution()?,
+            Kind::Clip | Kind::Llava | Kind::Blip | Kind::Unnamed => self.square(kind)?,
+        };
+        processor.resample = resample;
+        if let Some(mean) = &self.image_mean {
+            processor.mean = mean.values();
+        }
+        if let Some(std) = &self.image_std {
+            processor.std = std.values();
+        }
+        processor.check().map_err(|error| error.to_string())?;
+        Ok(processor)
+    }
+
+    /// Refuses keys that another kind of processor has.
+    fn no_others(&self, kind: Kind) -> Result<(), String> {
+        let keys = [
+            ("do_image_splitting", self.do_image_splitting.is_some(), Kind::Idefics3),
+            ("max_image_size", self.max_image_size.is_some(), Kind::Idefics3),
+            ("image_grid_pinpoints", self.image_grid_pinpoints.is_some(), Kind::LlavaOnevision),
+            ("min_pixels", self.min_pixels.is_some(), Kind::QwenVl),
+            ("max_pixels", self.max_pixels.is_some(), Kind::QwenVl),
+            ("patch_size", self.patch_size.is_some(), Kind::QwenVl),
+            ("merge_size", self.merge_size.is_some(), Kind::QwenVl),
+            ("temporal_patch_size", self.temporal_patch_size.is_some(), Kind::QwenVl),
+        ];
+        match keys.into_iter().find(|(_, given, of)| *given && *of != kind) {
+            None => Ok(()),
+            Some((key, ..)) => Err(format!(
+                "`{key}` is not implemented for this processor, and may change the pixels: use a checkpoint whose pictures \
+                 become one square by crop, pad or squash, or take the key out if it has no effect"
+            )),
+        }
+    }
+
+    /// Idefics3 and SmolVLM.
+    fn tiles(&self) -> Result<ImageProcessor, String> {
+        let edge = |key: &str, size: &Option<Size>, default: u32| match size {
+            None => Ok(default),
+            Some(Size::Named(parts)) if parts.keys().eq(["longest_edge"]) => {
+                parts["longest_edge"].ok_or_else(|| format!("`{key}.longest_edge` is null: give pixels"))
+            }
+            Some(_) => Err(format!("`{key}`: give `longest_edge`")),
+        };
+        let side = edge("max_image_size", &self.max_image_size, 364)?;
+        let longest_edge = edge("size", &self.size, 4 * 364)?;
+        let fit = Fit::Tiles { longest_edge, split: self.do_image_splitting.unwrap_or(true) };
+        Ok(ImageProcessor { mean: [0.5; 3], std: [0.5; 3], ..ImageProcessor::clip(side).with_fit(fit) })
+    }
+
+    /// Qwen2-VL: areas as `min_pixels` and `max_pixels`, or as edges of `size`.
+    fn dynamic(&self) -> Result<ImageProcessor, String> {
+        let (mut least, mut most) = (56 * 56, 28 * 28 * 1280);
+        match &self.size {
+            None => {}
+            Some(Size::Named(parts)) => {
+                for (name, value) in parts.iter().filter_map(|(name, value)| Some((name, (*value)?))) {
+                    match name.as_str() {
+                        "shortest_edge" | "min_pixels" => least = value,
+                        "longest_edge" | "max_pixels" => most = value,
+                        other => return Err(format!("`size.{other}` is not implemented for this processor")),
+                    }
+                }
+            }
+            Some(_) => {
+                return Err("`size`: give `shortest_edge` and `longest_edge`, areas in pixels".to_owned());
+            }
+        }
+        let pixels = [self.min_pixels.unwrap_or(least), self.max_pixels.unwrap_or(most)];
+        if let Some(frames) = self.temporal_patch_size.filter(|frames| *frames != 2) {
+            return Err(format!("`temporal_patch_size` is {frames}: only 2 is implemented"));
+        }
+        let side = self.patch_size.unwrap_or(14).saturating_mul(self.merge_size.unwrap_or(2));
+        Ok(ImageProcessor::clip(side).with_fit(Fit::Dynamic { pixels }))
+    }
+
+    /// LLaVA-OneVision.
+    fn any_resolution(&self) -> Result<ImageProcessor, String> {
+        let side = match &self.size {
+            None => 384,
+            Some(size) => match size.length("size", true)? {
+                Length::Square(side) => side,
+                Length::Shortest(_) => return Err("`size`: give equal `height` and `width`".to_owned()),
+            },
+        };
+        let Some(pinpoints) = self.image_grid_pinpoints.clone() else {
+            return Err(
+                "`image_grid_pinpoints` is missing: use the file that belongs to the checkpoint".to_owned()
+            );
+        };
+        Ok(ImageProcessor { pinpoints, ..ImageProcessor::clip(side).with_fit(Fit::AnyRes) })
+    }
+
+    /// One square: CLIP, LLaVA, BLIP.
+    fn square(&self, kind: Kind) -> Result<ImageProcessor, String> {
         // What the classes take where the file is silent.
         let size = match (&self.size, kind) {
             (Some(size), _) => size.length("size", self.default_to_square.unwrap_or(kind == Kind::Blip))?,
             (None, Kind::Clip | Kind::Llava) => Length::Shortest(224),
             (None, Kind::Blip) => Length::Square(384),
-            (None, Kind::Unnamed) => {
+            (None, _) => {
                 return Err(
                     "`size` is missing: give `shortest_edge`, or equal `height` and `width`".to_owned()
                 );
@@ -232,8 +345,8 @@ impl Settings {
         };
         let by_default = match kind {
             Kind::Clip | Kind::Llava => true,
-            Kind::Blip => false,
             Kind::Unnamed => self.crop_size.is_some(),
+            _ => false,
         };
         let crop = match (self.do_center_crop.unwrap_or(by_default), &self.crop_size) {
             (false, _) => None,
@@ -266,16 +379,7 @@ impl Settings {
                     .to_owned());
             }
         };
-        let mut processor =
-            ImageProcessor { shortest_edge, resample, ..ImageProcessor::clip(side) }.with_fit(fit);
-        if let Some(mean) = &self.image_mean {
-            processor.mean = mean.values();
-        }
-        if let Some(std) = &self.image_std {
-            processor.std = std.values();
-        }
-        processor.check().map_err(|error| error.to_string())?;
-        Ok(processor)
+        Ok(ImageProcessor { shortest_edge, ..ImageProcessor::clip(side) }.with_fit(fit))
     }
 }
 

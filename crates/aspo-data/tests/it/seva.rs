@@ -26,14 +26,16 @@ fn provenance() -> Provenance {
 
 /// A model that tells how bright the picture is: noise changes the answer.
 fn brightness(requests: &[Request<'_>]) -> Result<Vec<Reply>, String> {
-    let clean = |request: &Request<'_>| request.pixels[0][0] == request.pixels[0][1];
+    let clean = |request: &Request<'_>| request.pixels[0].values[0] == request.pixels[0].values[1];
     Ok(requests
         .iter()
         .map(|request| {
             let text = match request.pair.prompt.as_str() {
                 "same" => "always this".to_owned(),
                 "mute" => if clean(request) { " " } else { "x" }.to_owned(),
-                prompt => format!(" {prompt}\n\nvalue {:.4}.</s>", request.pixels[0].iter().sum::<f32>()),
+                prompt => {
+                    format!(" {prompt}\n\nvalue {:.4}.</s>", request.pixels[0].values.iter().sum::<f32>())
+                }
             };
             Reply { text, cut: request.pair.prompt == "long" && clean(request) }
         })

@@ -8,7 +8,7 @@ use aspo_train::{OnNonFinite, Result, TrainConfig, read};
 use burn_flex::Flex;
 use serde_json::{Value, json};
 
-use crate::support::{World, listing, spoiled_model, whole_run, whole_run_on};
+use crate::support::{World, listing, sight, spoiled_model, whole_run, whole_run_on};
 
 /// Runs what must fail and gives its message.
 fn refused(config: &TrainConfig) -> String {
@@ -243,7 +243,7 @@ fn faulty_rows_and_pictures_are_skipped_and_counted_on_request() {
     cut_picture(&world);
     let config = TrainConfig { on_fault: OnFault::Skip, max_length: 60, ..world.config.clone() };
     let shape = LlavaConfig::load(&config.model).unwrap();
-    let mut data = read(&config, shape.tokens_per_image()).unwrap();
+    let mut data = read(&config, &sight(&config, &shape)).unwrap();
     let mut watched = Vec::new();
     data.decode_pictures(&config, |done, of| watched.push((done, of))).unwrap();
     assert_eq!(watched.last(), Some(&(3, 3)), "the pictures of pairs that are left, each once");
@@ -303,10 +303,12 @@ fn what_instruct_blip_cannot_read_is_told_with_the_pair() {
             "of 7 tokens, InstructBLIP's Q-Former reads 6",
         ),
     ];
+    // A LLaVA's will do: of a picture, the number of its tokens is all that counts here.
+    let eyes = sight(&world.config, &LlavaConfig::load(&world.config.model).unwrap());
     let read = |rows: &[&Value], config: &TrainConfig| {
         let lines: Vec<String> = rows.iter().map(ToString::to_string).collect();
         std::fs::write(&config.data, lines.join("\n")).unwrap();
-        read(config, 4)
+        read(config, &eyes)
     };
     for (index, (row, part)) in cases.iter().enumerate() {
         let rows = [&sound, row];

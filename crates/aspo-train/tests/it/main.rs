@@ -15,5 +15,6 @@ mod plan;
 mod reference;
 mod report;
 mod resume;
+mod sight;
 mod support;
 mod tensorboard;

@@ -10,7 +10,7 @@ use burn::backend::Autodiff;
 use burn_flex::Flex;
 use peak_alloc::PeakAlloc;
 
-use crate::support::{World, whole_run};
+use crate::support::{World, sight, whole_run};
 
 /// Counts the bytes that this process holds, and the most it held.
 #[global_allocator]
@@ -70,7 +70,7 @@ fn the_plan_is_within_fifteen_percent_of_the_bytes_held() {
     world.write_pairs(&[(chosen.trim(), rejected.trim()); 10]);
     for way in ["packed", "unpacked", "packed-recompute", "unpacked-recompute"] {
         let config = config(folder, way);
-        let pairs = aspo_train::read(&config, shape.tokens_per_image()).unwrap().pairs;
+        let pairs = aspo_train::read(&config, &sight(&config, &shape)).unwrap().pairs;
         let plan = Plan::new::<Autodiff<Flex>, Llava<Autodiff<Flex>>>(&config, &shape, &pairs, &device);
         let planned = plan.unwrap().total_bytes() as f64;
         let out = Command::new(std::env::current_exe().unwrap())

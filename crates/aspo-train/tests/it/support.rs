@@ -7,7 +7,7 @@ use aspo_data::Template;
 use aspo_models::lora::{LoraConfig, load_adapter};
 use aspo_models::{Llava, LlavaConfig, LoadOptions, ModelConfig, Pretrained};
 use aspo_train::{
-    Data, Finished, Output, Result, StepReport, TrainConfig, Trainer, VisionFeatures, check_devices,
+    Data, Finished, Output, Result, Sight, StepReport, TrainConfig, Trainer, VisionFeatures, check_devices,
     check_paths, processor, read,
 };
 use burn::backend::Autodiff;
@@ -162,7 +162,7 @@ impl World {
     /// Encoded pairs.
     pub fn data(&self) -> Data {
         let shape = LlavaConfig::load(&self.config.model).unwrap();
-        let mut data = read(&self.config, shape.tokens_per_image()).unwrap();
+        let mut data = read(&self.config, &sight(&self.config, &shape)).unwrap();
         data.decode_pictures(&self.config, |_, _| ()).unwrap();
         data
     }
@@ -171,6 +171,11 @@ impl World {
         let processor = processor(&self.config.model, 28).unwrap();
         VisionFeatures::new(aspo_data::ImageLoader::new(&self.config.images, processor).unwrap())
     }
+}
+
+/// How a LLaVA of this shape sees.
+pub fn sight(config: &TrainConfig, shape: &LlavaConfig) -> Sight {
+    Sight::of(config, &shape.init::<burn_flex::Flex>(&Default::default())).unwrap()
 }
 
 /// The whole run as a program would do it, from paths to adapter. `warn` hears what could be got around.
@@ -212,7 +217,7 @@ pub fn stoppable_run<B: Backend>(
     let output = Output::open(config, resume)?;
     output.notes().iter().for_each(|note| warn(note));
     let shape = LlavaConfig::load(&config.model)?;
-    let mut data = read(config, shape.tokens_per_image())?;
+    let mut data = read(config, &sight(config, &shape))?;
     data.decode_pictures(config, |_, _| ())?;
     let device = B::Device::default();
     let base = Llava::<Autodiff<B>>::from_pretrained(&config.model, &LoadOptions::default(), &device)?.0;

@@ -1,13 +1,13 @@
-//! What a checkpoint folder says of the model in it, for the examples that take any.
+//! What a checkpoint folder says of the model in it, for commands that take any.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use aspo_data::{ImageProcessor, Template};
+use aspo_data::{ChatTemplate, ImageProcessor, Template};
 use aspo_models::config::model_type;
 use aspo_models::{
-    Architecture, ClipConfig, InstructBlipConfig, ModelConfig, OnArchitecture, on_architecture,
+    Architecture, ClipConfig, InstructBlipConfig, LlavaConfig, ModelConfig, OnArchitecture, on_architecture,
 };
-use serde_json::Value;
+use aspo_train::stored_config;
 
 use crate::{Failure, note};
 
@@ -47,36 +47,74 @@ pub fn is_instruct_blip(folder: &Path) -> Result<bool, Failure> {
     Ok(model_type(folder)? == InstructBlipConfig::MODEL_TYPE)
 }
 
-/// How the model was taught to be asked, and how that is known.
+/// How the model was taught to be asked, and how that is known: by a template of ours where its chat template is one of those,
+/// else by its own.
 ///
 /// # Errors
-/// A chat template that is none of ours: which one is meant must be said.
+/// A chat template that is no Jinja; none, for a model whose prompts are not known otherwise.
 pub fn template(folder: &Path) -> Result<(Template, String), Failure> {
-    if is_instruct_blip(folder)? {
+    let kind = model_type(folder)?;
+    if kind == InstructBlipConfig::MODEL_TYPE {
         return Ok((Template::InstructBlip, "by the model".into()));
     }
-    let Some((file, chat)) = chat_template(folder) else {
-        return Ok((Template::LlavaHf, "assumed: the folder has no chat template".into()));
+    let Some(chat) = ChatTemplate::of_checkpoint(folder)? else {
+        if kind == LlavaConfig::MODEL_TYPE {
+            return Ok((Template::LlavaHf, "assumed: the folder has no chat template".into()));
+        }
+        let names: Vec<&str> = Template::ALL.iter().map(|template| template.name()).collect();
+        let (folder, names) = (folder.display(), names.join(", "));
+        return Err(format!(
+            "option `template`: {folder} has no chat template; put its chat_template.jinja there, or give one of {names}"
+        )
+        .into());
     };
-    let has = |part: &str| chat.contains(part);
+    let has = |part: &str| chat.source().contains(part);
     let known = match () {
-        () if has("A chat between a curious user") => Some(Template::VicunaV1),
-        () if has("[INST]") && has("<<SYS>>") => Some(Template::LlavaLlama2),
+        () if has("A chat between a curious user") => Template::VicunaV1,
+        () if has("[INST]") && has("<<SYS>>") => Template::LlavaLlama2,
         // `USER: … ASSISTANT:`, written out or as `message['role'].upper()`.
         () if has("ASSISTANT:") && (has("USER:") || has(".upper()")) && !has("A chat between") => {
-            Some(Template::LlavaHf)
+            Template::LlavaHf
         }
-        () => None,
+        () => Template::Chat,
     };
-    let unknown = || {
-        let names: Vec<&str> = Template::ALL.iter().map(|template| template.name()).collect();
-        format!(
-            "option `template`: the chat template in {} is none of {}; say which one is meant",
-            folder.join(&file).display(),
-            names.join(", ")
-        )
-    };
-    Ok((known.ok_or_else(unknown)?, format!("by {file}")))
+    let file = chat.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Ok((known, format!("by {file}")))
+}
+
+/// How the adapter's run, else the model, wants to be asked, and how that is known.
+///
+/// # Errors
+/// As [`template`].
+pub fn asked_by(folder: &Path, adapter: Option<&Path>) -> Result<(Template, String), Failure> {
+    let run = adapter.map(run_of).transpose()?.flatten();
+    match run.and_then(|run| Some((stored_config(&run).ok()?.template, run))) {
+        Some((template, run)) => Ok((template, format!("as trained in {}", run.display()))),
+        None => template(folder),
+    }
+}
+
+/// The run that an adapter's folder is of: a training's output holds `adapter/` and `checkpoint-*/`.
+fn run_of(adapter: &Path) -> Result<Option<PathBuf>, Failure> {
+    let whole = std::path::absolute(adapter)?;
+    let own = whole.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let of_run = own == "adapter" || own.starts_with("checkpoint-");
+    Ok(whole.parent().filter(|_| of_run).map(Path::to_path_buf))
+}
+
+/// A name for a folder: its own, or its run's where every run's is the same.
+///
+/// # Errors
+/// A working folder that is gone.
+pub fn run_name(folder: &Path) -> Result<String, Failure> {
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let whole = std::path::absolute(folder)?;
+    let own = name(&whole);
+    Ok(match run_of(&whole)?.map(|run| name(&run)).filter(|run| !run.is_empty()) {
+        None => own,
+        Some(run) if own == "adapter" => run,
+        Some(run) => format!("{run}-{own}"),
+    })
 }
 
 /// Refuses the folder of a vision-language model or a CLIP whose image processor is not implemented, before anything is computed,
@@ -95,34 +133,16 @@ pub fn check_processor(folder: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The chat template of a folder, wherever transformers keeps it, and the file's name.
-fn chat_template(folder: &Path) -> Option<(String, String)> {
-    let read = |file: &str| std::fs::read_to_string(folder.join(file)).ok();
-    if let Some(text) = read("chat_template.jinja") {
-        return Some(("chat_template.jinja".into(), text));
-    }
-    ["chat_template.json", "processor_config.json", "tokenizer_config.json"].into_iter().find_map(|file| {
-        let json: Value = serde_json::from_str(&read(file)?).ok()?;
-        let text = match json.get("chat_template")? {
-            Value::String(text) => text.clone(),
-            // Several by name.
-            Value::Array(named) => {
-                let default = named.iter().find(|one| one["name"] == "default").or_else(|| named.first())?;
-                default["template"].as_str()?.to_owned()
-            }
-            _ => return None,
-        };
-        Some((file.to_owned(), text))
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     /// As llava-hf/llava-1.5-7b-hf has it, shortened.
     const LLAVA_HF: &str = "{% for message in messages %}{% if message['role'] != 'system' %}\
-        {{ message['role'].upper() + ': '}}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}";
+        {{ message['role'].upper() + ': '}}{% endif %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}\
+        {{ content['text'] + ' ' }}{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}";
 
     fn told(files: &[(&str, Value)]) -> Result<(Template, String), String> {
         let folder = tempfile::tempdir().unwrap();
@@ -145,7 +165,7 @@ mod tests {
         ] {
             assert_eq!(told(&[(file, content)]), Ok((Template::LlavaHf, format!("by {file}"))));
         }
-        let vicuna = "A chat between a curious user and an artificial intelligence assistant. USER: {{ q }} ASSISTANT:";
+        let vicuna = "A chat between a curious user and an artificial intelligence assistant. USER: {{ messages[0]['content'] }} ASSISTANT:";
         let vicuna = serde_json::json!({ "chat_template": vicuna });
         // A file without one is passed over.
         let none = ("processor_config.json", serde_json::json!({ "image_processor": {} }));
@@ -153,11 +173,17 @@ mod tests {
     }
 
     #[test]
-    fn no_chat_template_is_told_as_an_assumption_and_a_strange_one_refused() {
+    fn no_chat_template_is_told_as_an_assumption_and_another_one_is_the_checkpoints_own() {
         assert!(told(&[]).unwrap().1.starts_with("assumed"));
-        let strange = serde_json::json!({ "chat_template": "<|im_start|>user" });
-        let error = told(&[("chat_template.json", strange)]).unwrap_err();
-        assert!(error.contains("chat_template.json") && error.contains("vicuna_v1, llava_hf"), "{error}");
+        let other = "{% for m in messages %}<|im_start|>{{ m['role'] }} {{ m['content'] }}{% endfor %}";
+        let other = serde_json::json!({ "chat_template": other });
+        assert_eq!(
+            told(&[("chat_template.json", other)]),
+            Ok((Template::Chat, "by chat_template.json".into()))
+        );
+        let broken = serde_json::json!({ "chat_template": "{% for %}" });
+        let error = told(&[("chat_template.json", broken)]).unwrap_err();
+        assert!(error.contains("chat_template.json"), "{error}");
     }
 
     #[test]

@@ -1,0 +1,275 @@
+//! `aspo evaluate`: a benchmark's figures from recorded answers, from a model on this machine, or by a judge.
+//!
+//! - recorded answers: `--answers FILE` (several files: one table of several models);
+//! - a model on this machine: `--model FOLDER --out FILE`, which writes the answers and then scores them. Pictures and
+//!   prompts are made as in training, unless told otherwise; a picture that cannot be read stops the run by its name;
+//! - recorded judgements: `--judgements FILE…`, with or without the answers they are of;
+//! - a judge: `--judge MODEL --judge-address URL --judge-out FOLDER`, which asks it about the answers.
+//!
+//! `--json` prints one JSON object with every figure under its name, and nothing else. `--table FILE` keeps the headline
+//! figures of all models so far and prints them in the paper's shape, `--markdown` in Markdown.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use aspo_data::Template;
+use aspo_eval::choice::Letters;
+use aspo_eval::judge::{Judge, JudgeConfig, total_usage};
+use aspo_eval::table::Table;
+use aspo_eval::{Answers, Benchmark, Report};
+use clap::{Parser, ValueEnum};
+
+use crate::ask::answer_with_model;
+use crate::backend::Device;
+use crate::{Failure, note, out, say};
+
+/// Scores a model on a benchmark of the paper.
+#[derive(Parser)]
+pub struct EvaluateArgs {
+    /// pope, gqa, science-qa, seed-bench, mmbench, llava-bench, mm-vet or shr.
+    #[arg(long, required_unless_present = "table", requires = "data")]
+    pub(crate) benchmark: Option<Benchmark>,
+    /// The benchmark's folder or file, as published.
+    #[arg(long)]
+    pub(crate) data: Option<PathBuf>,
+    /// Where its images are, if not where it publishes them.
+    #[arg(long)]
+    pub(crate) images: Option<PathBuf>,
+    /// Recorded answers, one file for each model.
+    #[arg(long, num_args = 1.., conflicts_with = "model")]
+    pub(crate) answers: Vec<PathBuf>,
+    /// A Hugging Face folder of LLaVA-1.5 or InstructBLIP, with `tokenizer.json`, to answer the questions.
+    #[arg(long, requires = "out")]
+    pub(crate) model: Option<PathBuf>,
+    /// A PEFT adapter for the model.
+    #[arg(long, requires = "model")]
+    pub(crate) adapter: Option<PathBuf>,
+    /// Where the model's answers are written. A run that was stopped goes on there, a finished one is not asked again.
+    #[arg(long, requires = "model")]
+    pub(crate) out: Option<PathBuf>,
+    /// How the question is wrapped [default: as the adapter was trained, else by the model's chat template].
+    #[arg(long, requires = "model")]
+    pub(crate) template: Option<Template>,
+    /// Leave pictures as they are stored, whatever their orientation tag (EXIF) says.
+    #[arg(long)]
+    pub(crate) ignore_orientation: bool,
+    /// How pictures become square [default: as in training, by the model's processor file].
+    #[arg(long, value_enum, requires = "model")]
+    pub(crate) fit: Option<Square>,
+    /// Questions answered at once.
+    #[arg(long, default_value_t = 8, requires = "model")]
+    pub(crate) batch: usize,
+    /// The model's name in answers and tables [default: the one the files tell, or the folder of the run or model].
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Recorded judgements: review files (llava-bench), grade files (mm-vet), judgement files (shr).
+    #[arg(long, num_args = 1.., conflicts_with = "judge")]
+    pub(crate) judgements: Vec<PathBuf>,
+    /// The judge's model name, at an OpenAI-compatible endpoint.
+    #[arg(long, requires_all = ["judge_address", "judge_out"])]
+    pub(crate) judge: Option<String>,
+    /// The endpoint, with or without `/v1` or `/v1/chat/completions`.
+    #[arg(long, requires = "judge")]
+    pub(crate) judge_address: Option<String>,
+    /// The environment variable with the endpoint's key.
+    #[arg(long, default_value = "OPENAI_API_KEY", requires = "judge")]
+    pub(crate) judge_key_env: String,
+    /// Where prompts, replies and judgements are written.
+    #[arg(long, requires = "judge")]
+    pub(crate) judge_out: Option<PathBuf>,
+    /// How often everything is judged.
+    #[arg(long, default_value_t = 1, requires = "judge")]
+    pub(crate) judge_runs: usize,
+    /// The judge's temperature, instead of the published one.
+    #[arg(long, requires = "judge")]
+    pub(crate) judge_temperature: Option<f64>,
+    /// How often a failed request is tried again.
+    #[arg(long, default_value_t = 5, requires = "judge")]
+    pub(crate) judge_retries: u32,
+    /// How long one request may take, in seconds.
+    #[arg(long, default_value_t = 120, requires = "judge")]
+    pub(crate) judge_timeout: u64,
+    /// Requests under way at once.
+    #[arg(long, default_value_t = 4, requires = "judge")]
+    pub(crate) judge_concurrency: usize,
+    /// The endpoint's prices for a million tokens of prompt and of reply, to print the cost.
+    #[arg(long, num_args = 2, requires = "judge")]
+    pub(crate) judge_prices: Vec<f64>,
+    /// Reads MMBench's answers by letters alone, not as its evaluation does today.
+    #[arg(long)]
+    pub(crate) strict: bool,
+    /// Writes MMBench's upload table (xlsx) of the answers; needs a build with `--features upload`.
+    #[arg(long)]
+    pub(crate) upload: Option<PathBuf>,
+    /// Keeps headline figures of all models so far; alone, prints them.
+    #[arg(long)]
+    pub(crate) table: Option<PathBuf>,
+    /// Prints the table in Markdown.
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) markdown: bool,
+    /// Backend of the model, among those compiled in.
+    #[arg(long, requires = "model")]
+    pub(crate) device: Option<Device>,
+    /// Prints every figure as one JSON object; with several models, by their names.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// How a picture becomes square.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Square {
+    /// LLaVA's own way: set on a square of the mean colour.
+    Pad,
+    /// The way of `llava-hf`: the centre.
+    Crop,
+    /// Both sides resized.
+    Squash,
+}
+
+/// Prints figures, and keeps them where `--table` says.
+///
+/// # Errors
+/// Whatever cannot be read, asked or scored, and a model of which no answer could be read.
+pub fn run(args: &EvaluateArgs) -> Result<(), Failure> {
+    let mut table = match &args.table {
+        Some(path) if path.exists() => Table::read(path)?,
+        _ => Table::default(),
+    };
+    let reports = match (args.benchmark, &args.data) {
+        (Some(benchmark), Some(data)) => evaluate(args, benchmark, data)?,
+        _ => Vec::new(),
+    };
+    for (model, report) in &reports {
+        for headline in &report.headlines {
+            table.set(model, *headline);
+        }
+    }
+    if let (Some(path), false) = (&args.table, reports.is_empty()) {
+        table.write(path)?;
+    }
+    match reports.as_slice() {
+        [(_, report)] if args.json => say!("{:#}", report.figures),
+        many if args.json => {
+            let all: serde_json::Map<_, _> =
+                many.iter().map(|(m, r)| (m.clone(), r.figures.clone())).collect();
+            say!("{:#}", serde_json::Value::Object(all));
+        }
+        _ if args.markdown => out::print(format_args!("{}", table.markdown())),
+        [(_, report)] if args.table.is_none() => out::print(format_args!("{}", report.text())),
+        _ => out::print(format_args!("{}", table.text())),
+    }
+    // Said last, and with the exit code: a run of which nothing could be read has no result.
+    for (model, report) in &reports {
+        if let Some(headline) = report.headlines.iter().find(|headline| headline.percent.is_none()) {
+            let what = if report.benchmark.is_judged() { "judgement" } else { "answer" };
+            return Err(
+                format!("no {what} of {model} could be read: {} has no figure", headline.column).into()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Every model's name and figures.
+fn evaluate(
+    args: &EvaluateArgs,
+    benchmark: Benchmark,
+    data: &Path,
+) -> Result<Vec<(String, Report)>, Failure> {
+    if args.upload.is_some() && benchmark != Benchmark::MmBench {
+        return Err("--upload is for mmbench alone".into());
+    }
+    if args.upload.is_some() && !cfg!(feature = "upload") {
+        return Err("option `upload`: not in this build; build with `--features upload`".into());
+    }
+    if args.strict && benchmark != Benchmark::MmBench {
+        return Err("--strict is for mmbench alone: the others have but one rule".into());
+    }
+    let mut answers = args.answers.iter().map(Answers::read).collect::<aspo_eval::Result<Vec<_>>>()?;
+    if let (Some(model), Some(out)) = (&args.model, &args.out) {
+        answers.push(answer_with_model(args, benchmark, data, model, out)?);
+    }
+    if args.name.is_some() && answers.len() > 1 {
+        return Err("--name is for one model: several answer files keep their own names".into());
+    }
+    let name = |own: String| args.name.clone().unwrap_or(own);
+    if benchmark.is_judged() {
+        if answers.len() > 1 {
+            return Err("judged benchmarks take one model at a time: collect several with --table".into());
+        }
+        let answers = answers.pop();
+        let files = match (&args.judge, &answers) {
+            (Some(_), None) => return Err("a judge needs answers: give --answers or --model".into()),
+            (Some(judge), Some(answers)) => have_judged(args, benchmark, data, judge, answers)?,
+            (None, _) if args.judgements.is_empty() => {
+                return Err(format!("{} is judged: give --judgements, or --judge", benchmark.name()).into());
+            }
+            (None, _) => args.judgements.clone(),
+        };
+        let report = benchmark.score_judgements(data, &files, answers.as_ref())?;
+        let stem = files[0].file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        return Ok(vec![(name(answers.map_or(stem, |a| a.model_id())), report)]);
+    }
+    if args.judge.is_some() || !args.judgements.is_empty() {
+        return Err(format!("{} has no judge: give --answers or --model", benchmark.name()).into());
+    }
+    if answers.is_empty() {
+        return Err("nothing to score: give --answers, or --model with --out".into());
+    }
+    if let (Some(path), [one]) = (&args.upload, answers.as_slice()) {
+        aspo_eval::mmbench::MmBench::open(data)?.write_upload(one, path)?;
+    }
+    let letters = if args.strict { Letters::Strict } else { Letters::Published };
+    let mut reports: Vec<(String, Report)> = Vec::new();
+    for answers in &answers {
+        // Files of one model (or of none) are told apart by their own names.
+        let mut own = name(answers.model_id());
+        if reports.iter().any(|(other, _)| *other == own) {
+            own = answers.path().display().to_string();
+        }
+        reports.push((own, benchmark.score_with(data, answers, letters)?));
+    }
+    Ok(reports)
+}
+
+fn have_judged(
+    args: &EvaluateArgs,
+    benchmark: Benchmark,
+    data: &Path,
+    model: &str,
+    answers: &Answers,
+) -> Result<Vec<PathBuf>, Failure> {
+    let (Some(address), Some(out)) = (&args.judge_address, &args.judge_out) else {
+        return Err("a judge needs --judge-address and --judge-out".into());
+    };
+    let judge = Judge::new(JudgeConfig {
+        key_env: args.judge_key_env.clone(),
+        temperature: args.judge_temperature,
+        retries: args.judge_retries,
+        timeout: Duration::from_secs(args.judge_timeout),
+        concurrency: args.judge_concurrency,
+        ..JudgeConfig::new(address, model)
+    })?;
+    note!("replies are kept in {} as they come: the same command goes on there", out.display());
+    let judged = benchmark.judge(data, answers, &judge, args.judge_runs.max(1), out);
+    for line in judge.adapted() {
+        note!("the endpoint refuses what was published: asked with {line}");
+    }
+    let (files, replies) = judged?;
+    let blocked: Vec<&str> = replies.iter().filter_map(|reply| reply.blocked.as_deref()).collect();
+    if let Some(why) = blocked.first() {
+        note!("{} of {} requests got no text, the first for: {why}", blocked.len(), replies.len());
+    }
+    let usage = total_usage(&replies);
+    let cost = match args.judge_prices.as_slice() {
+        [prompt, reply] => format!(", {:.2} at these prices", usage.cost(*prompt, *reply)),
+        _ => String::new(),
+    };
+    note!(
+        "{} requests, {} tokens of prompts, {} of replies{cost}",
+        usage.requests,
+        usage.prompt_tokens,
+        usage.completion_tokens
+    );
+    Ok(files)
+}
