@@ -1,6 +1,6 @@
 //! A model's answers to a benchmark's questions.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use aspo_data::{Encoder, Fit, ImageLoader, ImageProcessor, ImageSource, Pixels, Template};
 use aspo_eval::ask::partial;
@@ -11,17 +11,63 @@ use aspo_models::{
 };
 use aspo_train::{folder_hash, processor};
 use burn::tensor::backend::Backend;
+use clap::{Args, ValueEnum};
 
 use crate::answer::{Asked, encoder, replies};
-use crate::backend::OnBackend;
+use crate::backend::{Device, OnBackend};
 use crate::checkpoint::{Known, asked_by, check_processor, is_instruct_blip, run_name};
-use crate::evaluate::{EvaluateArgs, Square};
 use crate::{Failure, note, out};
+
+/// A model on this machine that is asked.
+#[derive(Args)]
+pub struct ModelArgs {
+    /// Where its images are, if not where it publishes them.
+    #[arg(long)]
+    pub(crate) images: Option<PathBuf>,
+    /// A Hugging Face folder of a vision-language model, to answer the questions.
+    #[arg(long, requires = "out")]
+    pub(crate) model: Option<PathBuf>,
+    /// A PEFT adapter for the model.
+    #[arg(long, requires = "model")]
+    pub(crate) adapter: Option<PathBuf>,
+    /// Where the model's answers are written. A run that was stopped goes on there, a finished one is not asked again.
+    #[arg(long, requires = "model")]
+    pub(crate) out: Option<PathBuf>,
+    /// How the question is wrapped [default: as the adapter was trained, else by the model's chat template].
+    #[arg(long, requires = "model")]
+    pub(crate) template: Option<Template>,
+    /// Leave pictures as they are stored, whatever their orientation tag (EXIF) says.
+    #[arg(long)]
+    pub(crate) ignore_orientation: bool,
+    /// How pictures become square [default: as in training, by the model's processor file].
+    #[arg(long, value_enum, requires = "model")]
+    pub(crate) fit: Option<Square>,
+    /// Questions answered at once.
+    #[arg(long, default_value_t = 8, requires = "model")]
+    pub(crate) batch: usize,
+    /// The model's name in answers and tables [default: the one the files tell, or the folder of the run or model].
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Backend of the model, among those compiled in.
+    #[arg(long, requires = "model")]
+    pub(crate) device: Option<Device>,
+}
+
+/// How a picture becomes square.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Square {
+    /// LLaVA's own way: set on a square of the mean colour.
+    Pad,
+    /// The way of `llava-hf`: the centre.
+    Crop,
+    /// Both sides resized.
+    Squash,
+}
 
 /// Has a model answer every question, and writes the answers to `out`. What can be refused is refused before weights are
 /// read.
 pub(crate) fn answer_with_model(
-    args: &EvaluateArgs,
+    args: &ModelArgs,
     benchmark: Benchmark,
     data: &Path,
     folder: &Path,
@@ -57,7 +103,7 @@ pub(crate) fn answer_with_model(
 
 /// Questions to the model of a folder.
 struct Asking<'a> {
-    args: &'a EvaluateArgs,
+    args: &'a ModelArgs,
     folder: &'a Path,
     questions: &'a [Question],
     out: &'a Path,
@@ -71,7 +117,7 @@ struct Asking<'a> {
 
 impl<'a> Asking<'a> {
     fn new(
-        args: &'a EvaluateArgs,
+        args: &'a ModelArgs,
         benchmark: Benchmark,
         folder: &'a Path,
         questions: &'a [Question],

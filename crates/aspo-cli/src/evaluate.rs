@@ -12,15 +12,13 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use aspo_data::Template;
 use aspo_eval::choice::Letters;
 use aspo_eval::judge::{Judge, JudgeConfig, total_usage};
 use aspo_eval::table::Table;
 use aspo_eval::{Answers, Benchmark, Report};
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 
-use crate::ask::answer_with_model;
-use crate::backend::Device;
+use crate::ask::{ModelArgs, answer_with_model};
 use crate::{Failure, note, out, say};
 
 /// Scores a model on a benchmark of the paper.
@@ -28,102 +26,63 @@ use crate::{Failure, note, out, say};
 pub struct EvaluateArgs {
     /// pope, gqa, science-qa, seed-bench, mmbench, llava-bench, mm-vet or shr.
     #[arg(long, required_unless_present = "table", requires = "data")]
-    pub(crate) benchmark: Option<Benchmark>,
+    benchmark: Option<Benchmark>,
     /// The benchmark's folder or file, as published.
     #[arg(long)]
-    pub(crate) data: Option<PathBuf>,
-    /// Where its images are, if not where it publishes them.
-    #[arg(long)]
-    pub(crate) images: Option<PathBuf>,
+    data: Option<PathBuf>,
     /// Recorded answers, one file for each model.
     #[arg(long, num_args = 1.., conflicts_with = "model")]
-    pub(crate) answers: Vec<PathBuf>,
-    /// A Hugging Face folder of LLaVA-1.5 or InstructBLIP, with `tokenizer.json`, to answer the questions.
-    #[arg(long, requires = "out")]
-    pub(crate) model: Option<PathBuf>,
-    /// A PEFT adapter for the model.
-    #[arg(long, requires = "model")]
-    pub(crate) adapter: Option<PathBuf>,
-    /// Where the model's answers are written. A run that was stopped goes on there, a finished one is not asked again.
-    #[arg(long, requires = "model")]
-    pub(crate) out: Option<PathBuf>,
-    /// How the question is wrapped [default: as the adapter was trained, else by the model's chat template].
-    #[arg(long, requires = "model")]
-    pub(crate) template: Option<Template>,
-    /// Leave pictures as they are stored, whatever their orientation tag (EXIF) says.
-    #[arg(long)]
-    pub(crate) ignore_orientation: bool,
-    /// How pictures become square [default: as in training, by the model's processor file].
-    #[arg(long, value_enum, requires = "model")]
-    pub(crate) fit: Option<Square>,
-    /// Questions answered at once.
-    #[arg(long, default_value_t = 8, requires = "model")]
-    pub(crate) batch: usize,
-    /// The model's name in answers and tables [default: the one the files tell, or the folder of the run or model].
-    #[arg(long)]
-    pub(crate) name: Option<String>,
+    answers: Vec<PathBuf>,
+    #[command(flatten)]
+    asked: ModelArgs,
     /// Recorded judgements: review files (llava-bench), grade files (mm-vet), judgement files (shr).
     #[arg(long, num_args = 1.., conflicts_with = "judge")]
-    pub(crate) judgements: Vec<PathBuf>,
+    judgements: Vec<PathBuf>,
     /// The judge's model name, at an OpenAI-compatible endpoint.
     #[arg(long, requires_all = ["judge_address", "judge_out"])]
-    pub(crate) judge: Option<String>,
+    judge: Option<String>,
     /// The endpoint, with or without `/v1` or `/v1/chat/completions`.
     #[arg(long, requires = "judge")]
-    pub(crate) judge_address: Option<String>,
+    judge_address: Option<String>,
     /// The environment variable with the endpoint's key.
     #[arg(long, default_value = "OPENAI_API_KEY", requires = "judge")]
-    pub(crate) judge_key_env: String,
+    judge_key_env: String,
     /// Where prompts, replies and judgements are written.
     #[arg(long, requires = "judge")]
-    pub(crate) judge_out: Option<PathBuf>,
+    judge_out: Option<PathBuf>,
     /// How often everything is judged.
     #[arg(long, default_value_t = 1, requires = "judge")]
-    pub(crate) judge_runs: usize,
+    judge_runs: usize,
     /// The judge's temperature, instead of the published one.
     #[arg(long, requires = "judge")]
-    pub(crate) judge_temperature: Option<f64>,
+    judge_temperature: Option<f64>,
     /// How often a failed request is tried again.
     #[arg(long, default_value_t = 5, requires = "judge")]
-    pub(crate) judge_retries: u32,
+    judge_retries: u32,
     /// How long one request may take, in seconds.
     #[arg(long, default_value_t = 120, requires = "judge")]
-    pub(crate) judge_timeout: u64,
+    judge_timeout: u64,
     /// Requests under way at once.
     #[arg(long, default_value_t = 4, requires = "judge")]
-    pub(crate) judge_concurrency: usize,
+    judge_concurrency: usize,
     /// The endpoint's prices for a million tokens of prompt and of reply, to print the cost.
     #[arg(long, num_args = 2, requires = "judge")]
-    pub(crate) judge_prices: Vec<f64>,
+    judge_prices: Vec<f64>,
     /// Reads MMBench's answers by letters alone, not as its evaluation does today.
     #[arg(long)]
-    pub(crate) strict: bool,
+    strict: bool,
     /// Writes MMBench's upload table (xlsx) of the answers; needs a build with `--features upload`.
     #[arg(long)]
-    pub(crate) upload: Option<PathBuf>,
+    upload: Option<PathBuf>,
     /// Keeps headline figures of all models so far; alone, prints them.
     #[arg(long)]
-    pub(crate) table: Option<PathBuf>,
+    table: Option<PathBuf>,
     /// Prints the table in Markdown.
     #[arg(long, conflicts_with = "json")]
-    pub(crate) markdown: bool,
-    /// Backend of the model, among those compiled in.
-    #[arg(long, requires = "model")]
-    pub(crate) device: Option<Device>,
+    markdown: bool,
     /// Prints every figure as one JSON object; with several models, by their names.
     #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// How a picture becomes square.
-#[derive(Clone, Copy, ValueEnum)]
-pub enum Square {
-    /// LLaVA's own way: set on a square of the mean colour.
-    Pad,
-    /// The way of `llava-hf`: the centre.
-    Crop,
-    /// Both sides resized.
-    Squash,
+    json: bool,
 }
 
 /// Prints figures, and keeps them where `--table` says.
@@ -186,13 +145,13 @@ fn evaluate(
         return Err("--strict is for mmbench alone: the others have but one rule".into());
     }
     let mut answers = args.answers.iter().map(Answers::read).collect::<aspo_eval::Result<Vec<_>>>()?;
-    if let (Some(model), Some(out)) = (&args.model, &args.out) {
-        answers.push(answer_with_model(args, benchmark, data, model, out)?);
+    if let (Some(model), Some(out)) = (&args.asked.model, &args.asked.out) {
+        answers.push(answer_with_model(&args.asked, benchmark, data, model, out)?);
     }
-    if args.name.is_some() && answers.len() > 1 {
+    if args.asked.name.is_some() && answers.len() > 1 {
         return Err("--name is for one model: several answer files keep their own names".into());
     }
-    let name = |own: String| args.name.clone().unwrap_or(own);
+    let name = |own: String| args.asked.name.clone().unwrap_or(own);
     if benchmark.is_judged() {
         if answers.len() > 1 {
             return Err("judged benchmarks take one model at a time: collect several with --table".into());

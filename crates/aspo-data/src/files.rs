@@ -4,6 +4,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::path::{Component, Path, PathBuf};
 
+use atomic_write_file::AtomicWriteFile;
+
 use crate::error::{Error, Result};
 
 /// The file that `reference` names under `root`, refused where it could lie elsewhere.
@@ -59,7 +61,7 @@ pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()
 #[derive(Debug)]
 pub struct AtomicFile {
     target: PathBuf,
-    writer: BufWriter<tempfile::NamedTempFile>,
+    writer: BufWriter<AtomicWriteFile>,
 }
 
 impl AtomicFile {
@@ -67,13 +69,8 @@ impl AtomicFile {
     pub fn create(path: &Path) -> Result<Self> {
         let folder = folder_of(path);
         std::fs::create_dir_all(folder).map_err(|source| Error::io(folder, source))?;
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".").suffix(".tmp");
-        // Temporary files are private unless asked otherwise; the finished one is as any new file would be.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let temporary = builder.tempfile_in(folder).map_err(|source| Error::io(folder, source))?;
-        Ok(Self { target: path.to_owned(), writer: BufWriter::new(temporary) })
+        let file = AtomicWriteFile::open(path).map_err(|source| Error::io(path, source))?;
+        Ok(Self { target: path.to_owned(), writer: BufWriter::new(file) })
     }
 
     /// Syncs the content and gives the file its name. Its permissions are those of the file that it replaces, else those
@@ -81,15 +78,8 @@ impl AtomicFile {
     pub fn commit(self) -> Result<()> {
         let target = self.target;
         let fail = |source| Error::io(&target, source);
-        let temporary = self.writer.into_inner().map_err(|error| fail(error.into_error()))?;
-        temporary.as_file().sync_all().map_err(fail)?;
-        if let Ok(old) = std::fs::metadata(&target) {
-            temporary.as_file().set_permissions(old.permissions()).map_err(fail)?;
-        }
-        temporary.persist(&target).map_err(|error| fail(error.error))?;
-        #[cfg(unix)]
-        File::open(folder_of(&target)).and_then(|folder| folder.sync_all()).map_err(fail)?;
-        Ok(())
+        let file = self.writer.into_inner().map_err(|error| fail(error.into_error()))?;
+        file.commit().map_err(fail)
     }
 }
 

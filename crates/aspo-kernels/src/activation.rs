@@ -2,20 +2,7 @@
 
 use burn::tensor::{Tensor, activation, backend::Backend};
 
-/// An activation function, of each value by itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// `x σ(x)`.
-    Silu,
-    /// `x σ(1.702 x)`, CLIP's approximation of GELU.
-    QuickGelu,
-    /// `x Φ(x)` with the error function.
-    Gelu,
-    /// GELU by tanh: `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`.
-    GeluTanh,
-    /// `max(x, 0)`.
-    Relu,
-}
+use crate::layer::Activation;
 
 impl Activation {
     /// Of every element, in the shape of `x`. Keeps `x`; `dx = dy f'(x)`. One pass over memory forward (8 bytes a value) and one

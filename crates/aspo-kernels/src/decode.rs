@@ -5,7 +5,8 @@ use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{Bool, Int, Tensor, TensorData, backend::Backend};
 
-use crate::attention::{Context, Heads, attend, merge_heads, split_heads};
+use crate::attention::{attend, merge_heads};
+use crate::context::{Context, Heads, split_heads};
 use crate::rotary::{Rotary, Tables};
 
 /// What the layers of one step share: which columns of the cache the new tokens see, and their rotary angles.

@@ -63,26 +63,29 @@
 
 mod activation;
 mod attention;
+mod context;
 #[cfg(feature = "flex")]
 mod cpu;
 mod decode;
 mod head;
+mod layer;
 mod linear;
 mod mask;
 mod norm;
+mod pass;
 mod rotary;
 
 use burn::tensor::{DType, Tensor, backend::Backend};
 
-pub use activation::Activation;
-pub use attention::{
-    CHUNK_SCORES, Context, Heads, attend, attention, cross_attention, merge_heads, split_heads,
-};
+pub use attention::{attend, attention, cross_attention, merge_heads};
+pub use context::{CHUNK_SCORES, Context, Heads, split_heads};
 pub use decode::{KvCache, Step};
-pub use head::{HeadGradients, HeadPass, HeadWant, head_pass};
-pub use linear::{Before, Factors, GROUP, Layer, linear};
+pub use head::head_pass;
+pub use layer::{Activation, Before, Factors, GROUP, Layer};
+pub use linear::linear;
 pub use mask::BlockMask;
 pub use norm::{layer_norm, rms_norm};
+pub use pass::{HeadGradients, HeadPass, HeadWant};
 pub use rotary::{Rotary, Tables};
 
 /// Whether f32 tensors of this backend go to kernels of this crate. What is kept for a backward depends on it.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use atomic_write_file::AtomicWriteFile;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
@@ -257,13 +258,6 @@ pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     use std::io::Write;
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    let mut builder = tempfile::Builder::new();
-    // As any new file: whoever the user lets read, reads (the default of temporary files is the owner alone).
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(folder).map_err(Error::io(folder))?;
-    file.write_all(bytes).map_err(Error::io(path))?;
-    file.as_file().sync_all().map_err(Error::io(path))?;
-    file.persist(path).map_err(|e| Error::io(path)(e.error))?;
-    Ok(())
+    let mut file = AtomicWriteFile::open(path).map_err(Error::io(path))?;
+    file.write_all(bytes).and_then(|()| file.commit()).map_err(Error::io(path))
 }

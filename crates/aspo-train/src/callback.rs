@@ -5,8 +5,26 @@ use std::path::Path;
 
 use crate::error::Result;
 use crate::metric::MetricLine;
-use crate::run::StepReport;
 use crate::sample::Sample;
+
+/// What a step did, for whoever watches.
+#[derive(Clone, Debug)]
+pub struct StepReport {
+    /// Steps done.
+    pub step: usize,
+    /// Steps in all.
+    pub total: usize,
+    /// Of this step, by TRL's names.
+    pub values: MetricLine,
+    /// Pairs of this step.
+    pub pairs: usize,
+    /// Answer tokens of this step.
+    pub tokens: usize,
+    /// Since this process began its first step.
+    pub seconds: f64,
+    /// Steps done by this process.
+    pub done_here: usize,
+}
 
 /// What a callback asks of the run, after TRL's `TrainerControl`. One that asks is heard, whatever the others say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

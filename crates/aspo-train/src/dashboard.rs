@@ -14,8 +14,7 @@ use burn_train::renderer::{
     MetricState, MetricsRenderer, MetricsRendererTraining, ProgressType, TrainingProgress,
 };
 
-use crate::callback::{Callback, Control};
-use crate::run::StepReport;
+use crate::callback::{Callback, Control, StepReport};
 
 /// Curves of every metric, progress and time left, over the whole terminal until it is dropped.
 ///

@@ -10,42 +10,23 @@ use aspo_models::lora::save_adapter;
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
 
-use crate::callback::{Callbacks, Control};
+use crate::callback::{Callbacks, Control, StepReport};
 use crate::checkpoint::{self, TrainerState};
 use crate::config::{OnNonFinite, TrainConfig};
 use crate::error::{Error, Result};
-use crate::metric::{MetricFile, MetricLine};
+use crate::metric::MetricLine;
 use crate::optimize::StepGradients;
 use crate::output::Output;
 use crate::policy::Policy;
 use crate::read::Data;
+use crate::recorder::{MetricFile, SampleFile};
 use crate::replica::Replica;
-use crate::sample::SampleFile;
 use crate::schedule::warmup_steps;
 use crate::team::Team;
 use crate::tensorboard::EventFile;
 
 /// Prompts that are answered every `eval_steps`.
 const SAMPLES: usize = 3;
-
-/// What a step did, for whoever watches.
-#[derive(Clone, Debug)]
-pub struct StepReport {
-    /// Steps done.
-    pub step: usize,
-    /// Steps in all.
-    pub total: usize,
-    /// Of this step, by TRL's names.
-    pub values: MetricLine,
-    /// Pairs of this step.
-    pub pairs: usize,
-    /// Answer tokens of this step.
-    pub tokens: usize,
-    /// Since this process began its first step.
-    pub seconds: f64,
-    /// Steps done by this process.
-    pub done_here: usize,
-}
 
 /// A run that has ended, or was stopped. Its folder is this process's until it is dropped.
 #[derive(Debug)]

@@ -1,17 +1,13 @@
 //! What the model says while it learns: greedy answers to the first prompts, every `eval_steps`.
 
-use std::path::{Path, PathBuf};
-
 use aspo_data::{EncodedPair, Encoder, HostBatch, Padding};
 use aspo_models::{GenerateConfig, Instruction, ModelInput, VisionLanguageModel, generate};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use crate::callback::Callback;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::features::VisionFeatures;
-use crate::metric::{append_line, keep_lines};
 
 /// Longest answer in tokens.
 const NEW_TOKENS: usize = 256;
@@ -59,43 +55,5 @@ impl Sample {
             samples.push(Self { step, id: pair.id.clone(), answer });
         }
         Ok(samples)
-    }
-
-    /// All samples of a run, oldest first.
-    ///
-    /// # Errors
-    /// A file that is not there or holds something else.
-    pub fn read(folder: &Path) -> Result<Vec<Self>> {
-        crate::metric::read_lines(&folder.join(FILE))
-    }
-}
-
-const FILE: &str = "samples.jsonl";
-
-/// `samples.jsonl`, appended line by line.
-#[derive(Debug)]
-pub struct SampleFile {
-    path: PathBuf,
-}
-
-impl SampleFile {
-    /// The file of a run that goes on from `step`: samples of later steps are taken out.
-    ///
-    /// # Errors
-    /// A folder that cannot be written.
-    pub fn open(folder: &Path, step: usize) -> Result<Self> {
-        let path = folder.join(FILE);
-        keep_lines(&path, step)?;
-        Ok(Self { path })
-    }
-}
-
-impl Callback for SampleFile {
-    fn on_samples(&mut self, samples: &[Sample]) -> Result<()> {
-        samples.iter().try_for_each(|sample| {
-            let line = serde_json::to_string(sample)
-                .map_err(|error| Error::stored(&self.path, error.to_string()))?;
-            append_line(&self.path, line)
-        })
     }
 }

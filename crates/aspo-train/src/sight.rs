@@ -1,5 +1,6 @@
-//! What reading pairs needs to know of a model's eyes: its image token, its image processor, and the tokens of a picture.
+//! A model's eyes: its image processor, its image token, and the tokens of a picture.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aspo_data::{Fit, ImageLoader, ImageProcessor, ImageShape, ImageTokens, SizedTokens};
@@ -8,6 +9,27 @@ use burn::tensor::backend::Backend;
 
 use crate::config::TrainConfig;
 use crate::error::Result;
+
+/// The image processor of a checkpoint folder, for a model that takes pictures of `size` pixels:
+/// [`ImageProcessor::of_checkpoint`] without its warning.
+///
+/// # Errors
+/// A processor that is not implemented, or of another size: named, with its file.
+pub fn processor(folder: &Path, size: usize) -> Result<ImageProcessor> {
+    Ok(ImageProcessor::of_checkpoint(folder, u32::try_from(size).unwrap_or(u32::MAX))?.0)
+}
+
+impl TrainConfig {
+    /// [`processor`], with pictures turned or not as the config says.
+    ///
+    /// # Errors
+    /// As [`processor`].
+    pub fn processor(&self, folder: &Path, size: usize) -> Result<ImageProcessor> {
+        let mut processor = processor(folder, size)?;
+        processor.decode.exif_orientation = self.exif_orientation;
+        Ok(processor)
+    }
+}
 
 /// How a model sees.
 #[derive(Clone)]
@@ -53,7 +75,7 @@ impl Sight {
     ///
     /// # Errors
     /// Settings of the processor that cannot be honoured.
-    pub fn image_tokens(&self, images: &std::path::Path) -> Result<ImageTokens> {
+    pub fn image_tokens(&self, images: &Path) -> Result<ImageTokens> {
         if let Some(tokens) = self.fixed() {
             return Ok(ImageTokens::Fixed(tokens));
         }

@@ -5,9 +5,6 @@
 //! `image_processing_llava_onevision.py`, `image_processing_utils.py` (`select_best_resolution`). Sizes are computed in f64 and cut
 //! to integers where these cut them.
 
-use super::process::{Fit, ImageProcessor};
-use crate::error::{Error, Result};
-
 /// Sizes of a preprocessed picture: they decide how many tokens it takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ImageShape {
@@ -72,7 +69,11 @@ pub(super) fn second_size([height, width]: [u32; 2], tile: u32) -> [u32; 2] {
 }
 
 /// Height and width of a picture in multiples of `factor`, its area within `[least, most]` where that can be.
-fn dynamic_size([height, width]: [u32; 2], factor: u32, [least, most]: [u32; 2]) -> Option<[u32; 2]> {
+pub(super) fn dynamic_size(
+    [height, width]: [u32; 2],
+    factor: u32,
+    [least, most]: [u32; 2],
+) -> Option<[u32; 2]> {
     let [h, w, f] = [height, width, factor].map(f64::from);
     if h.max(w) / h.min(w) > MOST_RATIO {
         return None;
@@ -92,7 +93,7 @@ fn dynamic_size([height, width]: [u32; 2], factor: u32, [least, most]: [u32; 2])
 }
 
 /// The pinpoint (height, width) that keeps most of a picture's pixels, and wastes least beside.
-fn best_pinpoint([height, width]: [u32; 2], pinpoints: &[[u32; 2]]) -> Option<[u32; 2]> {
+pub(super) fn best_pinpoint([height, width]: [u32; 2], pinpoints: &[[u32; 2]]) -> Option<[u32; 2]> {
     let (h, w) = (f64::from(height), f64::from(width));
     let kept = |&[high, wide]: &[u32; 2]| {
         let scale = (f64::from(wide) / w).min(f64::from(high) / h);
@@ -119,48 +120,5 @@ pub(super) fn within([height, width]: [u32; 2], [high, wide]: [u32; 2]) -> [u32;
         [((f64::from(height) * by_width).ceil() as u32).min(high), wide]
     } else {
         [high, ((f64::from(width) * by_height).ceil() as u32).min(wide)]
-    }
-}
-
-impl ImageProcessor {
-    /// What becomes of a picture of this height and width. `alone` tells whether it is the only picture of its conversation: some
-    /// processors do not cut one of several.
-    ///
-    /// # Errors
-    /// [`Error::Option`] for a picture that the processor does not take.
-    pub fn shape(&self, size: [u32; 2], alone: bool) -> Result<ImageShape> {
-        let refuse = |remedy| {
-            let [height, width] = size;
-            Err(Error::Option { name: "image", found: format!("{width}x{height} pixels"), remedy })
-        };
-        if size.contains(&0) {
-            return refuse("give a picture with pixels");
-        }
-        let side = self.size;
-        let uncut = ImageShape { tile: [side; 2], grid: [0, 0], size };
-        Ok(match self.fit {
-            Fit::Crop | Fit::Pad | Fit::Squash | Fit::Tiles { split: false, .. } => uncut,
-            Fit::Tiles { longest_edge, split: true } => {
-                let [height, width] = second_size(first_size(size, longest_edge), side);
-                match [height / side, width / side] {
-                    [1, 1] => uncut,
-                    grid => ImageShape { grid, ..uncut },
-                }
-            }
-            Fit::Dynamic { pixels } => match dynamic_size(size, side, pixels) {
-                Some(tile) => ImageShape { tile, ..uncut },
-                None => return refuse("leave it out: one side may be 200 times the other at most"),
-            },
-            Fit::AnyRes if !alone => uncut,
-            Fit::AnyRes => match best_pinpoint(size, &self.pinpoints) {
-                Some([height, width]) => ImageShape { grid: [height / side, width / side], ..uncut },
-                None => return refuse("name sizes in `image_grid_pinpoints`"),
-            },
-        })
-    }
-
-    /// Whether every picture becomes one square of `size` pixels.
-    pub fn is_square(&self) -> bool {
-        matches!(self.fit, Fit::Crop | Fit::Pad | Fit::Squash)
     }
 }

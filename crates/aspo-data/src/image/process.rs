@@ -2,7 +2,7 @@
 //! LLaVA-OneVision do.
 
 use super::decode::{DecodeOptions, RgbImage};
-use super::layout::{ImageShape, first_size, second_size, within};
+use super::layout::{ImageShape, best_pinpoint, dynamic_size, first_size, second_size, within};
 use super::resample::{Axis, Filter, resample, resize};
 use crate::error::{Error, Result};
 
@@ -155,6 +155,47 @@ impl ImageProcessor {
     /// Everything that decides what pixels become of a file, as text: part of the key of whatever is kept of them.
     pub fn rules(&self) -> String {
         format!("{PIXEL_RULES} {self:?}")
+    }
+
+    /// What becomes of a picture of this height and width. `alone` tells whether it is the only picture of its conversation: some
+    /// processors do not cut one of several.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for a picture that the processor does not take.
+    pub fn shape(&self, size: [u32; 2], alone: bool) -> Result<ImageShape> {
+        let refuse = |remedy| {
+            let [height, width] = size;
+            Err(Error::Option { name: "image", found: format!("{width}x{height} pixels"), remedy })
+        };
+        if size.contains(&0) {
+            return refuse("give a picture with pixels");
+        }
+        let side = self.size;
+        let uncut = ImageShape { tile: [side; 2], grid: [0, 0], size };
+        Ok(match self.fit {
+            Fit::Crop | Fit::Pad | Fit::Squash | Fit::Tiles { split: false, .. } => uncut,
+            Fit::Tiles { longest_edge, split: true } => {
+                let [height, width] = second_size(first_size(size, longest_edge), side);
+                match [height / side, width / side] {
+                    [1, 1] => uncut,
+                    grid => ImageShape { grid, ..uncut },
+                }
+            }
+            Fit::Dynamic { pixels } => match dynamic_size(size, side, pixels) {
+                Some(tile) => ImageShape { tile, ..uncut },
+                None => return refuse("leave it out: one side may be 200 times the other at most"),
+            },
+            Fit::AnyRes if !alone => uncut,
+            Fit::AnyRes => match best_pinpoint(size, &self.pinpoints) {
+                Some([height, width]) => ImageShape { grid: [height / side, width / side], ..uncut },
+                None => return refuse("name sizes in `image_grid_pinpoints`"),
+            },
+        })
+    }
+
+    /// Whether every picture becomes one square of `size` pixels.
+    pub fn is_square(&self) -> bool {
+        matches!(self.fit, Fit::Crop | Fit::Pad | Fit::Squash)
     }
 
     /// Resizes, cuts, crops or pads, and normalises. `alone` is as in [`ImageProcessor::shape`].

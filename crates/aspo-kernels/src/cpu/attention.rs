@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use super::matrix::{MatMut, written};
 use super::vector::{Fma, Part, TILE, dot, exp, exp_sum, max, product, vectorize};
-use crate::attention::Heads;
+use crate::context::Heads;
 use crate::mask::{Block, BlockMask};
 use crate::rotary::Rotary;
 

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::attention::rotate;
 use super::matrix::{MatMut, written};
 use super::vector::{Fma, dot, exp_sum, max, vectorize};
-use crate::attention::Heads;
+use crate::context::Heads;
 use crate::rotary::Rotary;
 
 /// Multiplications that one thread does at least: below, waking another costs more than it does.

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::linear::{Weight, widened};
 use super::matrix::{Mat, MatMut, Threads, product};
 use super::vector::{exp, exp_sum, max, vectorize};
-use crate::head::{HeadWant, Tile};
+use crate::pass::{HeadWant, Tile};
 
 /// Rows that one thread does at a time between products.
 const ROWS: usize = 16;

@@ -11,12 +11,12 @@ use super::bridge::{Fast, Fused, is_flex, record, shape, tensor, values};
 use super::decode::Cache;
 use super::linear::{Dropout, Factors, Grads, Wanted, Weight};
 use super::{attention as slices, head, linear as group, row};
-use crate::activation::Activation;
-use crate::attention::{Context, Heads};
 use crate::cast;
-use crate::head::{HeadGradients, HeadPass, HeadWant};
-use crate::linear::{Before, GROUP, Layer};
+use crate::context::{Context, Heads};
+use crate::layer::Activation;
+use crate::layer::{Before, GROUP, Layer};
 use crate::mask::BlockMask;
+use crate::pass::{HeadGradients, HeadPass, HeadWant};
 use crate::rotary::Rotary;
 
 /// Do the kernels take this tensor?

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::linear::column_sums;
 use super::matrix::written;
 use super::vector::{Fma, dot, erf, exp, sigmoid, sum, vectorize};
-use crate::activation::Activation;
+use crate::layer::Activation;
 
 /// Values that one thread does at a time.
 const CHUNK: usize = 1 << 14;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use aspo_data::OnFault;
 use aspo_train::{
-    Inputs, MetricFile, OnNonFinite, Output, Sample, Schedule, StepReport, TrainConfig, stored_config,
+    Inputs, MetricFile, OnNonFinite, Output, SampleFile, Schedule, StepReport, TrainConfig, stored_config,
 };
 use burn::tensor::backend::Backend;
 
@@ -82,7 +82,7 @@ fn resumed_at_any_step_a_run_equals_the_uninterrupted_one_to_the_bit<B: Backend>
         assert_eq!(text(&found[1]), text(&wanted[1]), "resumed after step {step}");
         assert_eq!(text(&found[2]), text(&wanted[2]), "resumed after step {step}");
         assert!(found[0] == wanted[0], "resumed after step {step}: another adapter");
-        assert_eq!(Sample::read(&folder).unwrap().len(), 2 * 3);
+        assert_eq!(SampleFile::read(&folder).unwrap().len(), 2 * 3);
         assert!(listing(&folder).iter().all(|name| !name.contains(".tmp")), "{:?}", listing(&folder));
     }
 }

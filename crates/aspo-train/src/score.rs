@@ -1,9 +1,7 @@
-//! The paths that a config names, image processors, and the similarity of sentences with pictures.
-
-use std::path::Path;
+//! The similarity of sentences with pictures, by the config's CLIP.
 
 use aspo_data::similarity::{CLIP_WINDOW, Scorer};
-use aspo_data::{ImageLoader, ImageProcessor, SpecialTokens, Store, Template, Tokenizer};
+use aspo_data::{ImageLoader, SpecialTokens, Store, Tokenizer};
 use aspo_models::{Clip, LoadOptions, Pretrained};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
@@ -11,73 +9,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use crate::config::TrainConfig;
 use crate::content::folder_hash;
 use crate::error::{Error, Result};
-use crate::read::{Data, qformer_tokenizer_path, tokenizer_path};
-
-/// Checks that every path of the config is there, and is a file or a folder as it should be.
-///
-/// # Errors
-/// The first that is not, by option.
-pub fn check_paths(config: &TrainConfig) -> Result<()> {
-    let file = |option, path: &Path, remedy| match path {
-        path if path.as_os_str().is_empty() => Err(Error::option(option, "not given", remedy)),
-        path if !path.exists() => Err(Error::Missing { option, path: path.into(), remedy }),
-        path if path.is_dir() => {
-            Err(Error::option(option, format!("{} is a folder", path.display()), remedy))
-        }
-        _ => Ok(()),
-    };
-    let folder = |option, path: &Path, remedy| match path {
-        path if path.as_os_str().is_empty() => Err(Error::option(option, "not given", remedy)),
-        path if !path.exists() => Err(Error::Missing { option, path: path.into(), remedy }),
-        path if !path.is_dir() => Err(Error::option(option, format!("{} is a file", path.display()), remedy)),
-        _ => Ok(()),
-    };
-    folder("model", &config.model, "give the folder of a Hugging Face checkpoint")?;
-    file("model", &config.model.join("config.json"), "the folder holds no Hugging Face checkpoint")?;
-    file("tokenizer", &tokenizer_path(config), "give the model's tokenizer.json with `tokenizer`")?;
-    if config.template == Template::InstructBlip {
-        file(
-            "template",
-            &qformer_tokenizer_path(&config.model),
-            "put the Q-Former's tokenizer there, or give another template",
-        )?;
-    }
-    if let Some(reference) = &config.ref_model {
-        let remedy = "give the folder of a Hugging Face checkpoint (merge an adapter into its base first)";
-        file("ref_model", &reference.join("config.json"), remedy)?;
-    }
-    file("data", &config.data, "give a file of preference pairs")?;
-    if let Some(held_out) = &config.eval_data {
-        file("eval_data", held_out, "give a file of preference pairs")?;
-    }
-    folder("images", &config.images, "give the folder that image paths are relative to")?;
-    if let Some(clip) = &config.clip {
-        file("clip", &clip.join("config.json"), "give the folder of a CLIP checkpoint")?;
-        file("clip", &clip.join("tokenizer.json"), "put CLIP's tokenizer.json into its folder")?;
-    }
-    Ok(())
-}
-
-/// The image processor of a checkpoint folder, for a model that takes pictures of `size` pixels:
-/// [`ImageProcessor::of_checkpoint`] without its warning.
-///
-/// # Errors
-/// A processor that is not implemented, or of another size: named, with its file.
-pub fn processor(folder: &Path, size: usize) -> Result<ImageProcessor> {
-    Ok(ImageProcessor::of_checkpoint(folder, u32::try_from(size).unwrap_or(u32::MAX))?.0)
-}
-
-impl TrainConfig {
-    /// [`processor`], with pictures turned or not as the config says.
-    ///
-    /// # Errors
-    /// As [`processor`].
-    pub fn processor(&self, folder: &Path, size: usize) -> Result<ImageProcessor> {
-        let mut processor = processor(folder, size)?;
-        processor.decode.exif_orientation = self.exif_orientation;
-        Ok(processor)
-    }
-}
+use crate::read::Data;
 
 /// Name of the file in a run's output folder, and in `cache_dir`, that keeps the scores of sentences, by their content.
 pub const SIMILARITY_FILE: &str = "similarity.txt";
