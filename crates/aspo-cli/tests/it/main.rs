@@ -212,7 +212,7 @@ fn a_model_is_trained_asked_merged_and_asked_again_and_scored() {
 
     // Several questions, each a line; the same words as alone.
     let line = serde_json::json!({ "prompt": question, "image": picture }).to_string();
-    std::fs::write(at("asked.jsonl"), line.repeat(1) + "\n{\"prompt\": \"Is it day?\"}\n").unwrap();
+    std::fs::write(at("asked.jsonl"), line + "\n{\"prompt\": \"Is it day?\"}\n").unwrap();
     let words = ["generate", "--model", "merged", "--prompts", "asked.jsonl", "--max-new-tokens", "24"];
     let told = said(&aspo(folder.path(), &words));
     let lines: Vec<serde_json::Value> =
