@@ -1,8 +1,5 @@
-//! Trains a vision-language model with ASPO (or another preference loss) and shows what that did.
-//!
-//! `cargo run --example llava_aspo` does it on the tiny LLaVA of the scenes world; every path can be another. It is
-//! `aspo train` with that world around it: with `--model`, options are the defaults of `TrainConfig` in place of those of the
-//! world; template and length are the checkpoint's.
+//! Trains a vision-language model with ASPO (or another preference loss) and shows what that did: `aspo train` with the tiny LLaVA
+//! of the scenes world and its settings for defaults. With `--model` these are those of `aspo train`.
 
 use std::path::{Path, PathBuf};
 
@@ -14,13 +11,12 @@ use aspo_scenes::Split;
 use aspo_train::TrainConfig;
 use clap::Parser;
 
+/// Train a vision-language model on preferences, sentence by sentence
 #[derive(Parser)]
-#[command(about = "Train a vision-language model on preferences, sentence by sentence")]
 struct Args {
     #[command(flatten)]
     train: TrainArgs,
-    /// Held-out scenes on which base and trained model are measured; 0 leaves that out [default: 800 for the model of the
-    /// scenes world, 0 for any other]
+    /// Held-out scenes to measure both models on; 0 is none [default: 800 for the scenes world's own model, else 0]
     #[arg(long)]
     eval_scenes: Option<usize>,
     /// Seed of the held-out scenes
@@ -61,9 +57,10 @@ fn same(one: &Path, other: &Path) -> bool {
 fn config(args: &mut TrainArgs) -> Result<TrainConfig, Failure> {
     let scenes = here("configs/scenes.toml");
     let other = args.model.as_deref().is_some_and(|model| !same(model, &here("assets/llava")));
-    if args.config.is_none() && !args.resume && !other {
+    let open = args.config.is_none() && !args.resume;
+    if open && !other {
         args.config = Some(scenes);
-    } else if args.config.is_none() && !args.resume && args.data.is_none() && args.images.is_none() {
+    } else if open && args.data.is_none() && args.images.is_none() {
         // Enough to try a model out.
         let TrainConfig { data, images, .. } = TrainConfig::from_toml(&scenes)?;
         say!("no --data: the committed pairs of drawn scenes are taken, {}", data.display());

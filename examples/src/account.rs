@@ -74,7 +74,8 @@ pub fn pictures<B: Backend, M: VisionLanguageModel<B>>(
     for line in &scenes {
         let path = world.join(&line.image);
         let image = std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-        pictures.push(Picture { image, question: INSTRUCTIONS[0].to_owned(), answers: Vec::new() });
+        let question = INSTRUCTIONS[0].to_owned();
+        pictures.push(Picture { images: vec![image], question, answers: Vec::new() });
     }
     let here = TrainConfig { images: world.into(), ..config.clone() };
     for (name, model, measured) in models {

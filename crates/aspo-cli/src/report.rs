@@ -94,7 +94,8 @@ pub fn own_pictures<B: Backend, M: VisionLanguageModel<B>>(
     let images = ImageLoader::new(&config.images, config.processor(&config.model, trained.image_size())?)?;
     let mut pictures = Vec::with_capacity(pairs.len());
     for pair in &pairs {
-        let image = shown(images.bytes(&pair.images[0])?.into_owned())?;
+        let image = |image| shown(images.bytes(image)?.into_owned());
+        let seen = pair.images.iter().map(image).collect::<Result<_, _>>()?;
         let prompt: Vec<u32> = pair
             .prompt_ids
             .iter()
@@ -103,7 +104,7 @@ pub fn own_pictures<B: Backend, M: VisionLanguageModel<B>>(
             .map(|(_, id)| *id)
             .collect();
         let question = data.encoder.tokenizer.decode(&prompt, true)?.trim().to_owned();
-        pictures.push(Picture { image, question, answers: Vec::new() });
+        pictures.push(Picture { images: seen, question, answers: Vec::new() });
     }
     let mut features = VisionFeatures::new(images);
     let alpha = if config.clip.is_some() { config.alpha } else { 0.0 };

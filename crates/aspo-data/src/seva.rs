@@ -189,7 +189,7 @@ pub fn check_output(output: &Path) -> Result<()> {
 ///
 /// `answer` gives one reply for each request; white space and a closing `</s>` around it are removed. It is called with
 /// clean pictures, then with the same questions and noised ones. The noise follows from the seed, the image's
-/// [key](ImageSource::key) and the step alone. `progress` is called after each batch, when its answers are on disk; by
+/// [key](crate::ImageSource::key) and the step alone. `progress` is called after each batch, when its answers are on disk; by
 /// [`ControlFlow::Break`] the work ends there, and [`Progress::finished`] is false.
 ///
 /// # Errors

@@ -21,7 +21,7 @@ const HIDDEN: f32 = -1e30;
 /// dv = pᵀ g     ds = p (g vᵀ - g · out)     dq = ds k / sqrt(dim)     dk = dsᵀ q / sqrt(dim)
 /// ```
 ///
-/// Operations for P visible pairs ([`BlockMask::pairs`]): `4 P heads dim` forward, `10 P heads dim` backward. Bytes: `qkv`
+/// Operations for P visible pairs ([`BlockMask::pairs`](crate::BlockMask::pairs)): `4 P heads dim` forward, `10 P heads dim` backward. Bytes: `qkv`
 /// and the result once a pass; keys and values of a group are gathered once, queries once, in rows of whole tiles.
 ///
 /// # Panics
@@ -44,7 +44,7 @@ pub fn attention<B: Backend>(qkv: Tensor<B, 3>, heads: Heads, context: &Context<
 /// [`attention`] of one sequence over another, of a length of its own: `softmax(q kᵀ / sqrt(dim)) v` for each head.
 ///
 /// `q` is `[batch, tokens, heads · dim]`, `kv` `[batch, keys, 2 groups dim]`, keys and values side by side, as a group of two
-/// [linear](crate::linear()) layers gives them, read in the type of `q`. Who sees whom is a [`BlockMask::across`]; there are no
+/// [linear](crate::linear()) layers gives them, read in the type of `q`. Who sees whom is a [`BlockMask::across`](crate::BlockMask::across); there are no
 /// rotary positions. The result is `[batch, tokens, heads · dim]`.
 ///
 /// Equations, operations and bytes are those of [`attention`]; kept for the backward are `q`, `kv`, the result, and

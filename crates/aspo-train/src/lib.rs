@@ -57,10 +57,10 @@
 //! - A checkpoint holds adapter, moments and counters. Order of pairs, rate and the random state of dropout follow
 //!   from seed and counters and are not stored (C).
 
+mod account;
 mod batcher;
 mod callback;
 mod checkpoint;
-mod clip;
 mod config;
 mod content;
 mod corrupt;
@@ -70,6 +70,7 @@ mod dashboard;
 mod devices;
 mod error;
 mod features;
+mod grad_norm;
 mod lora;
 mod metric;
 mod optimize;
@@ -96,22 +97,23 @@ mod tidy;
 mod trainer;
 mod weigh;
 
+pub use account::Account;
 pub use callback::{Callback, Control, StepReport};
 pub use checkpoint::TrainerState;
-pub use clip::clip_grad_norm;
 pub use config::{OnNonFinite, TrainConfig, user_cache};
 pub use content::{Inputs, folder_hash};
 #[cfg(feature = "tui")]
 pub use dashboard::Dashboard;
 pub use error::{Error, Result};
 pub use features::{VisionFeatures, picture};
+pub use grad_norm::clip_grad_norm;
 pub use metric::{MetricLine, Window};
 pub use optimize::{StepGradients, accumulate, adamw};
 pub use output::{Output, stored_config};
 pub use paths::check_paths;
 pub use plan::{Plan, human, peak_memory};
 pub use policy::Policy;
-pub use read::{Account, Data, qformer_tokenizer, read};
+pub use read::{Data, qformer_tokenizer, read};
 pub use recorder::{MetricFile, SampleFile};
 pub use reference::{REFERENCE_FILE, ReferenceCache, ReferenceKey};
 pub use report::{MarkedSentence, Picture, Report};

@@ -5,9 +5,9 @@ use burn::backend::Autodiff;
 use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams};
 use burn::tensor::backend::Backend;
 
-use crate::clip::clip_grad_norm;
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
+use crate::grad_norm::clip_grad_norm;
 use crate::policy::Policy;
 use crate::step::{MicroBatch, ReferenceRow};
 

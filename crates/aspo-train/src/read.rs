@@ -1,24 +1,22 @@
 //! From the files that a config names to encoded pairs whose pictures can be decoded.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use aspo_data::similarity::SimilarityReport;
 use aspo_data::{
-    ChatTemplate, EncodedPair, Encoder, ImageLoader, ImageProcessor, ImageSource, OnFault, Pair, PairFault,
+    ChatTemplate, EncodedPair, Encoder, ImageLoader, ImageProcessor, ImageSource, Pair, PairFault,
     SpecialTokens, Template, Tokenizer,
 };
 use aspo_models::{InstructBlipConfig, ModelConfig};
 use rayon::prelude::*;
-use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use crate::account::{Account, none_left};
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 use crate::sight::Sight;
 
-/// Faults that are spelled out; those beyond are counted.
-const TOLD: usize = 5;
 /// What to do about a faulty row.
 const MEND: &str = "mend the row, or leave it out (`on_fault = \"skip\"`)";
 /// Rows that are encoded before the next are read.
@@ -45,81 +43,6 @@ pub struct Data {
     pub pictures: Option<String>,
     /// Row of each pair in its file: of `pairs`, of `held_out`.
     rows: [Vec<usize>; 2],
-}
-
-/// What became of the rows of `data` and `eval_data`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Account {
-    /// Rows read.
-    pub rows: usize,
-    /// Left out because the prompt leaves no room for an answer.
-    pub no_room: usize,
-    /// Left out because both answers are the same text, as far as `max_length` keeps them.
-    pub equal: usize,
-    /// Questions of HA-DPO that its model had answered correctly; HA-DPO leaves them out as well.
-    pub correct: usize,
-    /// Left out for another fault of the row or its picture (`on_fault = "skip"`).
-    pub faulty: usize,
-    /// The first of these faults, in words.
-    pub faults: Vec<String>,
-    /// Chosen answers that lose their end to `max_length`.
-    pub cut_chosen: usize,
-    /// Rejected answers that do.
-    pub cut_rejected: usize,
-    /// Columns that held something and that no pair took in.
-    pub unread: BTreeSet<String>,
-}
-
-impl Account {
-    /// What a person should know before the first step, a line each; nothing if every row is used whole.
-    pub fn lines(&self, max_length: usize) -> Vec<String> {
-        let mut lines = Vec::new();
-        let rows = self.rows;
-        let mut left_out = |count: usize, why: &str| {
-            if count > 0 {
-                lines.push(format!("{count} of {rows} pairs left out: {why}"));
-            }
-        };
-        left_out(
-            self.no_room,
-            &format!("their prompt leaves no room for an answer in max_length {max_length}"),
-        );
-        left_out(self.equal, "chosen and rejected are the same text");
-        left_out(self.correct, "questions that the model had answered correctly");
-        left_out(self.faulty, "faulty rows or pictures");
-        lines.extend(self.faults.iter().map(|fault| format!("  {fault}")));
-        if self.faulty > self.faults.len() && !self.faults.is_empty() {
-            lines.push(format!("  … and {} more", self.faulty - self.faults.len()));
-        }
-        if self.cut_chosen + self.cut_rejected > 0 {
-            lines.push(format!(
-                "{} chosen and {} rejected answers of {rows} pairs lose their end: longer than max_length {max_length}",
-                self.cut_chosen, self.cut_rejected
-            ));
-        }
-        if !self.unread.is_empty() {
-            let columns: Vec<&str> = self.unread.iter().map(String::as_str).collect();
-            lines.push(format!("columns that are not read: {}", columns.join(", ")));
-        }
-        lines
-    }
-
-    /// Counts a fault that is skipped, or gives it back.
-    fn skip(&mut self, fault: Error, on_fault: OnFault) -> Result<()> {
-        if on_fault == OnFault::Stop {
-            return Err(fault);
-        }
-        self.faulty += 1;
-        if self.faults.len() < TOLD {
-            self.faults.push(fault.to_string());
-        }
-        Ok(())
-    }
-
-    fn count_cut(&mut self, pairs: &[EncodedPair]) {
-        self.cut_chosen += pairs.iter().filter(|pair| pair.chosen.truncated).count();
-        self.cut_rejected += pairs.iter().filter(|pair| pair.rejected.truncated).count();
-    }
 }
 
 /// Reads and encodes the pairs for a model that sees by `sight`. Pictures must be there; of models whose pictures keep their shape
@@ -279,22 +202,6 @@ impl Reader<'_> {
             }
         }
     }
-}
-
-fn none_left(option: &'static str, file: &Path, pairs: &[EncodedPair], account: &Account) -> Result<()> {
-    if !pairs.is_empty() {
-        return Ok(());
-    }
-    let why = [
-        (account.no_room, "leave no room"),
-        (account.equal, "equal"),
-        (account.correct, "answered correctly"),
-        (account.faulty, "faulty"),
-    ];
-    let why: Vec<String> =
-        why.iter().filter(|(count, _)| *count > 0).map(|(count, why)| format!("{count} {why}")).collect();
-    let found = format!("{} holds no pair that can be used ({})", file.display(), why.join(", "));
-    Err(Error::option(option, found, "give pairs, or a larger max_length"))
 }
 
 impl Data {

@@ -24,11 +24,11 @@ pub struct Report {
     pub pictures: Vec<(String, Vec<Picture>)>,
 }
 
-/// A picture and answers to the same question.
+/// A question about a picture or several, and answers to it.
 #[derive(Clone, Debug, Default)]
 pub struct Picture {
-    /// The encoded file (PNG, JPEG, …).
-    pub image: Vec<u8>,
+    /// The encoded files (PNG, JPEG, …) of what was asked about.
+    pub images: Vec<Vec<u8>>,
     /// What was asked.
     pub question: String,
     /// Answers by name (`base`, `trained`), sentence by sentence.
@@ -59,8 +59,8 @@ const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;ma
 h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid #ddd}table{border-collapse:collapse}\
 td,th{padding:.25em .8em;border-bottom:1px solid #eee;text-align:right}td:first-child,th:first-child{text-align:left}\
 .curves{display:flex;flex-wrap:wrap;gap:1em}.curves figure{margin:0}figcaption{font-size:.85em}\
-.picture{display:flex;gap:1em;margin:1em 0;align-items:flex-start}.picture img{width:144px;flex:none;\
-border:1px solid #ccc}.said{margin:.2em 0}.said b{display:inline-block;min-width:5em}\
+.picture{display:flex;gap:1em;margin:1em 0;align-items:flex-start}.picture img{display:block;width:144px;\
+margin-bottom:.5em;border:1px solid #ccc}.said{margin:.2em 0}.said b{display:inline-block;min-width:5em}\
 .s{padding:.1em .15em;border-radius:3px}.small{image-rendering:pixelated}.bad{text-decoration:underline wavy #c00}";
 
 const COLOURS: [&str; 2] = ["#1f6fb4", "#d9662b"];
@@ -137,20 +137,9 @@ impl Report {
 
 impl Picture {
     fn html(&self) -> String {
-        let kind = match self.image.get(..4) {
-            Some([0x89, b'P', b'N', b'G']) => "png",
-            Some([0xff, 0xd8, ..]) => "jpeg",
-            Some(b"GIF8") => "gif",
-            Some([b'B', b'M', ..]) => "bmp",
-            _ => "webp",
-        };
-        // Drawn ones: larger than life.
-        let class = if self.image.len() < 4096 { "small" } else { "photo" };
-        let data = base64::engine::general_purpose::STANDARD.encode(&self.image);
-        let mut html = format!(
-            "<div class=picture><img class={class} alt=\"\" src=\"data:image/{kind};base64,{data}\"><div><i>{}</i>",
-            escape(&self.question)
-        );
+        let mut html = String::from("<div class=picture><div>");
+        self.images.iter().for_each(|image| html += &shown(image));
+        let _ = write!(html, "</div><div><i>{}</i>", escape(&self.question));
         for (name, sentences) in &self.answers {
             let _ = write!(html, "<p class=said><b>{}</b>", escape(name));
             for MarkedSentence { sentence, hallucinated } in sentences {
@@ -170,6 +159,21 @@ impl Picture {
         }
         html + "</div></div>"
     }
+}
+
+/// An encoded picture within the page.
+fn shown(image: &[u8]) -> String {
+    let kind = match image.get(..4) {
+        Some([0x89, b'P', b'N', b'G']) => "png",
+        Some([0xff, 0xd8, ..]) => "jpeg",
+        Some(b"GIF8") => "gif",
+        Some([b'B', b'M', ..]) => "bmp",
+        _ => "webp",
+    };
+    // Drawn ones: larger than life.
+    let class = if image.len() < 4096 { "small" } else { "photo" };
+    let data = base64::engine::general_purpose::STANDARD.encode(image);
+    format!("<img class={class} alt=\"\" src=\"data:image/{kind};base64,{data}\">")
 }
 
 /// A line chart as inline SVG.

@@ -104,11 +104,11 @@ impl<B: Backend> Clip<B> {
     /// `exp(logit_scale) · cos(image, text)`, `[images, texts]`.
     pub fn logits_per_image(&self, image_embeds: Tensor<B, 2>, text_embeds: Tensor<B, 2>) -> Tensor<B, 2> {
         let unit = |x: Tensor<B, 2>| {
-            let x = crate::nn::f32(x);
+            let x = crate::nn::to_f32(x);
             x.clone() / x.square().sum_dim(1).sqrt()
         };
         unit(image_embeds).matmul(unit(text_embeds).transpose())
-            * crate::nn::f32(self.logit_scale.val()).exp().unsqueeze()
+            * crate::nn::to_f32(self.logit_scale.val()).exp().unsqueeze()
     }
 }
 

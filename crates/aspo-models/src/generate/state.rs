@@ -6,7 +6,7 @@ use crate::decoder::Decoder;
 use crate::error::{Error, Result};
 use crate::input::ModelInput;
 use crate::model::LanguageModel;
-use crate::nn::{KvCache, f32, project, wide};
+use crate::nn::{KvCache, project, to_f32, wide};
 use crate::positions::Positions;
 
 /// Caches and lengths of the rows that still run. Rows are aligned at their ends, so all write to the same column.
@@ -114,6 +114,6 @@ impl<B: Backend> State<B> {
         let x = caches.fold(x, |x, (index, cache)| decoder.block(index, x, &context, Some(cache)));
         // Norm and head are applied to the last column alone.
         let last = decoder.finish(x.slice(s![.., tokens - 1.., ..])).reshape([batch, width]);
-        Ok(f32(project(last, self.head.clone())))
+        Ok(to_f32(project(last, self.head.clone())))
     }
 }

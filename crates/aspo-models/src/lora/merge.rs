@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::backend::Backend;
 
-use crate::nn::{EachLinear, cast, f32};
+use crate::nn::{EachLinear, cast, to_f32};
 
 /// The same model with its adapters off: the weights are shared, nothing is copied. Modules that an adapter held whole
 /// (`modules_to_save`) are the base's again; biases and a head's own weight that came with an adapter stay, as in PEFT.
@@ -57,7 +57,7 @@ where
         let delta = lora.lora_b.val().detach().matmul(lora.lora_a.val().detach()).mul_scalar(sign);
         linear.weight = linear.weight.clone().map(|weight| {
             let (dtype, tracked) = (weight.dtype(), weight.is_require_grad());
-            cast(f32(weight.detach()) + delta, dtype).set_require_grad(tracked)
+            cast(to_f32(weight.detach()) + delta, dtype).set_require_grad(tracked)
         });
     });
     module

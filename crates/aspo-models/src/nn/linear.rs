@@ -5,7 +5,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::init::{normal, zeros};
-use super::norm::{cast, f32};
+use super::norm::{cast, to_f32};
 
 /// `x Wᵀ + b`, plus the adapter's `scale · (x Aᵀ) Bᵀ` where one is attached.
 #[derive(Module, Debug)]
@@ -63,7 +63,7 @@ impl<B: Backend> Linear<B> {
         match &self.lora {
             Some(lora) if !lora.merged => {
                 let delta = lora.lora_b.val().matmul(lora.lora_a.val()).mul_scalar(lora.scale);
-                f32(self.weight.val()) + delta
+                to_f32(self.weight.val()) + delta
             }
             _ => self.weight.val(),
         }

@@ -26,4 +26,4 @@ pub(crate) use init::{normal, ones, rng_for, zeros};
 pub(crate) use linear::project;
 pub use linear::{Linear, Lora, Original};
 pub use norm::{LayerNorm, RmsNorm};
-pub(crate) use norm::{cast, f32, wide};
+pub(crate) use norm::{cast, to_f32, wide};

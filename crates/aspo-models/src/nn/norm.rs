@@ -59,13 +59,13 @@ impl<B: Backend> RmsNorm<B> {
 }
 
 /// To `f32`, free where it is already.
-pub(crate) fn f32<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
+pub(crate) fn to_f32<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
     cast(x, DType::F32)
 }
 
 /// Values as they run through a decoder: `f32` where kernels take them, over weights of any type.
 pub(crate) fn wide<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
-    if kernels::has_kernels::<B>() { f32(x) } else { x }
+    if kernels::has_kernels::<B>() { to_f32(x) } else { x }
 }
 
 pub(crate) fn cast<B: Backend, const D: usize>(x: Tensor<B, D>, dtype: DType) -> Tensor<B, D> {

@@ -17,7 +17,7 @@ fn page(report: &Report) -> String {
 #[test]
 fn every_gallery_has_its_heading_and_texts_of_users_are_escaped() {
     let picture = |answer: Vec<MarkedSentence>| Picture {
-        image: b"GIF89a".to_vec(),
+        images: vec![b"GIF89a".to_vec(), b"BM".to_vec()],
         question: "Is <b> there?".into(),
         answers: vec![("trained".into(), answer)],
     };
