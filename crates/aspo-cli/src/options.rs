@@ -32,7 +32,7 @@ pub struct TrainArgs {
     /// Checkpoint folder of the CLIP that scores sentences; ASPO needs one unless --alpha is 0
     #[arg(long)]
     pub clip: Option<PathBuf>,
-    /// File of preference pairs
+    /// Preference pairs: a file, a folder of files, or a pattern such as 'train-*.parquet'
     #[arg(long)]
     pub data: Option<PathBuf>,
     /// File of pairs held out from training

@@ -15,7 +15,7 @@ use crate::{Failure, note, say};
 /// Checks a file of preference pairs.
 #[derive(Parser)]
 pub struct ValidateArgs {
-    /// JSON list, JSON lines or parquet.
+    /// JSON list, JSON lines or parquet, plain, gzip or zstd; a folder of such files, or a pattern.
     file: PathBuf,
     /// trl, seva, rlaif-v, llama-factory, ms-swift, openai or ha-dpo; recognised where not given.
     #[arg(long)]
@@ -55,9 +55,6 @@ pub fn run(arguments: &ValidateArgs) -> ExitCode {
 }
 
 fn account(arguments: &ValidateArgs) -> Result<ExitCode, Failure> {
-    if arguments.file.is_dir() {
-        return Err(format!("{}: a folder: name a file of pairs in it", arguments.file.display()).into());
-    }
     if let Some(images) = arguments.images.as_ref().filter(|images| !images.is_dir()) {
         let what = if images.exists() {
             "a file, where the folder of the images is wanted"

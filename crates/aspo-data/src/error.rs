@@ -254,8 +254,10 @@ pub enum FileFault {
         /// What it looks like.
         found: &'static str,
     },
-    /// A folder.
-    #[error("it is a folder: name a file in it")]
+    /// A folder without a file of pairs.
+    #[error(
+        "it is a folder without a file of pairs (.json, .jsonl, .parquet, the first two also .gz and .zst): name another, or a file"
+    )]
     Folder,
     /// Nothing from a row on can be read; what came before is sound.
     #[error(

@@ -149,7 +149,8 @@ pub fn validate(path: &Path, options: &ValidateOptions<'_>) -> Result<Report> {
     let (mut seen, mut questions, mut images, mut checked_images) =
         (HashSet::new(), HashSet::new(), HashSet::new(), HashSet::new());
     while let Some(pair) = pairs.next() {
-        let row = pairs.row();
+        let (path, row) = (pairs.path().clone(), pairs.row());
+        let path = &*path;
         let checked = pair.and_then(|pair| {
             let length = check(path, row, &pair, options, loader.as_ref(), &mut checked_images, &mut report)?;
             Ok((pair, length))

@@ -25,7 +25,8 @@ pub struct TrainConfig {
     pub ref_model: Option<PathBuf>,
     /// Folder of the CLIP that scores sentences, with its `tokenizer.json`; needed by ASPO unless `alpha` is 0.
     pub clip: Option<PathBuf>,
-    /// The pairs, in any format that `aspo-data` reads.
+    /// The pairs, in any format that `aspo-data` reads: a file, a folder of files, or a pattern (`train-*-of-*.parquet`); gzip and zstd
+    /// too.
     pub data: PathBuf,
     /// Pairs held out from training, in the same formats, their pictures in `images` too: every `eval_steps` their loss and
     /// rewards are told under `eval_`.

@@ -41,9 +41,15 @@ pub fn check_paths(config: &TrainConfig) -> Result<()> {
         let remedy = "give the folder of a Hugging Face checkpoint (merge an adapter into its base first)";
         file("ref_model", &reference.join("config.json"), remedy)?;
     }
-    file("data", &config.data, "give a file of preference pairs")?;
+    let pairs = |option, path: &Path| {
+        let files = aspo_data::read::source_files(path).map_err(|error| {
+            Error::option(option, error, "give a file of preference pairs, a folder of them, or a pattern")
+        })?;
+        files.iter().try_for_each(|path| file(option, path, "give a file of preference pairs"))
+    };
+    pairs("data", &config.data)?;
     if let Some(held_out) = &config.eval_data {
-        file("eval_data", held_out, "give a file of preference pairs")?;
+        pairs("eval_data", held_out)?;
     }
     folder("images", &config.images, "give the folder that image paths are relative to")?;
     if let Some(clip) = &config.clip {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use aspo_data::similarity::SimilarityReport;
 use aspo_data::{
@@ -41,8 +42,8 @@ pub struct Data {
     pub hash: String,
     /// Hash of what is in the pictures' files, once [`decode_pictures`](Self::decode_pictures) has looked at them.
     pub pictures: Option<String>,
-    /// Row of each pair in its file: of `pairs`, of `held_out`.
-    rows: [Vec<usize>; 2],
+    /// Where each pair is from: of `pairs`, of `held_out`.
+    rows: [Vec<Place>; 2],
 }
 
 /// Reads and encodes the pairs for a model that sees by `sight`. Pictures must be there; of models whose pictures keep their shape
@@ -96,6 +97,9 @@ pub fn read(config: &TrainConfig, sight: &Sight) -> Result<Data> {
     Ok(data)
 }
 
+/// A file, and a row in it.
+type Place = (Arc<Path>, usize);
+
 struct Reader<'a> {
     config: &'a TrainConfig,
     encoder: &'a mut Encoder,
@@ -114,33 +118,34 @@ impl Reader<'_> {
         option: &'static str,
         file: &Path,
         account: &mut Account,
-    ) -> Result<(Vec<EncodedPair>, Vec<usize>)> {
+    ) -> Result<(Vec<EncodedPair>, Vec<Place>)> {
         let (mut pairs, mut rows) = (Vec::new(), Vec::new());
         let mut read = aspo_data::read_pairs(file)?;
         loop {
-            let part: Vec<_> = std::iter::from_fn(|| read.next().map(|pair| (read.row(), pair)))
-                .take(ROWS_AT_A_TIME)
-                .collect();
+            let part: Vec<_> =
+                std::iter::from_fn(|| read.next().map(|pair| ((read.path().clone(), read.row()), pair)))
+                    .take(ROWS_AT_A_TIME)
+                    .collect();
             if part.is_empty() {
                 break;
             }
-            let encode = |(row, pair)| {
+            let encode = |(place, pair): (Place, _)| {
                 let encoded = match pair {
-                    Ok(pair) => self.pair(option, file, row, &pair),
+                    Ok(pair) => self.pair(option, &place.0, place.1, &pair),
                     Err(error) if aspo_data::Error::is_one_row(&error) => {
                         Err(Error::option(option, error, MEND))
                     }
                     Err(error) => return Err(Error::from(error)),
                 };
-                Ok((row, encoded))
+                Ok((place, encoded))
             };
             // On all cores; looked at in the order of the rows, so that the first fault told is the first of the file.
             for encoded in part.into_par_iter().map(encode).collect::<Vec<_>>() {
                 account.rows += 1;
                 match encoded? {
-                    (row, Ok(encoded)) => {
+                    (place, Ok(encoded)) => {
                         pairs.push(encoded);
-                        rows.push(row);
+                        rows.push(place);
                     }
                     (_, Err(Error::Data(aspo_data::Error::Pair { fault: PairFault::NoRoom { .. }, .. }))) => {
                         account.no_room += 1;
@@ -249,16 +254,18 @@ impl Data {
         let broken = |pair: &EncodedPair| {
             pair.images.iter().find_map(|image| found[index[image]].as_ref().err().map(ToString::to_string))
         };
-        let files = [("data", Some(&config.data)), ("eval_data", config.eval_data.as_ref())];
+        let files = [Some(&config.data), config.eval_data.as_ref()];
         let mut kept: [Vec<bool>; 2] = Default::default();
         for (at, pairs) in [&self.pairs, &self.held_out].into_iter().enumerate() {
             for (number, pair) in pairs.iter().enumerate() {
                 let fault = broken(pair);
                 kept[at].push(fault.is_none());
                 let Some(fault) = fault else { continue };
-                let file = files[at].1.unwrap_or(&config.data).display();
-                let row = self.rows[at].get(number).map_or(String::new(), |row| format!(" row {row}:"));
-                let found = format!("{file}:{row} pair {:?}: {fault} ({})", pair.id, config.images.display());
+                let file = files[at].unwrap_or(&config.data).display();
+                let place = self.rows[at].get(number);
+                let place =
+                    place.map_or(format!("{file}:"), |(file, row)| format!("{}: row {row}:", file.display()));
+                let found = format!("{place} pair {:?}: {fault} ({})", pair.id, config.images.display());
                 let remedy = "mend the picture, or leave the row out (`on_fault = \"skip\"`)";
                 self.account.skip(Error::option("images", found, remedy), config.on_fault)?;
             }
@@ -273,7 +280,7 @@ impl Data {
         if kept.iter().flatten().all(|kept| *kept) {
             return Ok(());
         }
-        let only = |pairs: &mut Vec<EncodedPair>, rows: &mut Vec<usize>, kept: &[bool]| {
+        let only = |pairs: &mut Vec<EncodedPair>, rows: &mut Vec<Place>, kept: &[bool]| {
             let mut at = kept.iter();
             pairs.retain(|_| at.next().is_none_or(|kept| *kept));
             let mut at = kept.iter();

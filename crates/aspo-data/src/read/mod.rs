@@ -62,12 +62,14 @@ mod rlaif;
 mod row;
 mod rows;
 mod seva;
+mod source;
 mod trl;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
@@ -76,6 +78,7 @@ use crate::pair::{IMAGE_TAG, Pair};
 
 pub use llava::{Conversation, Conversations, read_conversations};
 use row::{Row, key_list, kind, wrong};
+pub use source::source_files;
 
 /// Longest row of a JSON file in bytes, pictures in base64 included; a longer one is refused without being held.
 pub const MAX_ROW_BYTES: usize = 16 << 20;
@@ -188,9 +191,13 @@ pub struct Dropped {
 
 type Rows = Box<dyn Iterator<Item = Result<Row>> + Send>;
 
-/// The pairs of a file, one at a time; [the module](self) says what becomes of what is no pair.
+/// The pairs of a file or of several, one at a time; [the module](self) says what becomes of what is no pair.
 pub struct Pairs {
-    path: PathBuf,
+    path: Arc<Path>,
+    /// Files that come after it.
+    later: VecDeque<PathBuf>,
+    /// The format, if it is not to be recognised.
+    given: Option<Format>,
     format: Format,
     rows: Rows,
     first: Option<Result<Row>>,
@@ -211,12 +218,17 @@ impl std::fmt::Debug for Pairs {
 }
 
 impl Pairs {
-    /// The format recognised or given.
+    /// The file that the pair given last came from.
+    pub fn path(&self) -> &Arc<Path> {
+        &self.path
+    }
+
+    /// The format recognised or given, of the present file.
     pub fn format(&self) -> Format {
         self.format
     }
 
-    /// Number of the row that the pair given last came from, counted as [`Error::Row`] counts; 0 before the first.
+    /// Number of the row in its file that the pair given last came from, counted as [`Error::Row`] counts; 0 before the first.
     pub fn row(&self) -> usize {
         self.row
     }
@@ -271,15 +283,17 @@ impl Pairs {
     }
 }
 
-/// Reads a file whose format is told by its first sound row.
+/// Reads a file, or all files that a folder or a pattern names ([`source_files`]); the format of each is told by its first sound
+/// row. gzip and zstd are unpacked on the way.
 ///
 /// # Errors
-/// [`Error::File`] when the file is empty, of no known format, no text in UTF-8, or holds no preference.
+/// [`Error::File`] when the first file is empty, of no known format, no text in UTF-8, or holds no preference; no file. What is wrong
+/// with a later file is an item of the iterator.
 pub fn read_pairs(path: &Path) -> Result<Pairs> {
     open(path, None)
 }
 
-/// Reads a file of a given format.
+/// Reads files of a given format.
 ///
 /// # Errors
 /// [`Error::File`] when the file is empty, neither JSON nor parquet, or no text in UTF-8.
@@ -288,6 +302,12 @@ pub fn read_pairs_as(path: &Path, format: Format) -> Result<Pairs> {
 }
 
 fn open(path: &Path, format: Option<Format>) -> Result<Pairs> {
+    let mut files: VecDeque<PathBuf> = source_files(path)?.into();
+    let first = files.pop_front().unwrap_or_else(|| path.to_owned());
+    Ok(Pairs { later: files, given: format, ..open_one(&first, format)? })
+}
+
+fn open_one(path: &Path, format: Option<Format>) -> Result<Pairs> {
     let mut rows = open_rows(path)?;
     let first = rows.next();
     let format = match (&first, format) {
@@ -334,7 +354,9 @@ fn checked(path: &Path, format: Format, rows: Rows, first: Option<Result<Row>>) 
         return Err(Error::file(path, fault));
     }
     Ok(Pairs {
-        path: path.to_owned(),
+        path: path.into(),
+        later: VecDeque::new(),
+        given: None,
         format,
         rows,
         first,
@@ -347,9 +369,6 @@ fn checked(path: &Path, format: Format, rows: Rows, first: Option<Result<Row>>) 
 
 /// JSON or parquet, by content.
 fn open_rows(path: &Path) -> Result<Rows> {
-    if path.is_dir() {
-        return Err(Error::file(path, FileFault::Folder));
-    }
     let mut start = [0; 4];
     let read = File::open(path)
         .and_then(|file| file.take(4).read(&mut start))
@@ -364,7 +383,7 @@ fn open_rows(path: &Path) -> Result<Rows> {
         ));
     }
     let path = path.to_owned();
-    let rows = rows::JsonRows::open(&path)?;
+    let rows = rows::JsonRows::new(&path, source::text(&path)?)?;
     Ok(Box::new(rows.map(move |row| {
         let (number, value) = row?;
         match value {
@@ -382,14 +401,21 @@ impl Iterator for Pairs {
             if let Some(pair) = self.more.pop_front() {
                 return Some(Ok(pair));
             }
-            let row = match self.first.take().or_else(|| self.rows.next())? {
-                Ok(row) => row,
-                Err(error) => return Some(Err(error)),
+            let row = match self.first.take().or_else(|| self.rows.next()) {
+                Some(Ok(row)) => row,
+                Some(Err(error)) => return Some(Err(error)),
+                None => match open_one(&self.later.pop_front()?, self.given) {
+                    Ok(Self { path, format, rows, first, .. }) => {
+                        (self.path, self.format, self.rows, self.first) = (path, format, rows, first);
+                        continue;
+                    }
+                    Err(error) => return Some(Err(error)),
+                },
             };
             self.row = row.number;
             match self.read(row) {
                 Ok(pairs) => self.more = pairs.into(),
-                Err(fault) => return Some(Err(Error::row(&self.path, self.row, fault))),
+                Err(fault) => return Some(Err(Error::row(&*self.path, self.row, fault))),
             }
         }
     }

@@ -57,9 +57,6 @@ impl<R: BufRead> JsonRows<R> {
             [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] | [_, 0, ..] | [0, _, ..] => {
                 return fail(FileFault::Encoding { found: "UTF-16 or another wide encoding" });
             }
-            [0x1F, 0x8B, ..] => {
-                return fail(FileFault::Unsupported("the file is gzip: unpack it first".to_owned()));
-            }
             _ => {}
         }
         let mut lines = 0;

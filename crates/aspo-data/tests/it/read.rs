@@ -1,5 +1,6 @@
 //! Readers and writers of the JSON formats.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use aspo_data::read::{Conversation, MAX_ROW_BYTES, read_conversations};
@@ -598,4 +599,45 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_folder_or_a_pattern_is_its_files_in_the_order_of_their_names_packed_or_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let row =
+        |id: &str| json!({"id": id, "prompt": "P?", "chosen": "A.", "rejected": "B."}).to_string() + "\n";
+    std::fs::write(at("train-00001-of-00003.jsonl"), row("b") + &row("c")).unwrap();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(row("a").as_bytes()).unwrap();
+    // Two members in a row, as `cat a.gz b.gz` makes them.
+    let mut packed = gzip.finish().unwrap();
+    packed.extend_from_within(..);
+    std::fs::write(at("train-00000-of-00003.jsonl.gz"), packed).unwrap();
+    let zstd = zstd::encode_all(row("d").as_bytes(), 1).unwrap();
+    std::fs::write(at("train-00002-of-00003.jsonl.zst"), zstd).unwrap();
+    std::fs::write(at("notes.txt"), "no pairs").unwrap();
+    let read = |path: &Path| {
+        let mut pairs = read_pairs(path).unwrap();
+        let mut found = Vec::new();
+        while let Some(pair) = pairs.next() {
+            let file = pairs.path().file_name().unwrap().to_string_lossy().into_owned();
+            found.push(format!("{} {}:{}", pair.unwrap().id, &file[6..11], pairs.row()));
+        }
+        found
+    };
+    let wanted = ["a 00000:1", "a 00000:2", "b 00001:1", "c 00001:2", "d 00002:1"];
+    assert_eq!(read(folder.path()), wanted);
+    assert_eq!(read(&at("train-*-of-*.json*")), wanted);
+    assert_eq!(read(&at("train-0000[12]-*")), wanted[2..]);
+    // What is wrong with a later file is told with its name, and what came before was given.
+    std::fs::write(at("train-00003-of-00003.jsonl"), row("e") + "{\"prompt\": ").unwrap();
+    let mut pairs = read_pairs(folder.path()).unwrap();
+    let error = pairs.find_map(Result::err).unwrap();
+    assert!(error.to_string().contains("train-00003-of-00003.jsonl"), "{error}");
+    let none = read_pairs(&at("other-*.jsonl")).unwrap_err().to_string();
+    assert!(none.contains("other-*.jsonl") && none.contains("no file matches"), "{none}");
+    std::fs::write(at("cut.jsonl.gz"), &std::fs::read(at("train-00000-of-00003.jsonl.gz")).unwrap()[..20])
+        .unwrap();
+    assert!(read_pairs(&at("cut.jsonl.gz")).and_then(|mut pairs| pairs.next().unwrap()).is_err());
 }

@@ -190,7 +190,10 @@ fn a_path_that_is_no_file_or_no_folder_is_named_with_its_option() {
     let base = &world.config;
     let (folder, file) = (&base.images, &base.data);
     let cases = [
-        (["`data`", "is a folder"], TrainConfig { data: folder.clone(), ..base.clone() }),
+        (
+            ["`data`", "it is a folder without a file of pairs"],
+            TrainConfig { data: folder.clone(), ..base.clone() },
+        ),
         (["`images`", "is a file"], TrainConfig { images: file.clone(), ..base.clone() }),
         (["`model`", "is a file"], TrainConfig { model: file.clone(), ..base.clone() }),
         (["`tokenizer`", "is a folder"], TrainConfig { tokenizer: Some(folder.clone()), ..base.clone() }),
