@@ -1,8 +1,7 @@
 //! The rows of a JSON list, of a file with one JSON object a line, or of an object of rows by image (HA-DPO's), one at a
 //! time, in bounded memory.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, ErrorKind};
+use std::io::{BufRead, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -39,13 +38,6 @@ enum Found {
     Fault(RowFault),
     /// A fault behind which nothing can be read.
     Broken(RowFault),
-}
-
-impl JsonRows<BufReader<File>> {
-    pub(crate) fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|source| Error::io(path, source))?;
-        Self::new(path, BufReader::with_capacity(1 << 16, file))
-    }
 }
 
 impl<R: BufRead> JsonRows<R> {

@@ -7,6 +7,7 @@ use aspo_data::read::{Conversation, MAX_ROW_BYTES, read_conversations};
 use aspo_data::write::{write_conversations, write_llama_factory, write_seva, write_trl_jsonl};
 use aspo_data::{Error, FileFault, Format, ImageSource, Pair, RowFault, Turn, read_pairs, read_pairs_as};
 use proptest::prelude::*;
+use serde_json::json;
 use tempfile::TempDir;
 
 fn file(content: impl AsRef<[u8]>) -> (TempDir, PathBuf) {
