@@ -46,7 +46,12 @@ fn text(config: &TrainConfig, report: &Report) -> Result<String, Failure> {
     if let Some(last) = report.metrics.last() {
         card += "\n| last metrics | |\n|---|--:|\n";
         for (name, value) in &last.values {
-            card += &format!("| {} | {value:.5} |\n", cell(name));
+            let told = if *value != 0.0 && value.abs() < 1e-3 {
+                format!("{value:.3e}")
+            } else {
+                format!("{value:.5}")
+            };
+            card += &format!("| {} | {told} |\n", cell(name));
         }
     }
     for (heading, rows) in &report.tables {

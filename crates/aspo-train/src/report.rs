@@ -60,7 +60,7 @@ h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid #d
 td,th{padding:.25em .8em;border-bottom:1px solid #eee;text-align:right}td:first-child,th:first-child{text-align:left}\
 .curves{display:flex;flex-wrap:wrap;gap:1em}.curves figure{margin:0}figcaption{font-size:.85em}\
 .picture{display:flex;gap:1em;margin:1em 0;align-items:flex-start}.picture img{display:block;width:144px;\
-margin-bottom:.5em;border:1px solid #ccc}.said{margin:.2em 0}.said b{display:inline-block;min-width:5em}\
+margin-bottom:.5em;border:1px solid #ccc}.said{margin:.2em 0}.said b{display:inline-block;min-width:5em;margin-right:.4em}\
 .s{padding:.1em .15em;border-radius:3px}.small{image-rendering:pixelated}.bad{text-decoration:underline wavy #c00}";
 
 const COLOURS: [&str; 2] = ["#1f6fb4", "#d9662b"];
