@@ -17,6 +17,7 @@ pub struct Step<B: Backend> {
     past: usize,
     segments: Arc<Vec<i64>>,
     rotary: Option<Arc<Rotary>>,
+    #[cfg_attr(not(feature = "flex"), allow(dead_code))]
     seen: Arc<OnceLock<Vec<Vec<Range<usize>>>>>,
     tables: Arc<OnceLock<Tables<B>>>,
     hidden: Arc<OnceLock<Tensor<B, 4, Bool>>>,

@@ -23,6 +23,7 @@ pub struct HeadPass<B: Backend> {
     pub log_sum_exp: Tensor<B, 1>,
     /// `∂ log p / ∂h = W[target] - softmax(W h) W`, `[N, D]`, if asked for.
     pub dlogp_dh: Option<Tensor<B, 2>>,
+    #[cfg_attr(not(feature = "flex"), allow(dead_code))]
     pub(crate) kept: Arc<Vec<Tile>>,
 }
 
