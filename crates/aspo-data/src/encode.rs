@@ -243,6 +243,10 @@ impl Encoder {
             (template, _) => template.render(pair, names),
         };
         let ImageTokens::Sized(sized) = &self.images else { return Ok((rendered, None)) };
+        if !pair.images.is_empty() {
+            // A text that is no token would be spelled out, letter by letter.
+            self.tokenizer.image()?;
+        }
         let shapes = match shapes {
             Some(shapes) => shapes.to_vec(),
             None => {
@@ -253,7 +257,8 @@ impl Encoder {
         let mut parts = rendered.prompt.split(names.image.as_str());
         let mut prompt = parts.next().unwrap_or_default().to_owned();
         let mut spans = Vec::with_capacity(shapes.len());
-        for (part, shape) in parts.by_ref().zip(&shapes) {
+        // Shapes first: a part that has none is still there to be told of.
+        for (shape, part) in shapes.iter().zip(parts.by_ref()) {
             let start = prompt.len();
             prompt += &sized.text(shape, &names.image);
             spans.push(start..prompt.len());

@@ -10,12 +10,16 @@ use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 
 /// Files of a checkpoint's or adapter's folder, beside its weights, that decide what its model computes.
-const SIDE_FILES: [&str; 5] = [
+const SIDE_FILES: [&str; 9] = [
     "adapter_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
     "config.json",
+    "generation_config.json",
     "preprocessor_config.json",
     "processor_config.json",
     "tokenizer.json",
+    "tokenizer_config.json",
 ];
 
 /// SHA-256 of everything that the numbers of a run follow from, beside its options.

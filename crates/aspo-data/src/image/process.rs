@@ -1,7 +1,7 @@
 //! Resize, cut, crop or pad, normalise: what the image processors of CLIP, LLaVA, BLIP, Idefics3, SmolVLM, Qwen2-VL and
 //! LLaVA-OneVision do.
 
-use super::decode::{DecodeOptions, RgbImage};
+use super::decode::{DecodeOptions, MAX_DECODED_BYTES, RgbImage};
 use super::layout::{ImageShape, best_pinpoint, dynamic_size, first_size, second_size, within};
 use super::resample::{Axis, Filter, resample, resize};
 use crate::error::{Error, Result};
@@ -110,8 +110,8 @@ impl ImageProcessor {
             return refuse("size", self.size.to_string(), "use 1 to 4096 pixels");
         }
         let tiles = |[height, width]: [u32; 2]| {
-            let whole = |side: u32| side > 0 && side <= 65_536 && side.is_multiple_of(self.size);
-            whole(height) && whole(width)
+            let whole = |side: u32| side > 0 && side.is_multiple_of(self.size);
+            whole(height) && whole(width) && 3 * u64::from(height) * u64::from(width) <= MAX_DECODED_BYTES
         };
         match self.fit {
             Fit::Tiles { longest_edge: 0, .. } => {
@@ -128,7 +128,7 @@ impl ImageProcessor {
                 return refuse(
                     "image_grid_pinpoints",
                     format!("{:?}", self.pinpoints),
-                    "give heights and widths that are multiples of `size`",
+                    "give heights and widths that are multiples of `size`, of no more than 64 million pixels",
                 );
             }
             _ => {}
@@ -212,8 +212,10 @@ impl ImageProcessor {
         let shape = self.shape([image.height, image.width], alone)?;
         let [height, width] = shape.tile;
         let area = height as usize * width as usize;
+        // Sizes that are too large are refused here, before room is made for their values.
+        let tiles = self.tiles(image, &shape, alone)?;
         let mut values = Vec::with_capacity(shape.values());
-        for tile in self.tiles(image, &shape, alone)? {
+        for tile in tiles {
             for channel in 0..3 {
                 let (mean, std) = (self.mean[channel], self.std[channel]);
                 // transformers multiplies by 1/255 in f64, then goes on in f32.
