@@ -3,6 +3,7 @@
 
 mod attention;
 mod block;
+mod cat;
 mod cross;
 mod decode;
 mod head;
