@@ -14,7 +14,7 @@ use burn::tensor::backend::Backend;
 
 use crate::backend::OnBackend;
 use crate::card;
-use crate::checkpoint::is_instruct_blip;
+use crate::checkpoint::{is_instruct_blip, template};
 use crate::options::TrainArgs;
 use crate::progress::{Progress, decoding, show_example};
 use crate::report::{own_pictures, report};
@@ -105,6 +105,14 @@ impl<A: Around> OnBackend for Job<'_, A> {
             let told =
                 format!("option `template`: {found}, but {folder} is an InstructBLIP; use instruct_blip");
             return Err(told.into());
+        }
+        let template = self.config.template;
+        let own = self::template(folder).is_ok_and(|(own, _)| own == Template::Chat);
+        if own && template != Template::Chat {
+            let folder = folder.display();
+            note!(
+                "warning: template {template}, but {folder} was taught by a chat template of its own: `chat`"
+            );
         }
         on_architecture(folder.clone(), OnDevice::<B, A>(self, device))?
     }

@@ -87,6 +87,8 @@ fn whole_run(family: &str) {
     let fast = ["--learning-rate", "1e-2", "--per-device-train-batch-size", "2", "--set", "lora.r=4"];
     let told = run(&[&["plan"][..], &data, &fast].concat());
     assert!(told.contains("template chat (by chat_template.jinja)") && told.contains("3 steps"), "{told}");
+    let other = aspo(folder, &[&["plan"][..], &data, &fast, &["--template", "vicuna_v1"]].concat());
+    assert!(String::from_utf8_lossy(&other.stderr).contains("template vicuna_v1, but model was taught"));
     let told = run(&[&["train"][..], &data, &fast, &["--out", "run"]].concat());
     assert!(told.contains("trained 3 steps"), "{told}");
     assert!(folder.join("run/adapter/README.md").exists() && folder.join("run/report.html").exists());
