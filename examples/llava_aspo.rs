@@ -60,16 +60,17 @@ fn config(args: &mut TrainArgs) -> Result<TrainConfig, Failure> {
     let open = args.config.is_none() && !args.resume;
     if open && !other {
         args.config = Some(scenes);
-    } else if open && args.data.is_none() && args.images.is_none() {
+    } else if open && args.data.is_empty() && args.images.is_none() {
         // Enough to try a model out.
         let TrainConfig { data, images, .. } = TrainConfig::from_toml(&scenes)?;
-        say!("no --data: the committed pairs of drawn scenes are taken, {}", data.display());
-        (args.data, args.images) = (Some(data), Some(images));
+        say!("no --data: the committed pairs of drawn scenes are taken, {data}");
+        args.data = data.0.into_iter().map(|source| source.path).collect();
+        args.images = Some(images);
     }
     let mut config = args.base("llava_aspo")?;
     // The scenes world is where this program was built, whatever a checkpoint says.
-    for path in [&mut config.model, &mut config.data, &mut config.images].into_iter().chain(&mut config.clip)
-    {
+    let TrainConfig { model, data, images, clip, .. } = &mut config;
+    for path in [model, images].into_iter().chain(clip).chain(data.paths_mut()) {
         let text = path.to_string_lossy().replace('\\', "/");
         let found = text.split("examples/assets/").nth(1).map(|name| here("assets").join(name));
         if let (false, Some(found)) = (path.exists(), found.filter(|found| found.exists())) {

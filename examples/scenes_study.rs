@@ -14,9 +14,7 @@ use aspo_examples::measure::{HeldOut, Measured, measure};
 use aspo_examples::spread::{Spread, paired};
 use aspo_models::{Llava, LlavaConfig, ModelConfig, Pretrained};
 use aspo_scenes::{Split, write};
-use aspo_train::{
-    Data, MetricFile, MetricLine, Output, REFERENCE_FILE, Sight, TrainConfig, Trainer, read, score,
-};
+use aspo_train::{Data, MetricFile, MetricLine, Output, Sight, TrainConfig, Trainer, read, score};
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::backend::Backend;
@@ -167,7 +165,7 @@ impl OnBackend for Job {
 /// Refuses a folder that holds runs of other settings: their rows would stand in one table with these.
 fn same_study(args: &Args, config: &TrainConfig, data: &Data) -> Result<(), Failure> {
     let settings =
-        serde_json::json!({ "config": config, "data": data.hash, "eval_scenes": args.eval_scenes });
+        serde_json::json!({ "config": config, "data": data.pairs.hash(), "eval_scenes": args.eval_scenes });
     let path = args.out.join("study.json");
     match stored::<serde_json::Value>(&path)? {
         None => store(&path, &settings),
@@ -205,6 +203,8 @@ impl Study<'_> {
                     logging_steps: 1,
                     save_steps: 0,
                     precompute_ref_log_probs: Some(true),
+                    // The reference is the same in every run.
+                    cache_dir: Some(self.args.out.join("cache")),
                     output_dir: folder,
                     ..self.config.clone()
                 };
@@ -213,20 +213,11 @@ impl Study<'_> {
                     // Left by a study that was stopped: it has no outcome.
                     std::fs::remove_dir_all(&run.output_dir)?;
                 }
-                // The reference is the same in every run; its key is checked there.
-                let (shared, own) = (self.args.out.join(REFERENCE_FILE), run.output_dir.join(REFERENCE_FILE));
-                std::fs::create_dir_all(&run.output_dir)?;
-                if shared.exists() {
-                    std::fs::copy(&shared, &own)?;
-                }
                 let (base, _) =
                     Llava::<Autodiff<B>>::from_pretrained(&run.model, &run.load_options(), device)?;
                 let output = Output::open(&run, false)?;
                 let data = Arc::clone(self.data);
                 let done = Trainer::<B, _>::new(run.clone(), base, data, output, device.clone()).train()?;
-                if !shared.exists() {
-                    write_text(&shared, &std::fs::read_to_string(&own)?)?;
-                }
                 let scenes = held_out(self.args, self.world);
                 let measured = measure(&done.model.valid(), &self.data.encoder, scenes, device)?;
                 let outcome = outcome(measured, &MetricFile::read(&run.output_dir)?, done.steps);

@@ -1,14 +1,15 @@
 //! Makes preference pairs by SeVa's recipe from a model's own answers: clean picture against noised picture.
 //!
 //! `cargo run --example seva_pairs -- --count 20` tries it on drawn scenes; the committed pairs were made by
-//! `cargo run --release --example seva_pairs -- --batch 64 --out examples/assets`. `aspo pairs` asks about pictures of your own.
+//! `cargo run --release --example seva_pairs -- --batch 64 --out examples/assets`. With `--questions` and `--images` it asks about
+//! pictures of your own, as `aspo pairs` does.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use aspo_cli::Failure;
 use aspo_cli::backend::exit_on_error;
-use aspo_cli::pairs::{PairOptions, Questions, make};
+use aspo_cli::pairs::{PairOptions, Questions, asked, make};
 use aspo_data::Pair;
 use aspo_examples::pretrain::corpus::{INSTRUCTIONS, SHORT};
 use aspo_scenes::{Split, questions, write};
@@ -25,6 +26,12 @@ struct Args {
     /// Checkpoint folder of the answering model [default: the committed tiny LLaVA]
     #[arg(long)]
     model: Option<PathBuf>,
+    /// A file of LLaVA's instructions, of each of which the first question is asked [default: descriptions of drawn scenes]
+    #[arg(long, requires = "images")]
+    questions: Option<PathBuf>,
+    /// Folder that the image paths of --questions are relative to
+    #[arg(long, requires = "questions")]
+    images: Option<PathBuf>,
     /// Of each scene, also ask this many times whether some thing is there
     #[arg(long, default_value_t = 0)]
     presence: usize,
@@ -35,7 +42,11 @@ struct Args {
 fn main() -> ExitCode {
     let args = Args::parse();
     let model = args.model.unwrap_or(Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/llava"));
-    exit_on_error(make(&model, &args.options, |_| drawn(&args.options, args.presence)))
+    let options = &args.options;
+    exit_on_error(make(&model, options, |on_fault| match (&args.questions, args.images) {
+        (Some(questions), Some(images)) => asked(questions, images, options.count, on_fault),
+        _ => drawn(options, args.presence),
+    }))
 }
 
 /// Scenes of the split `pairs`; of each a description is asked for, and `presence` times whether some thing is there.

@@ -52,7 +52,7 @@ fn run(steps: usize) -> Vec<Reading> {
     std::fs::write(&data, serde_json::to_vec(&some).unwrap()).unwrap();
     let scenes = TrainConfig::from_toml(&root.join("examples/configs/scenes.toml")).unwrap();
     let config = TrainConfig {
-        data,
+        data: data.into(),
         output_dir: folder.path().join("out"),
         per_device_train_batch_size: 1,
         gradient_accumulation_steps: 2,

@@ -358,7 +358,7 @@ fn plan(size: Size, way: Way) -> Plan {
     let model = size.model();
     let pairs = size.pairs(&model);
     let device = Default::default();
-    Plan::new::<A, Llava<A>>(&size.config(way), &model, &pairs, &device).expect("a plan")
+    Plan::new::<A, Llava<A>>(&size.config(way), &model, &pairs.into(), &device).expect("a plan")
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

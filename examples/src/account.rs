@@ -98,7 +98,8 @@ pub fn pictures<B: Backend, M: VisionLanguageModel<B>>(
         }
         let images = ImageLoader::new(world, processor(&config.model, model.image_size())?)?;
         let mut features = VisionFeatures::new(images);
-        let rows: Vec<&EncodedPair> = data.pairs.iter().collect();
+        let pairs: Vec<EncodedPair> = data.pairs.iter().collect::<Result<_, _>>()?;
+        let rows: Vec<&EncodedPair> = pairs.iter().collect();
         let alpha = if config.clip.is_some() { config.alpha } else { 0.0 };
         let weighed = weigh(model, &rows, &mut features, alpha, encoder.tokenizer.pad(), device)?;
         for (&index, sentences) in told.iter().zip(weighed) {

@@ -45,7 +45,7 @@ pub fn train_and_ask<B: Backend, M: Policy<B>>(
 
     let config = TrainConfig {
         model: model.clone(),
-        data: assets.join("pairs.json"),
+        data: assets.join("pairs.json").into(),
         images: assets.join("scenes"),
         output_dir: out.join("run"),
         template: Template::LlavaHf,
@@ -76,7 +76,7 @@ pub fn train_and_ask<B: Backend, M: Policy<B>>(
     let done = trainer.with_callback(watch).train()?;
 
     let told = ask(&done.model.valid(), &config, &data, &device)?;
-    println!("\n{}\n{told}", data.pairs[0].id);
+    println!("\n{}\n{told}", data.pairs.get(0)?.id);
     let (base, _) = M::from_pretrained(&model, &LoadOptions::default(), &device)?;
     let (loaded, _) = load_adapter(base, &done.adapter)?;
     if ask(&loaded.valid(), &config, &data, &device)? != told {
@@ -93,7 +93,7 @@ fn ask<B: Backend, M: VisionLanguageModel<B>>(
     data: &Data,
     device: &B::Device,
 ) -> Result<String, Failure> {
-    let pair = &data.pairs[0];
+    let pair = &data.pairs.get(0)?;
     let loader = ImageLoader::new(&config.images, config.processor(&config.model, model.image_size())?)?;
     let features = model.vision_features(&[picture(&loader.pixels(&pair.images[0], true)?, device)])?;
     let prompt =

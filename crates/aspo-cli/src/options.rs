@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use aspo_data::{OnFault, Template};
+use aspo_data::{OnFault, Sources, Template};
 use aspo_train::{TrainConfig, check_paths, stored_config, user_cache};
 use clap::Parser;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -32,12 +32,15 @@ pub struct TrainArgs {
     /// Checkpoint folder of the CLIP that scores sentences; ASPO needs one unless --alpha is 0
     #[arg(long)]
     pub clip: Option<PathBuf>,
-    /// Preference pairs: a file, a folder of files, or a pattern such as 'train-*.parquet'
-    #[arg(long)]
-    pub data: Option<PathBuf>,
-    /// File of pairs held out from training
-    #[arg(long, alias = "eval_data")]
-    pub eval_data: Option<PathBuf>,
+    /// Preference pairs: files, folders of files, or patterns such as 'train-*.parquet'; mixtures are told in a config
+    #[arg(long, num_args = 1..)]
+    pub data: Vec<PathBuf>,
+    /// Files of pairs held out from training
+    #[arg(long, alias = "eval_data", num_args = 1..)]
+    pub eval_data: Vec<PathBuf>,
+    /// Share of the pairs to hold out, by their pictures, in place of --eval-data [default: 0]
+    #[arg(long, alias = "val_size")]
+    val_size: Option<f64>,
     /// Folder that image paths are relative to
     #[arg(long)]
     pub images: Option<PathBuf>,
@@ -157,7 +160,10 @@ impl TrainArgs {
             }
         }
         lay(&mut config.model, &self.model);
-        lay(&mut config.data, &self.data);
+        lay(&mut config.val_size, &self.val_size);
+        if let Some(data) = sources(&self.data) {
+            config.data = data;
+        }
         lay(&mut config.images, &self.images);
         lay(&mut config.template, &self.template);
         lay(&mut config.max_length, &self.max_length);
@@ -175,7 +181,7 @@ impl TrainArgs {
         config.tokenizer = self.tokenizer.clone().or(config.tokenizer);
         config.ref_model = self.ref_model.clone().or(config.ref_model);
         config.clip = self.clip.clone().or(config.clip);
-        config.eval_data = self.eval_data.clone().or(config.eval_data);
+        config.eval_data = sources(&self.eval_data).or(config.eval_data);
         if !self.loss_type.is_empty() {
             config.loss_type.clone_from(&self.loss_type);
         }
@@ -213,6 +219,10 @@ impl TrainArgs {
         aspo_train::check_devices(config, usize::from(self.devices))?;
         Ok(())
     }
+}
+
+fn sources(paths: &[PathBuf]) -> Option<Sources> {
+    (!paths.is_empty()).then(|| Sources(paths.iter().map(|path| path.as_path().into()).collect()))
 }
 
 /// The config with lines of its file laid over it.

@@ -135,10 +135,7 @@ pub struct Questions {
 /// As [`make`].
 pub fn run(args: &PairsArgs) -> Result<ExitCode, Failure> {
     let PairsArgs { model, questions, images, options } = args;
-    make(model, options, |on_fault| {
-        let (pairs, left_out) = asked(questions, options.count, on_fault)?;
-        Ok(Questions { images: images.clone(), pairs, left_out })
-    })
+    make(model, options, |on_fault| asked(questions, images.clone(), options.count, on_fault))
 }
 
 /// Asks `questions`, which are made once the options have been found sound.
@@ -337,8 +334,11 @@ fn sift(
     Ok(count - questions.len())
 }
 
-/// The first question of each of the first rows of a file of LLaVA's instructions, and how many rows were left out.
-fn asked(file: &Path, count: usize, on_fault: OnFault) -> Result<(Vec<Pair>, usize), Failure> {
+/// The first question of each of the first `count` rows of a file of LLaVA's instructions, whose pictures are in `images`.
+///
+/// # Errors
+/// A file that cannot be read, or holds no question; a faulty row, unless such are skipped.
+pub fn asked(file: &Path, images: PathBuf, count: usize, on_fault: OnFault) -> Result<Questions, Failure> {
     let (mut asked, mut left_out) = (Vec::new(), 0);
     for row in read_conversations(file)?.take(count) {
         match row {
@@ -354,6 +354,6 @@ fn asked(file: &Path, count: usize, on_fault: OnFault) -> Result<(Vec<Pair>, usi
         true => {
             Err(format!("option `questions`: {} holds no question that can be asked", file.display()).into())
         }
-        false => Ok((asked, left_out)),
+        false => Ok(Questions { images, pairs: asked, left_out }),
     }
 }

@@ -11,11 +11,11 @@ use crate::{Failure, out, say};
 /// # Errors
 /// A tokenizer without `<image>`.
 pub fn show_example(data: &Data, config: &TrainConfig) -> Result<(), Failure> {
-    let pair = &data.pairs[0];
+    let pair = &data.pairs.get(0)?;
     let image = data.encoder.tokenizer.image()?;
     let mut shown = pair.prompt_ids.clone();
     shown.dedup_by(|a, b| a == b && *a == image);
-    say!("one pair, {} of {}", pair.id, config.data.display());
+    say!("one pair, {} of {}", pair.id, config.data);
     say!("  prompt    {:?}", data.encoder.tokenizer.decode(&shown, false)?);
     let images: usize = pair.image_spans.iter().map(|span| span.len()).sum();
     say!(
@@ -46,7 +46,7 @@ pub fn decoding() -> impl FnMut(usize, usize) {
     move |done, of| {
         if last.elapsed() >= EVERY {
             last = std::time::Instant::now();
-            say!("{done} of {of} pictures can be decoded …");
+            say!("the pictures of {done} of {of} pairs can be decoded …");
         }
     }
 }

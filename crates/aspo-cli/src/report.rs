@@ -29,7 +29,7 @@ pub fn report(
     let fact = |name: &str, value: String| (name.to_owned(), value);
     let mut facts = vec![
         fact("model", config.model.display().to_string()),
-        fact("pairs", format!("{} in {}", plan.pairs, config.data.display())),
+        fact("pairs", format!("{} in {}", plan.pairs, config.data)),
         fact(
             "loss",
             format!(
@@ -89,8 +89,15 @@ pub fn own_pictures<B: Backend, M: VisionLanguageModel<B>>(
 ) -> Result<Vec<Picture>, Failure> {
     const SHOWN: usize = 12;
     let mut seen = HashSet::new();
-    let first = data.pairs.iter().filter(|pair| pair.images.first().is_some_and(|image| seen.insert(image)));
-    let pairs: Vec<&EncodedPair> = first.take(SHOWN).collect();
+    let mut pairs: Vec<EncodedPair> = Vec::new();
+    // Each about another picture; not looked for to the end of large data.
+    for pair in data.pairs.iter().take(100 * SHOWN) {
+        let pair = pair?;
+        if pairs.len() < SHOWN && pair.images.first().is_some_and(|image| seen.insert(image.key())) {
+            pairs.push(pair);
+        }
+    }
+    let pairs: Vec<&EncodedPair> = pairs.iter().collect();
     let images = ImageLoader::new(&config.images, config.processor(&config.model, trained.image_size())?)?;
     let mut pictures = Vec::with_capacity(pairs.len());
     for pair in &pairs {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use aspo_data::{EncodedPair, Template};
+use aspo_data::Template;
 use aspo_models::{Architecture, OnArchitecture, Pretrained, VisionLanguageModel, on_architecture};
 use aspo_train::{
     Data, Finished, Output, Plan, Policy, Report, Sight, TrainConfig, Trainer, human, peak_memory, read,
@@ -266,16 +266,15 @@ fn check_vocabulary(
     if own != image {
         return refuse(format!("its <image> is token {own}, the model's is {image}"));
     }
-    let ids = |pair: &EncodedPair| [&pair.prompt_ids[..], &pair.chosen.ids, &pair.rejected.ids].concat();
     let held_out = config.eval_data.as_ref().unwrap_or(&config.data);
-    let trained_on = data.pairs.iter().map(|pair| (pair, &config.data));
-    for (pair, file) in trained_on.chain(data.held_out.iter().map(|pair| (pair, held_out))) {
+    for (set, sources) in [(&data.pairs, &config.data), (&data.held_out, held_out)] {
         // The image token may lie outside the table: its row is never looked at.
-        if let Some(id) = ids(pair).into_iter().find(|&id| id as usize >= vocabulary && id as usize != image)
+        let highest = set.summary().highest;
+        if let Some((id, pair)) =
+            highest.iter().find(|(id, _)| *id as usize >= vocabulary && *id as usize != image)
         {
-            let (pair, file) = (&pair.id, file.display());
             return refuse(format!(
-                "pair {pair:?} of {file} has the token id {id}, but the model has {vocabulary}"
+                "pair {pair:?} of {sources} has the token id {id}, but the model has {vocabulary}"
             ));
         }
     }

@@ -4,9 +4,11 @@
 //! answer's tokens are those that start where the prompt ends or later. No string is searched for.
 
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use aspo_segment::SplitOptions;
+use serde::{Deserialize, Serialize};
 
 use crate::chat::ChatTemplate;
 use crate::error::{Error, PairFault, Result};
@@ -15,8 +17,11 @@ use crate::pair::{IMAGE_TAG, ImageSource, Pair};
 use crate::prompt::{Rendered, Template};
 use crate::tokenizer::{Tokenizer, Tokens};
 
+/// Changes whenever the same pair is encoded otherwise: what is kept of encoded pairs is keyed by it.
+const ENCODING_RULES: &str = "encoding 1";
+
 /// One answer of a pair, encoded.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct EncodedAnswer {
     /// Token ids, closed by the end token unless the answer was truncated. Never empty.
     pub ids: Vec<u32>,
@@ -61,10 +66,12 @@ impl EncodedAnswer {
 }
 
 /// A pair ready for batching. The sequence of a side is `prompt_ids` followed by that answer's `ids`.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct EncodedPair {
     /// [`Pair::id`].
     pub id: String,
+    /// The file and the row in it that the pair is of, where a file was read.
+    pub origin: Option<(PathBuf, usize)>,
     /// The pair's images.
     pub images: Vec<ImageSource>,
     /// Prompt, image tokens expanded, `<s>` included.
@@ -167,6 +174,23 @@ impl Encoder {
         Self { tokenizer, template, images, chat: None, max_length: Some(2048), split, instruction: None }
     }
 
+    /// A text that names everything that encoding follows from, but how many tokens a picture of a size has.
+    pub fn fingerprint(&self) -> String {
+        let Self { tokenizer, template, images, chat, max_length, split, instruction } = self;
+        let hash = |tokenizer: &Tokenizer| format!("{:x?}", tokenizer.content_hash());
+        let images = match images {
+            ImageTokens::Fixed(tokens) => tokens.to_string(),
+            ImageTokens::Sized(sized) => format!("{:?} tags {}", sized.images.processor(), sized.tags),
+        };
+        let chat = chat.as_ref().map(ChatTemplate::source);
+        let instruction = instruction.as_ref().map(hash);
+        format!(
+            "{ENCODING_RULES} {} {} {template} {images} {chat:?} {max_length:?} {split:?} {instruction:?}",
+            hash(tokenizer),
+            aspo_segment::VERSION
+        )
+    }
+
     /// Encodes one pair.
     ///
     /// # Errors
@@ -200,7 +224,16 @@ impl Encoder {
             return Err(Error::pair(&pair.id, PairFault::Equal));
         }
         let (id, images) = (pair.id.clone(), pair.images.clone());
-        Ok(EncodedPair { id, images, prompt_ids, image_spans, instruction_ids, chosen, rejected })
+        Ok(EncodedPair {
+            id,
+            origin: None,
+            images,
+            prompt_ids,
+            image_spans,
+            instruction_ids,
+            chosen,
+            rejected,
+        })
     }
 
     /// Prompt ids for generation, image tokens expanded: what [`Encoder::encode`] puts before the answer.

@@ -38,7 +38,8 @@
 //! | [`order`], [`batch`] | batches of like length with a cursor; the arrays of a step, stacked or packed |
 //! | [`noise`], [`seva`] | SeVa's noise and the making of pairs with it |
 //! | [`similarity`] | sentence-image cosines |
-//! | [`store`], [`files`] | values by content hash that survive a crash; safe paths and whole writes |
+//! | [`set`], [`records`] | encoded pairs by number, out of files that survive a crash, in memory that does not grow with them |
+//! | [`files`] | safe paths and whole writes |
 //!
 //! The feature `parquet` (on by default) reads and writes tables.
 //!
@@ -58,9 +59,10 @@ pub mod order;
 mod pair;
 pub mod prompt;
 pub mod read;
+pub mod records;
+pub mod set;
 pub mod seva;
 pub mod similarity;
-pub mod store;
 pub mod tokenizer;
 pub mod validate;
 pub mod write;
@@ -71,10 +73,11 @@ pub use encode::{EncodedAnswer, EncodedPair, Encoder, ImageTokens, SizedTokens};
 pub use error::{Error, FileFault, ImageFault, MAX_FAULTS_TOLD, OnFault, PairFault, Result, RowFault};
 pub use image::{Fit, ImageLoader, ImageProcessor, ImageShape, Pixels};
 pub use order::{Cursor, Order};
-pub use pair::{IMAGE_TAG, ImageBytes, ImageSource, Pair, Turn};
+pub use pair::{IMAGE_TAG, ImageBytes, ImagePlace, ImageSource, Pair, PlaceInFile, Turn};
 pub use prompt::Template;
-pub use read::{Dropped, Format, Pairs, read_pairs, read_pairs_as};
-pub use store::Store;
+pub use read::{Dropped, Format, Pairing, Pairs, Source, Sources, read_pairs, read_pairs_as, read_source};
+pub use records::Records;
+pub use set::PairSet;
 pub use tokenizer::{SpecialTokens, Tokenizer};
 
 /// The examples of the README compile and run too.

@@ -37,14 +37,17 @@ pub struct Cursor {
 /// ```
 #[derive(Debug, Clone)]
 pub struct Order {
-    lengths: Vec<usize>,
+    lengths: Vec<u32>,
     batch: usize,
     bucket: usize,
     seed: u64,
     fingerprint: String,
     epoch: u64,
     next: usize,
-    batches: Vec<Vec<usize>>,
+    /// The present epoch's pairs.
+    indices: Vec<u32>,
+    /// The order of its batches, each a stretch of `indices`.
+    batches: Vec<u32>,
 }
 
 impl Order {
@@ -67,16 +70,17 @@ impl Order {
         hash.update(seed.to_le_bytes());
         let fingerprint = format!("{:.32}", format!("{:x}", hash.finalize()));
         let mut order = Self {
-            lengths: lengths.to_vec(),
+            lengths: lengths.iter().map(|length| u32::try_from(*length).unwrap_or(u32::MAX)).collect(),
             batch,
             bucket,
             seed,
             fingerprint,
             epoch: 0,
             next: 0,
+            indices: Vec::new(),
             batches: Vec::new(),
         };
-        order.batches = order.epoch_batches(0);
+        order.begin(0);
         Ok(order)
     }
 
@@ -93,12 +97,13 @@ impl Order {
     /// Indices of the next batch's pairs.
     pub fn next_batch(&mut self) -> Vec<usize> {
         if self.next == self.batches.len() {
-            self.epoch += 1;
             self.next = 0;
-            self.batches = self.epoch_batches(self.epoch);
+            self.begin(self.epoch + 1);
         }
         self.next += 1;
-        self.batches[self.next - 1].clone()
+        let start = self.batches[self.next - 1] as usize * self.batch;
+        let end = self.indices.len().min(start + self.batch);
+        self.indices[start..end].iter().map(|index| *index as usize).collect()
     }
 
     /// Where the next batch lies.
@@ -123,27 +128,39 @@ impl Order {
                 "resume with the same data, max_length, batch size, bucket and seed as the stored run";
             return Err(Error::Option { name: "cursor", found, remedy });
         }
-        self.batches = self.epoch_batches(cursor.epoch);
-        (self.epoch, self.next) = (cursor.epoch, cursor.batch);
+        self.begin(cursor.epoch);
+        self.next = cursor.batch;
         Ok(())
     }
 
-    fn epoch_batches(&self, epoch: u64) -> Vec<Vec<usize>> {
-        let mut key = Sha256::new();
-        key.update(self.seed.to_le_bytes());
-        key.update(epoch.to_le_bytes());
-        let mut random = ChaCha8Rng::from_seed(key.finalize().into());
-        let mut indices: Vec<usize> = (0..self.lengths.len()).collect();
-        shuffle(&mut indices, &mut random);
+    /// Lays out an epoch.
+    fn begin(&mut self, epoch: u64) {
+        let mut random = random(self.seed, epoch);
+        self.indices = (0..self.lengths.len() as u32).collect();
+        shuffle(&mut self.indices, &mut random);
         if self.bucket > 1 {
-            for stretch in indices.chunks_mut(self.bucket.saturating_mul(self.batch)) {
-                stretch.sort_by_key(|index| self.lengths[*index]);
+            for stretch in self.indices.chunks_mut(self.bucket.saturating_mul(self.batch)) {
+                stretch.sort_by_key(|index| self.lengths[*index as usize]);
             }
         }
-        let mut batches: Vec<Vec<usize>> = indices.chunks(self.batch).map(<[usize]>::to_vec).collect();
-        shuffle(&mut batches, &mut random);
-        batches
+        self.batches = (0..self.indices.len().div_ceil(self.batch) as u32).collect();
+        shuffle(&mut self.batches, &mut random);
+        self.epoch = epoch;
     }
+}
+
+/// The numbers below `count` in an order that follows from the seed.
+pub fn permutation(count: usize, seed: u64) -> Vec<usize> {
+    let mut numbers: Vec<usize> = (0..count).collect();
+    shuffle(&mut numbers, &mut random(seed, u64::MAX));
+    numbers
+}
+
+fn random(seed: u64, epoch: u64) -> ChaCha8Rng {
+    let mut key = Sha256::new();
+    key.update(seed.to_le_bytes());
+    key.update(epoch.to_le_bytes());
+    ChaCha8Rng::from_seed(key.finalize().into())
 }
 
 /// Fisher and Yates from the front: each value changes places with one of those up to it.

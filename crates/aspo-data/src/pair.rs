@@ -2,20 +2,65 @@
 
 use std::hash::{Hash, Hasher};
 use std::ops::Deref;
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 /// Marks the place of a picture in a question.
 pub const IMAGE_TAG: &str = "<image>";
 
 /// Where the picture of a pair is.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ImageSource {
     /// A path relative to the image folder, or one inside it ([`crate::files::resolve`] refuses any that leaves it).
     Path(String),
     /// The encoded file itself (PNG, JPEG, …), as parquet tables carry it.
     Bytes(ImageBytes),
+    /// A place within a file, from which the encoded picture is read when it is looked at.
+    Place(ImagePlace),
+}
+
+/// An encoded picture within a file, and the hash by which it is known.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ImagePlace {
+    /// The file.
+    pub file: PathBuf,
+    /// Where in it.
+    pub at: PlaceInFile,
+    /// SHA-256 of the picture's bytes.
+    pub digest: [u8; 32],
+}
+
+/// Where in a file an encoded picture is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PlaceInFile {
+    /// In a column of a parquet table.
+    Table {
+        /// The column.
+        column: String,
+        /// The row, from 0.
+        row: u64,
+        /// Which of the row's pictures with bytes, from 0.
+        nth: u32,
+    },
+    /// A record of [`Records`](crate::records::Records).
+    Record(u64),
+}
+
+impl PartialEq for ImagePlace {
+    fn eq(&self, other: &Self) -> bool {
+        self.digest == other.digest
+    }
+}
+
+impl Eq for ImagePlace {}
+
+impl Hash for ImagePlace {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.digest.hash(state);
+    }
 }
 
 /// An encoded picture in memory, and the hash by which it is known.
@@ -23,6 +68,8 @@ pub enum ImageSource {
 pub struct ImageBytes {
     bytes: Arc<[u8]>,
     digest: [u8; 32],
+    /// Where they were read from, if they can be read from there again.
+    place: Option<Box<(PathBuf, PlaceInFile)>>,
 }
 
 impl ImageBytes {
@@ -30,11 +77,35 @@ impl ImageBytes {
     pub fn digest(&self) -> &[u8; 32] {
         &self.digest
     }
+
+    /// The same, known to be in a file.
+    pub fn at(mut self, file: PathBuf, at: PlaceInFile) -> Self {
+        self.place = Some(Box::new((file, at)));
+        self
+    }
+
+    /// Where they were read from, if they can be read from there again.
+    pub fn place(&self) -> Option<ImagePlace> {
+        let (file, at) = (**self.place.as_ref()?).clone();
+        Some(ImagePlace { file, at, digest: self.digest })
+    }
 }
 
 impl From<Vec<u8>> for ImageBytes {
     fn from(bytes: Vec<u8>) -> Self {
-        Self { digest: Sha256::digest(&bytes).into(), bytes: bytes.into() }
+        Self { digest: Sha256::digest(&bytes).into(), bytes: bytes.into(), place: None }
+    }
+}
+
+impl Serialize for ImageBytes {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.bytes)
+    }
+}
+
+impl<'de> Deserialize<'de> for ImageBytes {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Vec::<u8>::deserialize(deserializer).map(Self::from)
     }
 }
 
@@ -71,9 +142,9 @@ impl ImageSource {
     pub fn key(&self) -> String {
         match self {
             Self::Path(path) => path.clone(),
-            Self::Bytes(bytes) => {
+            Self::Bytes(ImageBytes { digest, .. }) | Self::Place(ImagePlace { digest, .. }) => {
                 let hex = |byte: &u8| format!("{byte:02x}");
-                format!("sha256:{}", bytes.digest().iter().map(hex).collect::<String>())
+                format!("sha256:{}", digest.iter().map(hex).collect::<String>())
             }
         }
     }

@@ -3,17 +3,20 @@
 //! CLIP's text tower ends at 77 tokens. A longer sentence is cut into as few windows as possible of nearly equal length,
 //! each closed by the tower's own start and end tokens, and scored by the mean of their cosines (C); such sentences are
 //! counted, never silently cut. About several images, a sentence has the largest of its scores: it may be about any one of
-//! them (C). Scores are kept by the content of image and sentence, the model, and how either is brought before it.
+//! them (C). Scores of a whole set are kept in a file of records, by the set, its pictures, the model, and how either is
+//! brought before it.
 
 use std::collections::HashMap;
+use std::path::Path;
 
-use sha2::{Digest, Sha256};
+use serde::{Deserialize, Serialize};
 
 use crate::encode::EncodedPair;
 use crate::error::{Error, Result};
 use crate::image::ImageLoader;
 use crate::pair::ImageSource;
-use crate::store::{Key, Store};
+use crate::records::{Records, key_of};
+use crate::set::{PairSet, Scores, from_bytes, to_bytes};
 use crate::tokenizer::Tokenizer;
 
 /// Positions of CLIP's text tower.
@@ -37,11 +40,11 @@ pub struct Scorer<'a> {
 }
 
 /// What scoring did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SimilarityReport {
     /// Sentences scored; one about several images counts for each.
     pub sentences: usize,
-    /// Of these, taken from the cache (or the same sentence about the same image).
+    /// Of these, taken from the file (or the same sentence about the same image).
     pub cached: usize,
     /// Sentences longer than one window.
     pub windowed: usize,
@@ -49,8 +52,25 @@ pub struct SimilarityReport {
     pub images: usize,
 }
 
+impl SimilarityReport {
+    /// Adds what was done for other pairs.
+    pub fn add(&mut self, other: Self) {
+        self.sentences += other.sentences;
+        self.cached += other.cached;
+        self.windowed += other.windowed;
+        self.images += other.images;
+    }
+}
+
 /// Embeds a batch: one vector for each input.
 pub type Embed<'f, T> = dyn FnMut(&[T]) -> std::result::Result<Vec<Vec<f32>>, String> + 'f;
+
+/// Vectors of images that were embedded, by content: pairs about one image need not stand together.
+#[derive(Debug, Default)]
+pub struct ImageVectors(HashMap<[u8; 32], Vec<f32>>);
+
+/// Most vectors that are kept.
+const KEPT_VECTORS: usize = 4096;
 
 /// A sentence of a pair that waits for its score.
 struct Slot {
@@ -58,14 +78,77 @@ struct Slot {
     rejected: bool,
     sentence: usize,
     image: usize,
-    key: Key,
+    text: String,
+}
+
+impl Slot {
+    fn key(&self) -> (usize, &str) {
+        (self.image, &self.text)
+    }
 }
 
 impl Scorer<'_> {
+    /// A set with the scores of its sentences, which are read from, or made in, a file of this folder; `pictures` is a hash of
+    /// what is in the set's images. Without a folder the pairs are held in memory.
+    ///
+    /// # Errors
+    /// As [`score`](Self::score); [`Error::Io`].
+    pub fn score_set(
+        &self,
+        set: &PairSet,
+        kept: Option<(&Path, &str)>,
+        embed_images: &mut Embed<'_, Vec<f32>>,
+        embed_texts: &mut Embed<'_, Vec<u32>>,
+    ) -> Result<(PairSet, SimilarityReport)> {
+        let mut vectors = ImageVectors::default();
+        let Some((folder, pictures)) = kept else {
+            let mut pairs = set.iter().collect::<Result<Vec<_>>>()?;
+            let report = self.score(&mut pairs, &mut vectors, embed_images, embed_texts)?;
+            return Ok((pairs.into(), report));
+        };
+        let key = key_of(&format!(
+            "similarity 3 {} {:x?} {} {} {} {} {pictures}",
+            self.model,
+            self.tokenizer.content_hash(),
+            self.images.processor().rules(),
+            self.window,
+            self.rejected,
+            set.hash()
+        ));
+        let path = folder.join(format!("similarity-{key:.16}.records"));
+        let mut made = None;
+        let records = Records::open_or(&path, &key, |writer| {
+            let mut report = SimilarityReport::default();
+            // A few hundred pairs at a time: memory does not grow with the data.
+            while writer.len() < set.len() {
+                let next = writer.len()..set.len().min(writer.len() + 4 * self.batch);
+                let mut pairs = set.get_all(next)?;
+                let part = self.score(&mut pairs, &mut vectors, embed_images, embed_texts)?;
+                report.add(part);
+                for pair in pairs {
+                    let scores =
+                        Scores { chosen: pair.chosen.similarity, rejected: pair.rejected.similarity };
+                    writer.push(0, &to_bytes(&scores))?;
+                }
+                writer.sync()?;
+            }
+            made = Some(report);
+            Ok::<_, Error>(to_bytes(&report))
+        })?;
+        let report = match made {
+            Some(report) => report,
+            None => {
+                let report: SimilarityReport = from_bytes(&records, records.note())?;
+                SimilarityReport { cached: report.sentences, images: 0, ..report }
+            }
+        };
+        Ok((set.clone().with_scores(records), report))
+    }
+
     /// Fills `similarity` of the answers of every pair that has an image; of several images the best-fitting one counts.
     ///
     /// `embed_images` gets preprocessed pixels, `embed_texts` token ids with start and end token; their vectors need not
-    /// be normalised. Images are embedded only where none of the `stores` has a score; all of them have it afterwards.
+    /// be normalised. Images that are in `vectors` are not embedded again.
     ///
     /// # Errors
     /// [`Error::Image`] for an image that cannot be loaded; [`Error::Callback`] when an embedding fails, has the wrong
@@ -73,7 +156,7 @@ impl Scorer<'_> {
     pub fn score(
         &self,
         pairs: &mut [EncodedPair],
-        stores: &mut [Store],
+        vectors: &mut ImageVectors,
         embed_images: &mut Embed<'_, Vec<f32>>,
         embed_texts: &mut Embed<'_, Vec<u32>>,
     ) -> Result<SimilarityReport> {
@@ -81,10 +164,8 @@ impl Scorer<'_> {
             return Err(Error::Option { name: "batch", found: "0".to_owned(), remedy: "use 1 or more" });
         }
         let mut report = SimilarityReport::default();
-        // A few hundred pairs at a time: memory does not grow with the data.
         for chunk in pairs.chunks_mut(4 * self.batch) {
-            self.score_chunk(chunk, stores, embed_images, embed_texts, &mut report)?;
-            stores.iter_mut().try_for_each(Store::sync)?;
+            self.score_chunk(chunk, vectors, embed_images, embed_texts, &mut report)?;
         }
         Ok(report)
     }
@@ -92,35 +173,23 @@ impl Scorer<'_> {
     fn score_chunk(
         &self,
         pairs: &mut [EncodedPair],
-        stores: &mut [Store],
+        vectors: &mut ImageVectors,
         embed_images: &mut Embed<'_, Vec<f32>>,
         embed_texts: &mut Embed<'_, Vec<u32>>,
         report: &mut SimilarityReport,
     ) -> Result<()> {
-        let (slots, images) = self.slots(pairs)?;
+        let (slots, images, hashes) = self.slots(pairs)?;
         report.sentences += slots.len();
-        let mut scores: HashMap<Key, f32> = HashMap::new();
+        let mut scores: HashMap<(usize, &str), f32> = HashMap::new();
         let mut missing: Vec<&Slot> = Vec::new();
         for slot in &slots {
-            if scores.contains_key(&slot.key) {
-                report.cached += 1;
-                continue;
-            }
-            let stored = stores.iter().find_map(|store| store.get(&slot.key)?.try_into().ok());
-            match stored.map(f32::from_le_bytes) {
-                Some(score) => {
-                    scores.insert(slot.key, score);
-                    keep(stores, &slot.key, score)?;
-                    report.cached += 1;
-                }
-                None => {
-                    // NaN marks a score that is on its way: the sentence may come twice.
-                    scores.insert(slot.key, f32::NAN);
-                    missing.push(slot);
-                }
+            // The same sentence about the same image may come twice.
+            match scores.insert(slot.key(), f32::NAN) {
+                Some(_) => report.cached += 1,
+                None => missing.push(slot),
             }
         }
-        let image_vectors = self.embed_images(&images, &missing, embed_images, report)?;
+        self.embed_images(&images, &hashes, vectors, embed_images, report)?;
         let (windows, counts) = self.windows(pairs, &missing, report)?;
         let mut text_vectors = Vec::with_capacity(windows.len());
         for batch in windows.chunks(self.batch) {
@@ -128,11 +197,10 @@ impl Scorer<'_> {
         }
         let mut texts = text_vectors.iter();
         for (slot, count) in missing.iter().zip(counts) {
-            let image = &image_vectors[&slot.image];
+            let image = &vectors.0[&hashes[slot.image]];
             let sum = texts.by_ref().take(count).map(|text| cosine(text, image)).sum::<Result<f64>>()?;
             let score = (sum / count as f64) as f32;
-            scores.insert(slot.key, score);
-            keep(stores, &slot.key, score)?;
+            scores.insert(slot.key(), score);
         }
         for pair in pairs.iter_mut().filter(|pair| !pair.images.is_empty()) {
             pair.chosen.similarity.clear();
@@ -141,7 +209,7 @@ impl Scorer<'_> {
         for slot in &slots {
             let pair = &mut pairs[slot.pair];
             let answer = if slot.rejected { &mut pair.rejected } else { &mut pair.chosen };
-            let score = scores[&slot.key];
+            let score = scores[&slot.key()];
             match answer.similarity.get_mut(slot.sentence) {
                 Some(best) => *best = best.max(score),
                 None => answer.similarity.push(score),
@@ -150,7 +218,8 @@ impl Scorer<'_> {
         Ok(())
     }
 
-    fn slots(&self, pairs: &[EncodedPair]) -> Result<(Vec<Slot>, Vec<ImageSource>)> {
+    /// The sentences, the images that they are about, and a hash of each.
+    fn slots(&self, pairs: &[EncodedPair]) -> Result<(Vec<Slot>, Vec<ImageSource>, Vec<[u8; 32]>)> {
         let mut images: Vec<ImageSource> = Vec::new();
         let mut hashes = Vec::new();
         let mut known: HashMap<&ImageSource, usize> = HashMap::new();
@@ -176,49 +245,35 @@ impl Scorer<'_> {
                         continue;
                     }
                     for (sentence, text) in answer.sentence_texts().enumerate() {
-                        let key = self.key(&hashes[image], text.trim());
-                        slots.push(Slot { pair: index, rejected, sentence, image, key });
+                        let text = text.trim().to_owned();
+                        slots.push(Slot { pair: index, rejected, sentence, image, text });
                     }
                 }
             }
         }
-        Ok((slots, images))
-    }
-
-    fn key(&self, image: &[u8; 32], sentence: &str) -> Key {
-        let processor = format!("{} {}", self.images.processor().rules(), self.window);
-        Sha256::new()
-            .chain_update("aspo-data similarity 2")
-            .chain_update((self.model.len() as u64).to_le_bytes())
-            .chain_update(&self.model)
-            .chain_update(self.tokenizer.content_hash())
-            .chain_update((processor.len() as u64).to_le_bytes())
-            .chain_update(processor)
-            .chain_update(image)
-            .chain_update(sentence)
-            .finalize()
-            .into()
+        Ok((slots, images, hashes))
     }
 
     fn embed_images(
         &self,
         images: &[ImageSource],
-        missing: &[&Slot],
+        hashes: &[[u8; 32]],
+        ImageVectors(vectors): &mut ImageVectors,
         embed: &mut Embed<'_, Vec<f32>>,
         report: &mut SimilarityReport,
-    ) -> Result<HashMap<usize, Vec<f32>>> {
-        let mut wanted: Vec<usize> = missing.iter().map(|slot| slot.image).collect();
-        wanted.sort_unstable();
-        wanted.dedup();
-        let mut vectors = HashMap::new();
+    ) -> Result<()> {
+        if vectors.len() > KEPT_VECTORS {
+            vectors.retain(|hash, _| hashes.contains(hash));
+        }
+        let wanted: Vec<usize> = (0..images.len()).filter(|&at| !vectors.contains_key(&hashes[at])).collect();
         for batch in wanted.chunks(self.batch) {
             let sources: Vec<ImageSource> = batch.iter().map(|image| images[*image].clone()).collect();
             let pixels = self.images.load_all(&sources).into_iter().collect::<Result<Vec<_>>>()?;
             let embedded = checked("image embedding", embed(&pixels), batch.len())?;
-            vectors.extend(batch.iter().copied().zip(embedded));
+            vectors.extend(batch.iter().map(|&image| hashes[image]).zip(embedded));
         }
         report.images += wanted.len();
-        Ok(vectors)
+        Ok(())
     }
 
     /// The windows of all sentences one after another, and how many each has.
@@ -274,10 +329,6 @@ pub fn text_windows(tokenizer: &Tokenizer, text: &str, window: usize) -> Result<
             [before, part, after].concat()
         })
         .collect())
-}
-
-fn keep(stores: &mut [Store], key: &Key, score: f32) -> Result<()> {
-    stores.iter_mut().try_for_each(|store| store.put(key, &score.to_le_bytes()))
 }
 
 fn checked(

@@ -72,6 +72,9 @@
 //! decides there, from what `look`, `marker`, `abbreviation` (with the lists in `words`) and `chars` see. `align` gives
 //! tokens to sentences.
 
+/// Changes whenever a text may be split otherwise: what is kept of split texts is keyed by it.
+pub const VERSION: u32 = 1;
+
 mod abbreviation;
 mod align;
 mod answer;

@@ -1,17 +1,17 @@
 //! What became of the rows of a run's files.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
-use aspo_data::{EncodedPair, OnFault};
-use serde::Serialize;
+use aspo_data::{EncodedPair, OnFault, Sources};
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
 /// Faults that are spelled out; those beyond are counted.
 const TOLD: usize = 5;
 /// What became of the rows of `data` and `eval_data`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Account {
     /// Rows read.
     pub rows: usize,
@@ -21,6 +21,8 @@ pub struct Account {
     pub equal: usize,
     /// Questions of HA-DPO that its model had answered correctly; HA-DPO leaves them out as well.
     pub correct: usize,
+    /// Rows of several answers whose scores are not far enough apart.
+    pub tied: usize,
     /// Left out for another fault of the row or its picture (`on_fault = "skip"`).
     pub faulty: usize,
     /// The first of these faults, in words.
@@ -49,6 +51,7 @@ impl Account {
         );
         left_out(self.equal, "chosen and rejected are the same text");
         left_out(self.correct, "questions that the model had answered correctly");
+        left_out(self.tied, "no two of their answers have scores far enough apart");
         left_out(self.faulty, "faulty rows or pictures");
         lines.extend(self.faults.iter().map(|fault| format!("  {fault}")));
         if self.faulty > self.faults.len() && !self.faults.is_empty() {
@@ -79,30 +82,52 @@ impl Account {
         Ok(())
     }
 
-    pub(crate) fn count_cut(&mut self, pairs: &[EncodedPair]) {
-        self.cut_chosen += pairs.iter().filter(|pair| pair.chosen.truncated).count();
-        self.cut_rejected += pairs.iter().filter(|pair| pair.rejected.truncated).count();
+    pub(crate) fn count_cut(&mut self, pair: &EncodedPair) {
+        self.cut_chosen += usize::from(pair.chosen.truncated);
+        self.cut_rejected += usize::from(pair.rejected.truncated);
+    }
+
+    /// Takes back what a pair counted that is left out after all.
+    pub(crate) fn discount_cut(&mut self, pair: &EncodedPair) {
+        self.cut_chosen = self.cut_chosen.saturating_sub(usize::from(pair.chosen.truncated));
+        self.cut_rejected = self.cut_rejected.saturating_sub(usize::from(pair.rejected.truncated));
+    }
+
+    /// Adds what became of other rows.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.rows += other.rows;
+        self.no_room += other.no_room;
+        self.equal += other.equal;
+        self.correct += other.correct;
+        self.tied += other.tied;
+        self.faulty += other.faulty;
+        self.faults.extend(other.faults);
+        self.faults.truncate(TOLD);
+        self.cut_chosen += other.cut_chosen;
+        self.cut_rejected += other.cut_rejected;
+        self.unread.extend(other.unread);
     }
 }
 
-/// Refuses a file of which no pair is left.
+/// Refuses sources of which no pair is left.
 pub(crate) fn none_left(
     option: &'static str,
-    file: &Path,
-    pairs: &[EncodedPair],
+    sources: &Sources,
+    left: usize,
     account: &Account,
 ) -> Result<()> {
-    if !pairs.is_empty() {
+    if left > 0 {
         return Ok(());
     }
     let why = [
         (account.no_room, "leave no room"),
         (account.equal, "equal"),
         (account.correct, "answered correctly"),
+        (account.tied, "tied"),
         (account.faulty, "faulty"),
     ];
     let why: Vec<String> =
         why.iter().filter(|(count, _)| *count > 0).map(|(count, why)| format!("{count} {why}")).collect();
-    let found = format!("{} holds no pair that can be used ({})", file.display(), why.join(", "));
+    let found = format!("{sources} holds no pair that can be used ({})", why.join(", "));
     Err(Error::option(option, found, "give pairs, or a larger max_length"))
 }

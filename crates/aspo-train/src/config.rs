@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use aspo_data::{OnFault, Template};
+use aspo_data::{OnFault, Sources, Template};
 use aspo_loss::{FDivergence, LossType, Objective, RewardScaling, Weigh};
 use aspo_models::lora::LoraConfig;
 use aspo_models::{LoadOptions, Precision};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::{Error, Result};
+use crate::mix::MixStrategy;
 use crate::schedule::Schedule;
 use crate::tidy::tidy;
 
@@ -25,18 +26,26 @@ pub struct TrainConfig {
     pub ref_model: Option<PathBuf>,
     /// Folder of the CLIP that scores sentences, with its `tokenizer.json`; needed by ASPO unless `alpha` is 0.
     pub clip: Option<PathBuf>,
-    /// The pairs, in any format that `aspo-data` reads: a file, a folder of files, or a pattern (`train-*-of-*.parquet`); gzip and zstd
-    /// too.
-    pub data: PathBuf,
-    /// Pairs held out from training, in the same formats, their pictures in `images` too: every `eval_steps` their loss and
+    /// The pairs, in any format that `aspo-data` reads: a file, a folder of files, or a pattern (`train-*-of-*.parquet`), gzip and
+    /// zstd too; or a list of them, or of tables ([`Source`](aspo_data::Source)) that also say `columns`, `format`, `weight`,
+    /// `pairing`, `min_margin`.
+    pub data: Sources,
+    /// How several sources become one set: `concat` (default), or by their weights `interleave_under` (until one is used up) or
+    /// `interleave_over` (until all are).
+    pub mix_strategy: MixStrategy,
+    /// Pairs held out from training, given as `data` is, their pictures in `images` too: every `eval_steps` their loss and
     /// rewards are told under `eval_`.
-    pub eval_data: Option<PathBuf>,
+    pub eval_data: Option<Sources>,
+    /// Share of the pairs to hold out in place of `eval_data`, 0 to below 1: by a hash of their picture, so that pairs about one
+    /// picture stay together, and the same ones are held out in every run. Default 0.
+    pub val_size: f64,
     /// Folder that the pairs' image paths are relative to.
     pub images: PathBuf,
     /// Where checkpoints, metrics, adapter and report go.
     pub output_dir: PathBuf,
-    /// Where scores of sentences are kept from run to run, by content; left out, nowhere but in `output_dir`. Programs give it
-    /// [`user_cache`](crate::user_cache).
+    /// Where encoded pairs, scores of sentences and the reference's log-probabilities are kept from run to run, by what they
+    /// follow from; it may be deleted at any time. Left out, pairs are held in memory, and the others are kept in `output_dir`.
+    /// Programs give it [`user_cache`](crate::user_cache).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_dir: Option<PathBuf>,
     /// How prompts are written; default `vicuna_v1`, SeVa's. Checkpoints of `llava-hf` were made for `llava_hf`; `chat` is the
@@ -190,8 +199,10 @@ impl Default for TrainConfig {
             tokenizer: None,
             ref_model: None,
             clip: None,
-            data: PathBuf::new(),
+            data: Sources::default(),
+            mix_strategy: MixStrategy::default(),
             eval_data: None,
+            val_size: 0.0,
             images: PathBuf::new(),
             output_dir: PathBuf::new(),
             cache_dir: None,
@@ -265,10 +276,12 @@ impl TrainConfig {
 
     /// The paths that a run reads from, those that are given.
     pub(crate) fn inputs_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
-        let optional = [&mut self.tokenizer, &mut self.ref_model, &mut self.clip, &mut self.eval_data];
-        [&mut self.model, &mut self.data, &mut self.images]
+        let optional = [&mut self.tokenizer, &mut self.ref_model, &mut self.clip];
+        [&mut self.model, &mut self.images]
             .into_iter()
             .chain(optional.into_iter().flatten())
+            .chain(self.data.paths_mut())
+            .chain(self.eval_data.iter_mut().flat_map(Sources::paths_mut))
             .filter(|path| !path.as_os_str().is_empty())
     }
 
@@ -375,6 +388,44 @@ impl TrainConfig {
         Ok(())
     }
 
+    fn validate_sources(&self) -> Result<()> {
+        if let (Some(sources), 0) = (&self.eval_data, self.eval_steps) {
+            let found = format!("{sources}, but eval_steps is 0");
+            return Err(Error::option("eval_data", found, "set eval_steps, or leave it out"));
+        }
+        if !(0.0..1.0).contains(&self.val_size) {
+            return Err(Error::option("val_size", self.val_size, "use 0 or more, below 1"));
+        }
+        if self.val_size > 0.0 && self.eval_steps == 0 {
+            let found = format!("{}, but eval_steps is 0", self.val_size);
+            return Err(Error::option("val_size", found, "set eval_steps, or leave it out"));
+        }
+        if self.val_size > 0.0 && self.eval_data.is_some() {
+            return Err(Error::option("val_size", "given beside eval_data", "give one of them"));
+        }
+        for source in self.data.0.iter().chain(self.eval_data.iter().flat_map(|sources| &sources.0)) {
+            let at = |found: String| format!("{}: {found}", source.path.display());
+            match source.weight {
+                Some(weight) if !(weight > 0.0 && weight.is_finite()) => {
+                    let found = at(format!("weight {weight}"));
+                    return Err(Error::option("data", found, "use a number above 0"));
+                }
+                Some(weight) if self.mix_strategy == MixStrategy::Concat => {
+                    let found = at(format!("weight {weight}, but mix_strategy is concat"));
+                    let remedy =
+                        "set mix_strategy to interleave_under or interleave_over, or leave the weight out";
+                    return Err(Error::option("data", found, remedy));
+                }
+                _ => {}
+            }
+            if !(source.min_margin >= 0.0 && source.min_margin.is_finite()) {
+                let found = at(format!("min_margin {}", source.min_margin));
+                return Err(Error::option("data", found, "use 0 or more"));
+            }
+        }
+        Ok(())
+    }
+
     /// How the model is loaded: in the precision of `bf16`.
     pub fn load_options(&self) -> LoadOptions {
         let precision = if self.bf16 { Precision::Bf16 } else { Precision::F32 };
@@ -460,10 +511,7 @@ impl TrainConfig {
             let found = "with lora.lora_dropout above 0, whose second run would draw another mask";
             return Err(Error::option("gradient_checkpointing", found, "set one of them to 0 or false"));
         }
-        if let (Some(file), 0) = (&self.eval_data, self.eval_steps) {
-            let found = format!("{}, but eval_steps is 0", file.display());
-            return Err(Error::option("eval_data", found, "set eval_steps, or leave it out"));
-        }
+        self.validate_sources()?;
         if !objective.needs_reference() {
             let remedy = "leave it out: this loss has no reference";
             if self.precompute_ref_log_probs == Some(true) {

@@ -95,12 +95,16 @@ impl Output {
     /// # Errors
     /// That, and data whose pictures were not looked at.
     pub fn accept(&self, config: &TrainConfig, data: &Data) -> Result<Option<String>> {
-        let Some(pictures) = &data.pictures else {
+        let Some([pictures, _]) = &data.pictures else {
             let remedy = "call `Data::decode_pictures` first";
             return Err(Error::option("data", "pictures that nobody has looked at", remedy));
         };
         let Some((path, state)) = &self.checkpoint else { return Ok(None) };
-        let ours = Inputs { pairs: data.hash.clone(), pictures: pictures.clone(), ..state.inputs.clone() };
+        let ours = Inputs {
+            pairs: data.pairs.hash().to_owned(),
+            pictures: pictures.clone(),
+            ..state.inputs.clone()
+        };
         same_inputs(&ours, path, &state.inputs)?;
         let (old, new) = (state.config.total_steps(data.pairs.len()), config.total_steps(data.pairs.len()));
         Ok((old != new).then(|| {
@@ -128,8 +132,8 @@ impl Output {
             return Ok((Some(path.clone()), TrainerState { config: config.absolute()?, ..state.clone() }));
         }
         let models = self.inputs.clone().map_or_else(|| Inputs::of_models(config), Ok)?;
-        let pictures = data.pictures.clone().unwrap_or_default();
-        let inputs = Inputs { pairs: data.hash.clone(), pictures, ..models };
+        let [pictures, _] = data.pictures.clone().unwrap_or_default();
+        let inputs = Inputs { pairs: data.pairs.hash().to_owned(), pictures, ..models };
         Ok((None, TrainerState::new(config.absolute()?, inputs)))
     }
 }
@@ -200,7 +204,7 @@ fn same_options(config: &TrainConfig, path: &Path, state: &TrainerState) -> Resu
         tokenizer: None,
         ref_model: None,
         clip: None,
-        data: PathBuf::new(),
+        data: Default::default(),
         eval_data: None,
         images: PathBuf::new(),
         output_dir: PathBuf::new(),

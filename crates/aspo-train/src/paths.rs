@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use aspo_data::Template;
+use aspo_data::{Sources, Template};
 
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
@@ -41,11 +41,20 @@ pub fn check_paths(config: &TrainConfig) -> Result<()> {
         let remedy = "give the folder of a Hugging Face checkpoint (merge an adapter into its base first)";
         file("ref_model", &reference.join("config.json"), remedy)?;
     }
-    let pairs = |option, path: &Path| {
-        let files = aspo_data::read::source_files(path).map_err(|error| {
-            Error::option(option, error, "give a file of preference pairs, a folder of them, or a pattern")
-        })?;
-        files.iter().try_for_each(|path| file(option, path, "give a file of preference pairs"))
+    let pairs = |option, sources: &Sources| {
+        if sources.is_empty() {
+            return Err(Error::option(option, "not given", "give a file of preference pairs"));
+        }
+        sources.0.iter().try_for_each(|source| {
+            let files = aspo_data::read::source_files(&source.path).map_err(|error| {
+                Error::option(
+                    option,
+                    error,
+                    "give a file of preference pairs, a folder of them, or a pattern",
+                )
+            })?;
+            files.iter().try_for_each(|path| file(option, path, "give a file of preference pairs"))
+        })
     };
     pairs("data", &config.data)?;
     if let Some(held_out) = &config.eval_data {

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use aspo_data::EncodedPair;
+use aspo_data::PairSet;
 use aspo_loss::ChunkOptions;
 use aspo_models::lora::Adapted;
 use aspo_models::nn::{CHUNK_SCORES, Heads, has_kernels};
@@ -68,7 +68,7 @@ impl Plan {
     pub fn new<B: Backend, M: VisionLanguageModel<B> + Pretrained<B>>(
         config: &TrainConfig,
         model: &M::Config,
-        pairs: &[EncodedPair],
+        pairs: &PairSet,
         device: &B::Device,
     ) -> Result<Self> {
         // Parameters are allocated on first use, and here none is used.
@@ -82,17 +82,17 @@ impl Plan {
             Some(folder) => count(&M::from_config(&M::Config::load(folder)?, device)),
             None => 0,
         };
-        let row = |pair: &EncodedPair| match config.pair_packing {
-            true => pair.prompt_ids.len() + pair.chosen.ids.len() + pair.rejected.ids.len(),
-            false => pair.length(),
+        let known = pairs.summary();
+        let (longest, tokens) = match config.pair_packing {
+            true => (known.longest_packed, known.tokens_packed),
+            false => (known.longest, known.tokens),
         };
         // mDPO sees each pair a second time.
         let times = if config.objective()?.needs_corrupted() { 2 } else { 1 };
         let rows = times * config.per_device_train_batch_size * if config.pair_packing { 1 } else { 2 };
-        let longest_row = pairs.iter().map(row).max().unwrap_or(0).next_multiple_of(8);
-        let mean_row = pairs.iter().map(row).sum::<usize>() as f64 / pairs.len().max(1) as f64;
-        let answers =
-            pairs.iter().map(|pair| pair.chosen.ids.len() + pair.rejected.ids.len()).max().unwrap_or(0);
+        let longest_row = longest.next_multiple_of(8);
+        let mean_row = tokens as f64 / known.pairs.max(1) as f64;
+        let answers = known.longest_answers;
         let bytes = if config.bf16 { 2 } else { 4 };
         let micro = MicroShape {
             decoder,

@@ -1,29 +1,29 @@
 //! From the files that a config names to encoded pairs whose pictures can be decoded.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
+use aspo_data::read::Source;
+use aspo_data::set::{PairHash, push_pair, to_bytes};
 use aspo_data::similarity::SimilarityReport;
 use aspo_data::{
-    ChatTemplate, EncodedPair, Encoder, ImageLoader, ImageProcessor, ImageSource, Pair, PairFault,
-    SpecialTokens, Template, Tokenizer,
+    ChatTemplate, EncodedPair, Encoder, ImageSource, ImageTokens, Pair, PairFault, PairSet, Records,
+    SpecialTokens, Template, Tokenizer, records,
 };
 use aspo_models::{InstructBlipConfig, ModelConfig};
 use rayon::prelude::*;
-use sha2::{Digest, Sha256};
 
 use crate::account::{Account, none_left};
 use crate::config::TrainConfig;
+use crate::content::file_hash;
 use crate::error::{Error, Result};
+use crate::mix::{held_out, mixed};
+use crate::place::Carried;
 use crate::sight::Sight;
 
 /// What to do about a faulty row.
 const MEND: &str = "mend the row, or leave it out (`on_fault = \"skip\"`)";
 /// Rows that are encoded before the next are read.
 const ROWS_AT_A_TIME: usize = 256;
-/// Pictures decoded between two calls of whoever watches.
-const AT_A_TIME: usize = 64;
 
 /// Everything that a run reads but the model.
 #[derive(Debug)]
@@ -31,23 +31,24 @@ pub struct Data {
     /// Turns pairs into tokens.
     pub encoder: Encoder,
     /// The pairs, scored if the loss asks for it.
-    pub pairs: Vec<EncodedPair>,
-    /// Those of `eval_data`.
-    pub held_out: Vec<EncodedPair>,
+    pub pairs: PairSet,
+    /// Those of `eval_data`, or the share of `val_size`.
+    pub held_out: PairSet,
     /// What was left out or cut.
     pub account: Account,
     /// What scoring did.
     pub similarity: SimilarityReport,
-    /// Hash of the tokens and sentences of `pairs`, in order.
-    pub hash: String,
-    /// Hash of what is in the pictures' files, once [`decode_pictures`](Self::decode_pictures) has looked at them.
-    pub pictures: Option<String>,
-    /// Where each pair is from: of `pairs`, of `held_out`.
-    rows: [Vec<Place>; 2],
+    /// Hash of what is in the pictures' files, of the pairs and of those held out, once
+    /// [`decode_pictures`](Self::decode_pictures) has looked at them.
+    pub pictures: Option<[String; 2]>,
 }
 
 /// Reads and encodes the pairs for a model that sees by `sight`. Pictures must be there; of models whose pictures keep their shape
 /// the head of each file is read, else they are not looked at: see [`Data::decode_pictures`].
+///
+/// With `cache_dir`, pairs are encoded once and kept there in files of records, by the files that they are from (path, length
+/// and time of change) and everything that encoding follows from; memory does not grow with them. Without it they are held in
+/// memory.
 ///
 /// A row that cannot be used is an error that names it, or, with `on_fault = "skip"`, left out and counted. A prompt that
 /// leaves no room for an answer, and two answers that are the same, are left out and counted always.
@@ -63,14 +64,6 @@ pub fn read(config: &TrainConfig, sight: &Sight) -> Result<Data> {
         let remedy = format!("leave room for prompt and answer: {} or more", image_tokens + 448);
         return Err(Error::option("max_length", found, remedy));
     }
-    let tokenizer = Tokenizer::for_checkpoint(&tokenizer_path(config), &config.model, sight.image_token)?;
-    same_tokens(config, &tokenizer)?;
-    let mut encoder = Encoder::new(tokenizer, config.template, fixed.unwrap_or_default());
-    encoder.images = sight.image_tokens(&config.images)?;
-    if config.template == Template::Chat {
-        encoder.chat = ChatTemplate::of_checkpoint(&config.model)?;
-    }
-    encoder.max_length = Some(config.max_length);
     let objective = config.objective()?;
     if objective.needs_corrupted() && fixed.is_none() {
         let remedy =
@@ -78,6 +71,8 @@ pub fn read(config: &TrainConfig, sight: &Sight) -> Result<Data> {
         let found = format!("{}, with a model whose pictures keep their shape", config.loss_type.join(" + "));
         return Err(Error::option("loss_type", found, remedy));
     }
+    let mut encoder = encoder(config, sight)?;
+    same_tokens(config, &encoder.tokenizer)?;
     let (scored, corrupted) = (objective.needs_similarity(), objective.needs_corrupted());
     let mut reader = Reader { config, encoder: &mut encoder, question: None, scored, corrupted };
     if config.template == Template::InstructBlip {
@@ -86,19 +81,40 @@ pub fn read(config: &TrainConfig, sight: &Sight) -> Result<Data> {
         reader.question = Some(qformer.max_position_embeddings);
     }
     let mut account = Account::default();
-    let (pairs, rows) = reader.file("data", &config.data, &mut account)?;
-    let (held_out, held_out_rows) = match &config.eval_data {
-        Some(file) => reader.file("eval_data", file, &mut account)?,
-        None => Default::default(),
+    let mut sets = |option, sources: &[Source]| -> Result<Vec<PairSet>> {
+        sources.iter().map(|source| reader.source(option, source, &mut account)).collect()
     };
-    let mut data = Data::new(encoder, pairs, held_out);
+    let sets_of_data = sets("data", &config.data.0)?;
+    let mut apart = match &config.eval_data {
+        Some(sources) => sets("eval_data", &sources.0)?,
+        None => Vec::new(),
+    };
+    let sets_of_data = held_out(config.val_size, sets_of_data, &mut apart);
+    let (pairs, apart) = (mixed(config, sets_of_data)?, PairSet::concat(apart));
+    none_left("data", &config.data, pairs.len(), &account)?;
+    if let Some(sources) = &config.eval_data {
+        none_left("eval_data", sources, apart.len(), &account)?;
+    }
+    if config.val_size > 0.0 && apart.is_empty() {
+        let found = format!("{}, which is the share of no picture", config.val_size);
+        return Err(Error::option("val_size", found, "raise it, or name pairs with `eval_data`"));
+    }
+    let mut data = Data::new(encoder, pairs, apart);
     data.account = account;
-    data.rows = [rows, held_out_rows];
     Ok(data)
 }
 
-/// A file, and a row in it.
-type Place = (Arc<Path>, usize);
+/// What turns the config's pairs into tokens, but for InstructBLIP's questions.
+fn encoder(config: &TrainConfig, sight: &Sight) -> Result<Encoder> {
+    let tokenizer = Tokenizer::for_checkpoint(&tokenizer_path(config), &config.model, sight.image_token)?;
+    let mut encoder = Encoder::new(tokenizer, config.template, sight.fixed().unwrap_or_default());
+    encoder.images = sight.image_tokens(&config.images)?;
+    if config.template == Template::Chat {
+        encoder.chat = ChatTemplate::of_checkpoint(&config.model)?;
+    }
+    encoder.max_length = Some(config.max_length);
+    Ok(encoder)
+}
 
 struct Reader<'a> {
     config: &'a TrainConfig,
@@ -112,15 +128,78 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// The pairs of a file that can be used, and their rows.
-    fn file(
+    /// The pairs of a source that can be used; what became of its rows is added to `account`.
+    fn source(&self, option: &'static str, source: &Source, account: &mut Account) -> Result<PairSet> {
+        let Some(folder) = &self.config.cache_dir else {
+            let mut pairs = Vec::new();
+            let part = self.pass(option, source, |pair| {
+                pairs.push(pair);
+                Ok(())
+            })?;
+            account.add(part);
+            return Ok(pairs.into());
+        };
+        let key = self.key(source)?;
+        let path = |kind: &str| folder.join(format!("{kind}-{key:.16}.records"));
+        let records = Records::open_or(&path("pairs"), &key, |writer| {
+            // Where in its files an ended process stopped is not known.
+            writer.clear()?;
+            let mut carried = Carried::new(path("pictures"), key.clone());
+            let mut hash = PairHash::default();
+            let part = self.pass(option, source, |mut pair| {
+                carried.keep(&mut pair.images)?;
+                hash.add(&pair);
+                Ok(push_pair(writer, &pair)?)
+            })?;
+            carried.finish()?;
+            let part =
+                serde_json::to_string(&part).map_err(|error| Error::stored(folder, error.to_string()))?;
+            Ok::<_, Error>(to_bytes(&hash.note(part)))
+        })?;
+        let (set, part) = PairSet::from_records(records)?;
+        account.add(serde_json::from_str(&part).map_err(|error| Error::stored(folder, error.to_string()))?);
+        Ok(set)
+    }
+
+    /// Everything that the encoded pairs of a source, and what is told of them, follow from.
+    fn key(&self, source: &Source) -> Result<String> {
+        let mut files = Vec::new();
+        for file in aspo_data::read::source_files(&source.path)? {
+            let fail = |error| Error::io(&file, error);
+            let known = std::fs::metadata(&file).map_err(fail)?;
+            files.push(format!(
+                "{:?} {} {:?}",
+                std::path::absolute(&file).map_err(fail)?,
+                known.len(),
+                known.modified().ok()
+            ));
+        }
+        let Source { path: _, format, columns, weight: _, pairing, min_margin } = source;
+        // How many tokens a picture has follows from the model's config.
+        let sized = match self.encoder.images {
+            ImageTokens::Fixed(_) => String::new(),
+            ImageTokens::Sized(_) => file_hash(&self.config.model.join("config.json"))?,
+        };
+        let images = std::path::absolute(&self.config.images).unwrap_or_default();
+        Ok(records::key_of(&format!(
+            "pairs {files:?} {format:?} {columns:?} {pairing:?} {min_margin} {} {sized} {images:?} {} {} {:?} {:?}",
+            self.encoder.fingerprint(),
+            self.scored,
+            self.corrupted,
+            self.question,
+            self.config.on_fault
+        )))
+    }
+
+    /// Gives each pair that can be used to `sink`, in the order of the rows.
+    fn pass(
         &self,
         option: &'static str,
-        file: &Path,
-        account: &mut Account,
-    ) -> Result<(Vec<EncodedPair>, Vec<Place>)> {
-        let (mut pairs, mut rows) = (Vec::new(), Vec::new());
-        let mut read = aspo_data::read_pairs(file)?;
+        source: &Source,
+        mut sink: impl FnMut(EncodedPair) -> Result<()>,
+    ) -> Result<Account> {
+        let mut account = Account::default();
+        let mut read = aspo_data::read_source(source)?;
         loop {
             let part: Vec<_> =
                 std::iter::from_fn(|| read.next().map(|pair| ((read.path().clone(), read.row()), pair)))
@@ -129,42 +208,44 @@ impl Reader<'_> {
             if part.is_empty() {
                 break;
             }
-            let encode = |(place, pair): (Place, _)| {
-                let encoded = match pair {
-                    Ok(pair) => self.pair(option, &place.0, place.1, &pair),
-                    Err(error) if aspo_data::Error::is_one_row(&error) => {
-                        Err(Error::option(option, error, MEND))
+            let encode = |((file, row), pair): ((std::sync::Arc<Path>, usize), _)| match pair {
+                Ok(pair) => {
+                    let mut encoded = self.pair(option, &file, row, &pair);
+                    if let Ok(encoded) = &mut encoded {
+                        encoded.origin = Some((file.to_path_buf(), row));
                     }
-                    Err(error) => return Err(Error::from(error)),
-                };
-                Ok((place, encoded))
+                    Ok(encoded)
+                }
+                Err(error) if aspo_data::Error::is_one_row(&error) => {
+                    Ok(Err(Error::option(option, error, MEND)))
+                }
+                Err(error) => Err(Error::from(error)),
             };
             // On all cores; looked at in the order of the rows, so that the first fault told is the first of the file.
             for encoded in part.into_par_iter().map(encode).collect::<Vec<_>>() {
                 account.rows += 1;
                 match encoded? {
-                    (place, Ok(encoded)) => {
-                        pairs.push(encoded);
-                        rows.push(place);
+                    Ok(encoded) => {
+                        account.count_cut(&encoded);
+                        sink(encoded)?;
                     }
-                    (_, Err(Error::Data(aspo_data::Error::Pair { fault: PairFault::NoRoom { .. }, .. }))) => {
+                    Err(Error::Data(aspo_data::Error::Pair { fault: PairFault::NoRoom { .. }, .. })) => {
                         account.no_room += 1;
                     }
-                    (_, Err(Error::Data(aspo_data::Error::Pair { fault: PairFault::Equal, .. }))) => {
+                    Err(Error::Data(aspo_data::Error::Pair { fault: PairFault::Equal, .. })) => {
                         account.equal += 1;
                     }
-                    (_, Err(fault)) => account.skip(fault, self.config.on_fault)?,
+                    Err(fault) => account.skip(fault, self.config.on_fault)?,
                 }
             }
         }
         let dropped = read.dropped();
-        account.rows += dropped.equal + dropped.correct;
+        account.rows += dropped.equal + dropped.correct + dropped.tied;
         account.equal += dropped.equal;
         account.correct += dropped.correct;
+        account.tied += dropped.tied;
         account.unread.extend(read.unread().map(str::to_owned));
-        account.count_cut(&pairs);
-        none_left(option, file, &pairs, account)?;
-        Ok((pairs, rows))
+        Ok(account)
     }
 
     fn pair(&self, option: &'static str, file: &Path, row: usize, pair: &Pair) -> Result<EncodedPair> {
@@ -211,91 +292,14 @@ impl Reader<'_> {
 
 impl Data {
     /// Pairs that were encoded elsewhere; nobody has looked at their pictures.
-    pub fn new(encoder: Encoder, pairs: Vec<EncodedPair>, held_out: Vec<EncodedPair>) -> Self {
-        let hash = hash(&pairs);
+    pub fn new(encoder: Encoder, pairs: impl Into<PairSet>, held_out: impl Into<PairSet>) -> Self {
         Self {
             encoder,
-            rows: [Vec::new(), Vec::new()],
-            pairs,
-            held_out,
+            pairs: pairs.into(),
+            held_out: held_out.into(),
             account: Account::default(),
             similarity: SimilarityReport::default(),
-            hash,
             pictures: None,
-        }
-    }
-
-    /// Decodes every picture once, on all cores, so that none is found broken in the middle of a run. `progress` is told
-    /// how many of how many are done.
-    ///
-    /// # Errors
-    /// A picture that cannot be decoded, with the row that names it; with `on_fault = "skip"` its pairs are left out and
-    /// counted instead.
-    pub fn decode_pictures(
-        &mut self,
-        config: &TrainConfig,
-        mut progress: impl FnMut(usize, usize),
-    ) -> Result<()> {
-        // Nothing is preprocessed: any processor will do.
-        let loader = ImageLoader::new(&config.images, ImageProcessor::clip(224))?;
-        let mut distinct: Vec<&ImageSource> = Vec::new();
-        let mut index: HashMap<&ImageSource, usize> = HashMap::new();
-        for image in self.pairs.iter().chain(&self.held_out).flat_map(|pair| &pair.images) {
-            index.entry(image).or_insert_with(|| {
-                distinct.push(image);
-                distinct.len() - 1
-            });
-        }
-        let mut found = Vec::with_capacity(distinct.len());
-        for part in distinct.chunks(AT_A_TIME) {
-            found.par_extend(part.par_iter().map(|image| loader.check(image)));
-            progress(found.len(), distinct.len());
-        }
-        let broken = |pair: &EncodedPair| {
-            pair.images.iter().find_map(|image| found[index[image]].as_ref().err().map(ToString::to_string))
-        };
-        let files = [Some(&config.data), config.eval_data.as_ref()];
-        let mut kept: [Vec<bool>; 2] = Default::default();
-        for (at, pairs) in [&self.pairs, &self.held_out].into_iter().enumerate() {
-            for (number, pair) in pairs.iter().enumerate() {
-                let fault = broken(pair);
-                kept[at].push(fault.is_none());
-                let Some(fault) = fault else { continue };
-                let file = files[at].unwrap_or(&config.data).display();
-                let place = self.rows[at].get(number);
-                let place =
-                    place.map_or(format!("{file}:"), |(file, row)| format!("{}: row {row}:", file.display()));
-                let found = format!("{place} pair {:?}: {fault} ({})", pair.id, config.images.display());
-                let remedy = "mend the picture, or leave the row out (`on_fault = \"skip\"`)";
-                self.account.skip(Error::option("images", found, remedy), config.on_fault)?;
-            }
-        }
-        let mut pictures = Sha256::new();
-        for pair in self.pairs.iter().zip(&kept[0]).filter_map(|(pair, kept)| kept.then_some(pair)) {
-            for hash in pair.images.iter().filter_map(|image| found[index[image]].as_ref().ok()) {
-                pictures.update(hash);
-            }
-        }
-        self.pictures = Some(format!("{:x}", pictures.finalize()));
-        if kept.iter().flatten().all(|kept| *kept) {
-            return Ok(());
-        }
-        let only = |pairs: &mut Vec<EncodedPair>, rows: &mut Vec<Place>, kept: &[bool]| {
-            let mut at = kept.iter();
-            pairs.retain(|_| at.next().is_none_or(|kept| *kept));
-            let mut at = kept.iter();
-            rows.retain(|_| at.next().is_none_or(|kept| *kept));
-        };
-        only(&mut self.pairs, &mut self.rows[0], &kept[0]);
-        only(&mut self.held_out, &mut self.rows[1], &kept[1]);
-        (self.account.cut_chosen, self.account.cut_rejected) = (0, 0);
-        self.account.count_cut(&self.pairs);
-        self.account.count_cut(&self.held_out);
-        self.hash = hash(&self.pairs);
-        none_left("data", &config.data, &self.pairs, &self.account)?;
-        match &config.eval_data {
-            Some(file) => none_left("eval_data", file, &self.held_out, &self.account),
-            None => Ok(()),
         }
     }
 }
@@ -351,23 +355,4 @@ fn same_tokens(config: &TrainConfig, tokenizer: &Tokenizer) -> Result<()> {
             Err(Error::option("ref_model", found, "give a reference that reads the same tokens"))
         }
     }
-}
-
-/// Of tokens and sentences. Pictures have a hash of their own; scores have none: they follow from pairs, pictures and CLIP,
-/// and their last bits from the device.
-fn hash(pairs: &[EncodedPair]) -> String {
-    let mut hash = Sha256::new();
-    for pair in pairs {
-        hash.update((pair.prompt_ids.len() as u64).to_le_bytes());
-        pair.instruction_ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
-        for side in [&pair.chosen, &pair.rejected] {
-            hash.update((side.ids.len() as u64).to_le_bytes());
-            pair.prompt_ids
-                .iter()
-                .chain(&side.ids)
-                .chain(&side.sentences)
-                .for_each(|id| hash.update(id.to_le_bytes()));
-        }
-    }
-    format!("{:x}", hash.finalize())
 }

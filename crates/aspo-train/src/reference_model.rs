@@ -45,9 +45,8 @@ impl<B: Backend, P: Pretrained<B> + VisionLanguageModel<B>> ReferenceModel<B, P>
             return told("the image token", model.image_token() as usize, policy.image_token() as usize);
         }
         let [vocabulary, _] = model.head().dims();
-        let pairs = data.pairs.iter().chain(&data.held_out);
-        let read = pairs.flat_map(|pair| [&pair.prompt_ids, &pair.chosen.ids, &pair.rejected.ids]);
-        if read.flatten().any(|&id| id != policy.image_token() && id as usize >= vocabulary) {
+        let highest = [&data.pairs, &data.held_out].map(|set| set.summary().highest);
+        if highest.iter().flatten().any(|&(id, _)| id != policy.image_token() && id as usize >= vocabulary) {
             return told("a vocabulary of", vocabulary, policy.head().dims()[0]);
         }
         let pad = data.encoder.tokenizer.pad();

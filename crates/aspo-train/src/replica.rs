@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::optimize::{Share, adamw, gather};
 use crate::policy::Policy;
 use crate::read::Data;
-use crate::reference::{REFERENCE_FILE, ReferenceCache, ReferenceKey};
+use crate::reference::{self, ReferenceRows};
 use crate::reference_model::ReferenceModel;
 use crate::sample::Sample;
 use crate::step::{ReferenceRow, totals};
@@ -32,7 +32,7 @@ enum Reference<B: Backend, P> {
     /// A second checkpoint.
     Model(ReferenceModel<B, P>),
     /// Known before the first step.
-    Cached(Arc<ReferenceCache>),
+    Cached(Arc<ReferenceRows>),
 }
 
 /// Policy, optimiser and reference on one device.
@@ -64,19 +64,33 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
         if !replica.objective.needs_reference() {
             return Ok(replica);
         }
-        let cache = config.caches_reference(data.pairs.len()).then(|| replica.cache()).transpose()?;
-        let known = cache.as_ref().map_or(0, ReferenceCache::len);
+        let caches = config.caches_reference(data.pairs.len());
+        let cached = if caches { ReferenceRows::open(config, data)? } else { None };
         // A second checkpoint is read only if it has something to say.
-        let asked = cache.is_none() || known < data.pairs.len() || !data.held_out.is_empty();
+        let asked = cached.is_none() || !data.held_out.is_empty();
         let second = config.ref_model.as_ref().filter(|_| asked);
         replica.reference = match second {
             Some(folder) => Reference::Model(replica.second(folder)?),
             None => Reference::AdapterOff,
         };
-        replica.held_out = replica.known(&data.held_out, |_| Ok(()))?;
-        if let Some(mut cache) = cache {
-            replica.known(&data.pairs[known..], |rows| cache.extend(rows.to_vec()))?;
-            replica.reference = Reference::Cached(Arc::new(cache));
+        let size = config.per_device_train_batch_size;
+        for start in (0..data.held_out.len()).step_by(size) {
+            let pairs = data.held_out.get_all(start..data.held_out.len().min(start + size))?;
+            let rows = replica.live(&pairs)?;
+            replica.held_out.extend(rows);
+        }
+        if caches {
+            let rows = match cached {
+                Some(rows) => rows,
+                None => ReferenceRows::open_or(config, data, |writer| {
+                    while writer.len() < data.pairs.len() {
+                        let next = writer.len()..data.pairs.len().min(writer.len() + size);
+                        reference::add(writer, &replica.live(&data.pairs.get_all(next)?)?)?;
+                    }
+                    Ok(())
+                })?,
+            };
+            replica.reference = Reference::Cached(Arc::new(rows));
         }
         Ok(replica)
     }
@@ -145,14 +159,15 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
         }
         let (batcher, reference) = (&mut self.batcher, &mut self.reference);
         let batches = parts.iter().map(|part| {
-            let rows: Vec<&EncodedPair> = part.iter().map(|&index| &data.pairs[index]).collect();
+            let pairs = data.pairs.get_all(part.iter().copied())?;
+            let rows: Vec<&EncodedPair> = pairs.iter().collect();
             let batch = batcher.batch(&rows, &plain)?;
             let known: Option<Vec<ReferenceRow>> = match reference {
                 Reference::None => None,
                 Reference::AdapterOff => Some(batch.reference(&without, &ChunkOptions::default())?),
                 Reference::Model(model) => Some(model.rows(&rows)?),
                 Reference::Cached(cache) => {
-                    Some(part.iter().map(|&index| cache.row(index).clone()).collect())
+                    Some(part.iter().map(|&index| cache.row(index)).collect::<Result<_>>()?)
                 }
             };
             Ok((batch, known))
@@ -177,12 +192,15 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
 
     /// Tokens of a pair.
     pub fn length(&self, pair: usize) -> usize {
-        self.data.pairs[pair].length()
+        self.data.pairs.length(pair)
     }
 
     /// What the loss of a step over these pairs is averaged over.
-    pub fn totals(&self, pairs: &[usize]) -> Totals {
-        totals(pairs.iter().map(|&index| &self.data.pairs[index]))
+    ///
+    /// # Errors
+    /// Pairs that cannot be read.
+    pub fn totals(&self, pairs: &[usize]) -> Result<Totals> {
+        Ok(totals(&self.data.pairs.get_all(pairs.iter().copied())?))
     }
 
     /// The optimiser's step.
@@ -200,30 +218,16 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
         ReferenceModel::load(self.config, folder, &self.policy.valid(), self.data, &self.batcher.device)
     }
 
-    /// The file of log-probabilities of this run, as far as it goes.
-    fn cache(&self) -> Result<ReferenceCache> {
-        let key = ReferenceKey::new(self.config, self.data)?;
-        ReferenceCache::open(&self.config.output_dir.join(REFERENCE_FILE), &key)
-    }
-
-    /// The live reference's log-probabilities of `pairs`, told to `part` batch by batch.
-    fn known(
-        &mut self,
-        pairs: &[EncodedPair],
-        mut part: impl FnMut(&[ReferenceRow]) -> Result<()>,
-    ) -> Result<Vec<ReferenceRow>> {
-        let without = without_adapters(&self.policy.valid());
-        let mut known = Vec::with_capacity(pairs.len());
-        for pairs in pairs.chunks(self.config.per_device_train_batch_size) {
-            let pairs: Vec<&EncodedPair> = pairs.iter().collect();
-            let rows = match &mut self.reference {
-                Reference::Model(model) => model.rows(&pairs)?,
-                _ => self.batcher.batch(&pairs, &without)?.reference(&without, &ChunkOptions::default())?,
-            };
-            part(&rows)?;
-            known.extend(rows);
+    /// The live reference's log-probabilities of some pairs.
+    fn live(&mut self, pairs: &[EncodedPair]) -> Result<Vec<ReferenceRow>> {
+        let pairs: Vec<&EncodedPair> = pairs.iter().collect();
+        match &mut self.reference {
+            Reference::Model(model) => model.rows(&pairs),
+            _ => {
+                let without = without_adapters(&self.policy.valid());
+                self.batcher.batch(&pairs, &without)?.reference(&without, &ChunkOptions::default())
+            }
         }
-        Ok(known)
     }
 
     /// Means over the pairs held out, by TRL's names, and the pairs left out of them because the loss of their batch is not
@@ -235,10 +239,11 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
         let plain = self.policy.valid();
         let size = self.config.per_device_train_batch_size;
         let (mut metrics, mut skipped) = (Metrics::default(), 0);
-        for (part, pairs) in self.data.held_out.chunks(size).enumerate() {
+        for start in (0..self.data.held_out.len()).step_by(size) {
+            let pairs = self.data.held_out.get_all(start..self.data.held_out.len().min(start + size))?;
             let rows: Vec<&EncodedPair> = pairs.iter().collect();
             let batch = self.batcher.batch(&rows, &plain)?;
-            let known = self.held_out.get(part * size..part * size + pairs.len());
+            let known = self.held_out.get(start..start + pairs.len());
             let told = batch.evaluate(&plain, &self.objective, known, &ChunkOptions::default());
             let found = match &told {
                 Err(Error::Loss(aspo_loss::Error::NotFinite { found, .. })) => Some(*found),

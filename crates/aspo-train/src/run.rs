@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use aspo_data::EncodedPair;
 use aspo_data::order::Order;
 use aspo_models::Adapter;
 use aspo_models::lora::save_adapter;
@@ -83,7 +82,7 @@ impl<'a> Run<'a> {
         callbacks: Callbacks<'a>,
     ) -> Result<Self> {
         let (adapter, state, newest) = start;
-        let lengths: Vec<usize> = data.pairs.iter().map(EncodedPair::length).collect();
+        let lengths: Vec<usize> = (0..data.pairs.len()).map(|pair| data.pairs.length(pair)).collect();
         let mut order = Order::new(&lengths, config.global_batch(), 1, config.seed)?;
         (0..state.step + state.skipped_steps).for_each(|_| drop(order.next_batch()));
         let folder = config.output_dir.as_path();
@@ -198,7 +197,7 @@ impl<'a> Run<'a> {
     /// Answers of the learning model, and its loss on the pairs held out.
     fn look<B: Backend, M: Policy<B>>(&mut self, replica: &mut Replica<'_, B, M>) -> Result<()> {
         let (data, step) = (self.data, self.state.step);
-        let samples = replica.samples(&data.pairs[..data.pairs.len().min(SAMPLES)], step)?;
+        let samples = replica.samples(&data.pairs.get_all(0..data.pairs.len().min(SAMPLES))?, step)?;
         self.callbacks.iter_mut().try_for_each(|callback| callback.on_samples(&samples))?;
         if data.held_out.is_empty() {
             return Ok(());

@@ -1,7 +1,7 @@
 //! The similarity of sentences with pictures, by the config's CLIP.
 
-use aspo_data::similarity::{CLIP_WINDOW, Scorer};
-use aspo_data::{ImageLoader, SpecialTokens, Store, Tokenizer};
+use aspo_data::similarity::{CLIP_WINDOW, Scorer, SimilarityReport};
+use aspo_data::{ImageLoader, SpecialTokens, Tokenizer};
 use aspo_models::{Clip, LoadOptions, Pretrained};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
@@ -11,12 +11,9 @@ use crate::content::folder_hash;
 use crate::error::{Error, Result};
 use crate::read::Data;
 
-/// Name of the file in a run's output folder, and in `cache_dir`, that keeps the scores of sentences, by their content.
-pub const SIMILARITY_FILE: &str = "similarity.txt";
-
 /// Scores every chosen sentence (and every rejected one with `rejected`) against its picture by the config's CLIP. Scores
-/// are kept in the output folder as they come ([`SIMILARITY_FILE`]), so that a run that goes on has those that it began
-/// with, whatever device it goes on; and in `cache_dir`, for the next run.
+/// are kept as they come, in `cache_dir`, else in the output folder, so that a run that goes on has those that it began with,
+/// whatever device it goes on; where there is neither, or nobody has looked at the pictures, in memory.
 ///
 /// # Errors
 /// A CLIP that cannot be loaded, a picture that cannot be decoded.
@@ -36,15 +33,8 @@ pub fn score<B: Backend>(
     let bytes = std::fs::read(&path).map_err(|source| Error::io(&path, source))?;
     let names = SpecialTokens { eos: "<|endoftext|>".into(), ..SpecialTokens::default() };
     let tokenizer = Tokenizer::from_bytes(&bytes, &path.display().to_string(), names)?;
-    let mut stores = Vec::new();
-    if !config.output_dir.as_os_str().is_empty() {
-        stores.push(Store::open(&config.output_dir.join(SIMILARITY_FILE))?);
-    }
-    if let Some(folder) = &config.cache_dir {
-        std::fs::create_dir_all(folder).map_err(|source| Error::io(folder, source))?;
-        // Another run that is at its scores has it: this one does without.
-        stores.extend(Store::open_if_free(&folder.join(SIMILARITY_FILE))?);
-    }
+    let folder_of_scores = config.cache_dir.as_ref().unwrap_or(&config.output_dir);
+    let kept = data.pictures.as_ref().filter(|_| !folder_of_scores.as_os_str().is_empty());
     let window = clip.config().text_config.max_position_embeddings.min(CLIP_WINDOW);
     let pad = tokenizer.eos();
     let scorer = Scorer {
@@ -56,24 +46,25 @@ pub fn score<B: Backend>(
         rejected,
     };
     let told = |error: &dyn std::fmt::Display| error.to_string();
-    let mut all = std::mem::take(&mut data.pairs);
-    let count = all.len();
-    all.append(&mut data.held_out);
-    data.similarity = scorer.score(
-        &mut all,
-        &mut stores,
-        &mut |pixels| {
-            let pixels =
-                aspo_data::batch::pixel_tensor::<B>(pixels, size, device).map_err(|error| told(&error))?;
-            Ok(rows(clip.image_embeds(pixels).map_err(|error| told(&error))?))
-        },
-        &mut |texts| {
-            let (ids, mask) = padded::<B>(texts, pad, device);
-            Ok(rows(clip.text_embeds(ids, mask).map_err(|error| told(&error))?))
-        },
-    )?;
-    data.held_out = all.split_off(count);
-    data.pairs = all;
+    data.similarity = SimilarityReport::default();
+    for (at, set) in [&mut data.pairs, &mut data.held_out].into_iter().enumerate() {
+        let kept = kept.map(|pictures| (folder_of_scores.as_path(), pictures[at].as_str()));
+        let (scored, report) = scorer.score_set(
+            set,
+            kept,
+            &mut |pixels| {
+                let pixels = aspo_data::batch::pixel_tensor::<B>(pixels, size, device)
+                    .map_err(|error| told(&error))?;
+                Ok(rows(clip.image_embeds(pixels).map_err(|error| told(&error))?))
+            },
+            &mut |texts| {
+                let (ids, mask) = padded::<B>(texts, pad, device);
+                Ok(rows(clip.text_embeds(ids, mask).map_err(|error| told(&error))?))
+            },
+        )?;
+        *set = scored;
+        data.similarity.add(report);
+    }
     Ok(())
 }
 

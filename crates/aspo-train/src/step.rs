@@ -15,6 +15,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
 
 use crate::corrupt::Piece;
 use crate::error::Result;
@@ -22,7 +23,7 @@ use crate::features::VisionFeatures;
 use crate::policy::Policy;
 
 /// The log-probabilities of the answer tokens of one pair under the reference.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ReferenceRow {
     /// One value a token of the chosen answer.
     pub chosen: Vec<f32>,

@@ -33,7 +33,7 @@ impl<B: Backend> Team<B> {
         let mut pairs = pairs.to_vec();
         pairs.sort_by_key(|&pair| first.length(pair));
         let parts: Vec<&[usize]> = pairs.chunks(first.config.per_device_train_batch_size).collect();
-        let totals = first.totals(&pairs);
+        let totals = first.totals(&pairs)?;
         #[cfg(feature = "collective")]
         if let Some(others) = &self.others {
             return others.gradients(first, &parts, totals, step, checkpoint);

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::decode::{MAX_FILE_BYTES, RgbImage, decode_with, decoded_bytes};
 use super::layout::ImageShape;
+use super::place::Places;
 use super::process::{ImageProcessor, Pixels};
 use crate::error::{Error, ImageFault, Result};
 use crate::files::resolve;
@@ -24,6 +25,7 @@ pub const MAX_BYTES_IN_FLIGHT: u64 = 768 << 20;
 pub struct ImageLoader {
     root: PathBuf,
     processor: ImageProcessor,
+    places: Places,
 }
 
 impl ImageLoader {
@@ -33,7 +35,7 @@ impl ImageLoader {
     /// [`Error::Option`] if the processor's settings cannot be honoured.
     pub fn new(root: impl Into<PathBuf>, processor: ImageProcessor) -> Result<Self> {
         processor.check()?;
-        Ok(Self { root: root.into(), processor })
+        Ok(Self { root: root.into(), processor, places: Places::default() })
     }
 
     /// How images are preprocessed.
@@ -100,6 +102,7 @@ impl ImageLoader {
     pub fn content_hash(&self, source: &ImageSource) -> Result<[u8; 32]> {
         match source {
             ImageSource::Bytes(bytes) => Ok(*bytes.digest()),
+            ImageSource::Place(place) => Ok(place.digest),
             ImageSource::Path(path) => Ok(Sha256::digest(self.read(path)?).into()),
         }
     }
@@ -111,6 +114,7 @@ impl ImageLoader {
     pub fn bytes<'a>(&self, source: &'a ImageSource) -> Result<Cow<'a, [u8]>> {
         match source {
             ImageSource::Bytes(bytes) => Ok(Cow::Borrowed(bytes)),
+            ImageSource::Place(place) => self.places.read(place).map(Cow::Owned),
             ImageSource::Path(path) => self.read(path).map(Cow::Owned),
         }
     }

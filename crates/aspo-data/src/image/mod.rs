@@ -7,6 +7,7 @@
 mod decode;
 mod layout;
 mod loader;
+mod place;
 mod process;
 mod resample;
 mod settings;
@@ -16,5 +17,7 @@ pub use decode::{
 };
 pub use layout::ImageShape;
 pub use loader::{ImageLoader, MAX_BYTES_IN_FLIGHT};
+#[cfg(feature = "parquet")]
+pub(crate) use place::Places;
 pub use process::{CLIP_MEAN, CLIP_STD, Fit, ImageProcessor, PIXEL_RULES, Pixels};
 pub use resample::{Filter, resize};

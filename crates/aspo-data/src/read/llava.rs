@@ -55,7 +55,7 @@ impl std::fmt::Debug for Conversations {
 /// # Errors
 /// [`Error::File`] when the file is empty, no JSON, or no text in UTF-8.
 pub fn read_conversations(path: &Path) -> Result<Conversations> {
-    Ok(Conversations { path: path.to_owned(), rows: open_rows(path)? })
+    Ok(Conversations { path: path.to_owned(), rows: open_rows(path, &path.into())?.0 })
 }
 
 impl Iterator for Conversations {

@@ -39,6 +39,7 @@
 //! | [`Format::MsSwift`] | `messages` with the chosen answer, `rejected_response` or `rejected_messages`; or `query`, `response`, `rejected_response`, `history` | JSON lines |
 //! | [`Format::OpenAi`] | `input {messages}`, `preferred_output`, `non_preferred_output` | JSON lines |
 //! | [`Format::HaDpo`] | `{id: {"chosen": […], "rejected": […]}}`; or `image_id`, `question`, `chosen`, `reject`, `correct` | JSON object, JSON list |
+//! | [`Format::Ratings`] | `prompt`, and `completions` with a score each, or `responses` and `scores`: VLFeedback's and UltraFeedback's | parquet, JSON |
 //! | [`Format::Llava`] | `id`, `image`, `conversations`: instructions without preference, see [`read_conversations`] | JSON list |
 //!
 //! In every format a `system` column is the system message, and pictures come from `images`, `image` or `image_path` (the
@@ -58,6 +59,7 @@ mod openai;
 #[cfg(feature = "parquet")]
 mod parquet;
 mod picture;
+mod ratings;
 mod rlaif;
 mod row;
 mod rows;
@@ -78,7 +80,7 @@ use crate::pair::{IMAGE_TAG, Pair};
 
 pub use llava::{Conversation, Conversations, read_conversations};
 use row::{Row, key_list, kind, wrong};
-pub use source::source_files;
+pub use source::{Pairing, Source, Sources, source_files};
 
 /// Longest row of a JSON file in bytes, pictures in base64 included; a longer one is refused without being held.
 pub const MAX_ROW_BYTES: usize = 16 << 20;
@@ -107,6 +109,8 @@ pub enum Format {
     OpenAi,
     /// HA-DPO's descriptions and POPE questions.
     HaDpo,
+    /// Several answers with scores: VLFeedback's.
+    Ratings,
     /// LLaVA's instructions: no preference inside.
     Llava,
 }
@@ -121,6 +125,7 @@ impl Format {
         Self::MsSwift,
         Self::OpenAi,
         Self::HaDpo,
+        Self::Ratings,
         Self::Llava,
     ];
 
@@ -129,7 +134,9 @@ impl Format {
         let has = |key| row.contains_key(key);
         let both = has("chosen") && has("rejected");
         let conversation = has("conversations") || has("messages");
+        let scored = ["scores", "ratings", "rewards", "ranks"].into_iter().any(has);
         match () {
+            () if !both && (has("completions") || has("responses") && scored) => Some(Self::Ratings),
             () if has("reject") && has("correct") => Some(Self::HaDpo),
             () if has("reject") => Some(Self::Seva),
             () if has("rejected_response") || has("rejected_messages") => Some(Self::MsSwift),
@@ -157,6 +164,7 @@ impl Format {
             Self::MsSwift => "ms-swift",
             Self::OpenAi => "openai",
             Self::HaDpo => "ha-dpo",
+            Self::Ratings => "ratings",
             Self::Llava => "llava",
         }
     }
@@ -175,7 +183,7 @@ impl std::str::FromStr for Format {
         Self::ALL.iter().copied().find(|format| format.name() == name).ok_or_else(|| Error::Option {
             name: "format",
             found: format!("{name:?}"),
-            remedy: "use trl, seva, rlaif-v, llama-factory, ms-swift, openai or ha-dpo",
+            remedy: "use trl, seva, rlaif-v, llama-factory, ms-swift, openai, ha-dpo or ratings",
         })
     }
 }
@@ -187,7 +195,61 @@ pub struct Dropped {
     pub equal: usize,
     /// Questions of HA-DPO that the model had answered correctly; HA-DPO leaves them out as well.
     pub correct: usize,
+    /// Rows of several answers of which no two have scores as far apart as asked.
+    pub tied: usize,
 }
+
+/// Every key that a format reads, or that is refused by name: other columns of a table are not decoded.
+#[cfg(feature = "parquet")]
+const KEYS: &[&str] = &[
+    "answer",
+    "audio",
+    "audios",
+    "chosen",
+    "completions",
+    "conversations",
+    "correct",
+    "history",
+    "id",
+    "idx",
+    "image",
+    "image_id",
+    "image_path",
+    "images",
+    "input",
+    "instruction",
+    "messages",
+    "non_preferred_output",
+    "output",
+    "preferred_output",
+    "prompt",
+    "query",
+    "question",
+    "question_id",
+    "ranks",
+    "ratings",
+    "reject",
+    "rejected",
+    "rejected_audio",
+    "rejected_audios",
+    "rejected_image",
+    "rejected_images",
+    "rejected_messages",
+    "rejected_response",
+    "rejected_video",
+    "rejected_videos",
+    "response",
+    "responses",
+    "rewards",
+    "scores",
+    "system",
+    "text",
+    "tools",
+    "type",
+    "video",
+    "videos",
+    "label",
+];
 
 type Rows = Box<dyn Iterator<Item = Result<Row>> + Send>;
 
@@ -196,11 +258,12 @@ pub struct Pairs {
     path: Arc<Path>,
     /// Files that come after it.
     later: VecDeque<PathBuf>,
-    /// The format, if it is not to be recognised.
-    given: Option<Format>,
+    /// How they are read.
+    source: Source,
     format: Format,
     rows: Rows,
-    first: Option<Result<Row>>,
+    /// Rows that were looked at to tell the format.
+    first: VecDeque<Result<Row>>,
     row: usize,
     /// Pairs of the present row that were not given yet.
     more: VecDeque<Pair>,
@@ -258,6 +321,11 @@ impl Pairs {
             Format::MsSwift => ms_swift::pair(&mut row).map(|pair| vec![pair]),
             Format::OpenAi => openai::pair(&mut row).map(|pair| vec![pair]),
             Format::HaDpo => ha_dpo::pairs(&mut row),
+            Format::Ratings => {
+                let pairs = ratings::pairs(&mut row, self.source.pairing, self.source.min_margin);
+                self.dropped.tied += usize::from(pairs.as_ref().is_ok_and(Vec::is_empty));
+                pairs
+            }
         };
         let mut pairs = pairs.map_err(|fault| row.of_another_format(fault, self.format))?;
         for pair in &mut pairs {
@@ -284,13 +352,13 @@ impl Pairs {
 }
 
 /// Reads a file, or all files that a folder or a pattern names ([`source_files`]); the format of each is told by its first sound
-/// row. gzip and zstd are unpacked on the way.
+/// rows. gzip and zstd are unpacked on the way.
 ///
 /// # Errors
 /// [`Error::File`] when the first file is empty, of no known format, no text in UTF-8, or holds no preference; no file. What is wrong
 /// with a later file is an item of the iterator.
 pub fn read_pairs(path: &Path) -> Result<Pairs> {
-    open(path, None)
+    read_source(&path.into())
 }
 
 /// Reads files of a given format.
@@ -298,53 +366,55 @@ pub fn read_pairs(path: &Path) -> Result<Pairs> {
 /// # Errors
 /// [`Error::File`] when the file is empty, neither JSON nor parquet, or no text in UTF-8.
 pub fn read_pairs_as(path: &Path, format: Format) -> Result<Pairs> {
-    open(path, Some(format))
+    read_source(&Source { format: Some(format), ..path.into() })
 }
 
-fn open(path: &Path, format: Option<Format>) -> Result<Pairs> {
-    let mut files: VecDeque<PathBuf> = source_files(path)?.into();
-    let first = files.pop_front().unwrap_or_else(|| path.to_owned());
-    Ok(Pairs { later: files, given: format, ..open_one(&first, format)? })
+/// The same with everything that a source says.
+///
+/// # Errors
+/// As [`read_pairs`]; a column of its map that no row has.
+pub fn read_source(source: &Source) -> Result<Pairs> {
+    let mut files: VecDeque<PathBuf> = source_files(&source.path)?.into();
+    let first = files.pop_front().unwrap_or_else(|| source.path.clone());
+    Ok(Pairs { later: files, ..open_one(&first, source)? })
 }
 
-fn open_one(path: &Path, format: Option<Format>) -> Result<Pairs> {
-    let mut rows = open_rows(path)?;
-    let first = rows.next();
-    let format = match (&first, format) {
-        (_, Some(format)) => format,
-        (Some(Ok(row)), None) => format_of(path, row)?,
-        (None, None) => return Err(Error::file(path, FileFault::Empty)),
-        // The first row is faulty: look further, in a second pass, so that its fault is still reported.
-        (Some(Err(_)), None) => match (open_rows(path)?.take(1000).find_map(Result::ok), first) {
-            (Some(row), found) => {
-                let format = format_of(path, &row)?;
-                return checked(path, format, rows, found);
-            }
-            (None, Some(Err(error))) => return Err(error),
-            (None, _) => return Err(Error::file(path, FileFault::Empty)),
-        },
+/// Sound rows of a file that are looked at to tell its format.
+const LOOK: usize = 16;
+
+fn open_one(path: &Path, source: &Source) -> Result<Pairs> {
+    let (mut rows, unread) = open_rows(path, source)?;
+    let (mut first, mut sound) = (VecDeque::new(), 0);
+    while sound < LOOK && first.len() < 2 * LOOK {
+        let Some(row) = rows.next() else { break };
+        sound += usize::from(row.is_ok());
+        first.push_back(row);
+    }
+    if first.is_empty() {
+        return Err(Error::file(path, FileFault::Empty));
+    }
+    // So many faulty rows: look further, in a second pass, so that their faults are still reported.
+    let mut further = None;
+    if sound == 0 && first.len() == 2 * LOOK {
+        further = open_rows(path, source)?.0.take(1000).find_map(Result::ok);
+    }
+    let looked: Vec<&Row> = first.iter().filter_map(|row| row.as_ref().ok()).chain(&further).collect();
+    let format = match (source.format, looked.is_empty()) {
+        (Some(format), _) => format,
+        (None, false) => format_of(path, &looked)?,
+        (None, true) => {
+            return Err(first
+                .pop_front()
+                .and_then(Result::err)
+                .unwrap_or_else(|| Error::file(path, FileFault::Empty)));
+        }
     };
-    checked(path, format, rows, first)
-}
-
-fn format_of(path: &Path, row: &Row) -> Result<Format> {
-    Format::of(&row.keys).ok_or_else(|| {
-        let list = row.keys.iter().find(|(_, value)| {
-            value.as_array().is_some_and(|items| items.first().is_some_and(Value::is_object))
-        });
-        Error::file(
-            path,
-            match list {
-                Some((key, _)) if row.number == 1 => {
-                    FileFault::Object { start: format!("{{\"{key}\": [{{…") }
-                }
-                _ => FileFault::Format { keys: key_list(row.keys.keys()) },
-            },
-        )
-    })
-}
-
-fn checked(path: &Path, format: Format, rows: Rows, first: Option<Result<Row>>) -> Result<Pairs> {
+    let lacking = source.columns.keys().find(|ours| !looked.iter().any(|row| row.keys.contains_key(*ours)));
+    if let (Some(ours), Some(row)) = (lacking, looked.first()) {
+        let (theirs, found) = (&source.columns[ours], key_list(row.keys.keys()));
+        let told = format!("`columns`: `{ours}` is to be read from `{theirs}`, but the rows have {found}");
+        return Err(Error::file(path, FileFault::Unsupported(told)));
+    }
     if format == Format::Llava {
         let fault = FileFault::Unsupported(
             "conversations without a rejected answer (LLaVA's or OpenAI's instructions): they hold no preference; \
@@ -356,41 +426,73 @@ fn checked(path: &Path, format: Format, rows: Rows, first: Option<Result<Row>>) 
     Ok(Pairs {
         path: path.into(),
         later: VecDeque::new(),
-        given: None,
+        source: source.clone(),
         format,
         rows,
         first,
         row: 0,
         more: VecDeque::new(),
         dropped: Dropped::default(),
-        unread: BTreeSet::new(),
+        unread,
     })
 }
 
-/// JSON or parquet, by content.
-fn open_rows(path: &Path) -> Result<Rows> {
+/// The format of most of these rows; of equally many, that of the first.
+fn format_of(path: &Path, rows: &[&Row]) -> Result<Format> {
+    let formats: Vec<Format> = rows.iter().filter_map(|row| Format::of(&row.keys)).collect();
+    let count = |format: &Format| formats.iter().filter(|other| *other == format).count();
+    let Some(most) = formats.iter().map(count).max() else { return Err(no_format(path, rows[0])) };
+    Ok(*formats.iter().find(|format| count(format) == most).expect("one has the most"))
+}
+
+fn no_format(path: &Path, row: &Row) -> Error {
+    let list = row
+        .keys
+        .iter()
+        .find(|(_, value)| value.as_array().is_some_and(|items| items.first().is_some_and(Value::is_object)));
+    Error::file(
+        path,
+        match list {
+            Some((key, _)) if row.number == 1 => FileFault::Object { start: format!("{{\"{key}\": [{{…") },
+            _ => FileFault::Format { keys: key_list(row.keys.keys()) },
+        },
+    )
+}
+
+/// JSON or parquet, by content, and the columns that are not looked at.
+fn open_rows(path: &Path, source: &Source) -> Result<(Rows, BTreeSet<String>)> {
     let mut start = [0; 4];
     let read = File::open(path)
         .and_then(|file| file.take(4).read(&mut start))
         .map_err(|source| Error::io(path, source))?;
     if read == 4 && &start == b"PAR1" {
         #[cfg(feature = "parquet")]
-        return Ok(Box::new(parquet::ParquetRows::open(path)?));
+        {
+            let rows = parquet::ParquetRows::open(path, &source.columns)?;
+            let unread = rows.unread().take(MAX_UNREAD).map(row::short).collect();
+            return Ok((Box::new(rows), unread));
+        }
         #[cfg(not(feature = "parquet"))]
         return Err(Error::file(
             path,
             FileFault::Unsupported("built without the feature `parquet`".to_owned()),
         ));
     }
-    let path = path.to_owned();
+    let (path, columns) = (path.to_owned(), source.columns.clone());
     let rows = rows::JsonRows::new(&path, source::text(&path)?)?;
-    Ok(Box::new(rows.map(move |row| {
+    let rows = rows.map(move |row| {
         let (number, value) = row?;
         match value {
-            Value::Object(keys) => Ok(Row::new(number, keys, BTreeMap::new())),
+            Value::Object(mut keys) => {
+                for (ours, theirs) in &columns {
+                    keys.remove(theirs).map(|value| keys.insert(ours.clone(), value));
+                }
+                Ok(Row::new(number, keys, BTreeMap::new()))
+            }
             other => Err(Error::row(&path, number, wrong("row", "an object", &other))),
         }
-    })))
+    });
+    Ok((Box::new(rows), BTreeSet::new()))
 }
 
 impl Iterator for Pairs {
@@ -401,12 +503,13 @@ impl Iterator for Pairs {
             if let Some(pair) = self.more.pop_front() {
                 return Some(Ok(pair));
             }
-            let row = match self.first.take().or_else(|| self.rows.next()) {
+            let row = match self.first.pop_front().or_else(|| self.rows.next()) {
                 Some(Ok(row)) => row,
                 Some(Err(error)) => return Some(Err(error)),
-                None => match open_one(&self.later.pop_front()?, self.given) {
-                    Ok(Self { path, format, rows, first, .. }) => {
+                None => match open_one(&self.later.pop_front()?, &self.source) {
+                    Ok(Self { path, format, rows, first, unread, .. }) => {
                         (self.path, self.format, self.rows, self.first) = (path, format, rows, first);
+                        self.unread.extend(unread);
                         continue;
                     }
                     Err(error) => return Some(Err(error)),

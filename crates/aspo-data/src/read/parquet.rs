@@ -1,7 +1,8 @@
 //! Rows of a parquet table, row group by row group.
 //!
 //! The columns `image` and `images` become image sources (bytes where there are any, else the path); the others become
-//! JSON values (bytes that a message carries in base64), so that the formats read tables and JSON alike.
+//! JSON values (bytes that a message carries in base64), so that the formats read tables and JSON alike. Columns that no format
+//! reads are not decoded.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,12 +14,13 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row as Record};
+use parquet::schema::types::Type;
 use serde_json::{Map, Number, Value};
 
-use super::{MAX_IMAGES, MAX_ROW_BYTES, Row, footer};
+use super::{KEYS, MAX_IMAGES, MAX_ROW_BYTES, Row, footer};
 use crate::error::{Error, FileFault, Result, RowFault};
 use crate::image::MAX_FILE_BYTES;
-use crate::pair::ImageSource;
+use crate::pair::{ImageBytes, ImageSource, PlaceInFile};
 
 /// Rows decoded at a time: pictures are large.
 const BATCH: usize = 16;
@@ -28,20 +30,59 @@ pub(super) struct ParquetRows {
     rows: Option<RowIter<'static>>,
     number: usize,
     total: usize,
+    /// The file's own names of columns, and those that they have here.
+    names: BTreeMap<String, String>,
+    /// Columns that are not decoded, and whether they hold anything.
+    left: Vec<(String, bool)>,
 }
 
 impl ParquetRows {
-    pub(super) fn open(path: &Path) -> Result<Self> {
+    pub(super) fn open(path: &Path, columns: &BTreeMap<String, String>) -> Result<Self> {
         let fail = |why: String| Error::file(path, FileFault::Parquet(why));
         let mut file = File::open(path).map_err(|source| Error::io(path, source))?;
         footer::check(&mut file).map_err(|source| Error::io(path, source))?.map_err(&fail)?;
         let reader = guarded(|| SerializedFileReader::new(file)).map_err(&fail)?;
         let total = reader.metadata().file_metadata().num_rows();
         let total = usize::try_from(total).map_err(|_| fail(format!("it says it has {total} rows")))?;
-        let rows =
-            guarded(|| Ok(RowIter::from_file_into(Box::new(reader)).with_batch_size(BATCH))).map_err(fail)?;
-        Ok(Self { path: path.to_owned(), rows: Some(rows), number: 0, total })
+        let names: BTreeMap<String, String> =
+            columns.iter().map(|(ours, theirs)| (theirs.clone(), ours.clone())).collect();
+        let schema = reader.metadata().file_metadata().schema_descr().root_schema().clone();
+        let is_read = |name: &str| KEYS.contains(&name) || names.contains_key(name);
+        let (read, left): (Vec<_>, Vec<_>) =
+            schema.get_fields().iter().cloned().partition(|field| is_read(field.name()));
+        let left =
+            left.iter().map(|field| (field.name().to_owned(), holds_any(&reader, field.name()))).collect();
+        let wanted = (!read.is_empty())
+            .then(|| Type::group_type_builder(schema.name()).with_fields(read).build())
+            .transpose();
+        let rows = wanted.map_err(|error| fail(error.to_string()))?;
+        let rows = guarded(|| RowIter::from_file_into(Box::new(reader)).project(rows)).map_err(fail)?;
+        let rows = Some(rows.with_batch_size(BATCH));
+        Ok(Self { path: path.to_owned(), rows, number: 0, total, names, left })
     }
+
+    /// The columns that hold something and are not decoded.
+    pub(super) fn unread(&self) -> impl Iterator<Item = &str> {
+        self.left.iter().filter(|(_, holds)| *holds).map(|(name, _)| name.as_str())
+    }
+
+    fn row(&self, record: Record) -> Result<Row, RowFault> {
+        let mut row = row(&self.path, self.number, record, &self.names)?;
+        // For messages that tell what a row has.
+        row.add(self.left.iter().map(|(name, _)| (name.clone(), Value::Null)).collect());
+        Ok(row)
+    }
+}
+
+/// Whether a column has a value, as far as its statistics tell.
+fn holds_any(reader: &SerializedFileReader<File>, name: &str) -> bool {
+    let groups = reader.metadata().row_groups().iter();
+    groups.flat_map(|group| group.columns()).filter(|leaf| leaf.column_path().parts()[0] == name).any(
+        |leaf| {
+            let nulls = leaf.statistics().and_then(|statistics| statistics.null_count_opt());
+            leaf.num_values() > 0 && nulls.is_none_or(|nulls| nulls < leaf.num_values() as u64)
+        },
+    )
 }
 
 /// The reader was written for sound files: on some damaged ones it panics, which is an error of the file, not of ours.
@@ -59,7 +100,7 @@ impl Iterator for ParquetRows {
         let rows = self.rows.as_mut()?;
         self.number += 1;
         let fault = match guarded(|| rows.next().transpose()) {
-            Ok(Some(record)) => match row(self.number, record) {
+            Ok(Some(record)) => match self.row(record) {
                 Ok(row) => return Some(Ok(row)),
                 Err(fault) => return Some(Err(Error::row(&self.path, self.number, fault))),
             },
@@ -77,15 +118,21 @@ impl Iterator for ParquetRows {
     }
 }
 
-fn row(number: usize, record: Record) -> Result<Row, RowFault> {
+fn row(
+    path: &Path,
+    number: usize,
+    record: Record,
+    names: &BTreeMap<String, String>,
+) -> Result<Row, RowFault> {
     let (mut keys, mut pictures) = (Map::new(), BTreeMap::new());
     let mut text_bytes = 0;
-    for (name, field) in record.into_columns() {
+    for (column, field) in record.into_columns() {
+        let name = names.get(&column).cloned().unwrap_or_else(|| column.clone());
         match name.as_str() {
             "image" | "images" => {
                 let mut sources = Vec::new();
                 images(&name, field, &mut sources)?;
-                pictures.insert(name.clone(), sources);
+                pictures.insert(name.clone(), placed(sources, path, &column, number as u64 - 1));
                 // The key tells the format.
                 keys.insert(name, Value::Array(Vec::new()));
             }
@@ -96,6 +143,20 @@ fn row(number: usize, record: Record) -> Result<Row, RowFault> {
         }
     }
     Ok(Row::new(number, keys, pictures))
+}
+
+/// The same pictures, known to be in their column and row.
+fn placed(sources: Vec<ImageSource>, path: &Path, column: &str, row: u64) -> Vec<ImageSource> {
+    let mut nth = 0;
+    let place = |source| match source {
+        ImageSource::Bytes(bytes) => {
+            nth += 1;
+            let at = PlaceInFile::Table { column: column.to_owned(), row, nth: nth - 1 };
+            ImageSource::Bytes(ImageBytes::at(bytes, path.to_owned(), at))
+        }
+        other => other,
+    };
+    sources.into_iter().map(place).collect()
 }
 
 fn images(key: &str, field: Field, images: &mut Vec<ImageSource>) -> Result<(), RowFault> {

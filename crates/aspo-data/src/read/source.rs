@@ -1,10 +1,131 @@
-//! What a path of pairs names: one file, the files of a folder, or those that a pattern matches; plain or packed.
+//! Where pairs come from: a path names one file, the files of a folder, or those that a pattern matches; plain or packed.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
+use super::Format;
 use crate::error::{Error, FileFault, Result};
+
+/// Files of pairs, and how they are read. The default of every field but the path is that of plain paths.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Source {
+    /// A file, a folder of files, or a pattern; see [`source_files`].
+    pub path: PathBuf,
+    /// The format; recognised where not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
+    /// For files whose columns have other names: the name that a format here has, and the file's own
+    /// (`chosen = "better_answer"`).
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub columns: BTreeMap<String, String>,
+    /// The share of this source in a mixture, against those of the others; above 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight: Option<f64>,
+    /// Which answers make pairs where a row has several with scores.
+    #[serde(skip_serializing_if = "is_default")]
+    pub pairing: Pairing,
+    /// Least difference of the scores of such a pair. Default 0: any.
+    #[serde(skip_serializing_if = "is_default")]
+    pub min_margin: f64,
+}
+
+/// Which of several answers with scores make pairs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pairing {
+    /// The best against the worst.
+    #[default]
+    BestWorst,
+    /// Each against each that has a lower score.
+    All,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+impl From<&Path> for Source {
+    fn from(path: &Path) -> Self {
+        Self { path: path.to_owned(), ..Self::default() }
+    }
+}
+
+/// One source or several; in files one path, or a list of paths and tables.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Sources(pub Vec<Source>);
+
+impl Sources {
+    /// None.
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|source| source.path.as_os_str().is_empty())
+    }
+
+    /// The path of each.
+    pub fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        self.0.iter_mut().map(|source| &mut source.path)
+    }
+}
+
+impl<P: Into<PathBuf>> From<P> for Sources {
+    fn from(path: P) -> Self {
+        Self(vec![Source { path: path.into(), ..Source::default() }])
+    }
+}
+
+impl fmt::Display for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let paths: Vec<String> = self.0.iter().map(|source| source.path.display().to_string()).collect();
+        f.write_str(&paths.join(", "))
+    }
+}
+
+/// How a source is written down.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged, expecting = "a path, or a table with `path`")]
+enum Written {
+    Path(PathBuf),
+    Table(Source),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged, expecting = "a path, a table with `path`, or a list of them")]
+enum OneOrSeveral {
+    One(Written),
+    Several(Vec<Written>),
+}
+
+impl Serialize for Sources {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let written = |source: &Source| match *source == Source::from(source.path.as_path()) {
+            true => Written::Path(source.path.clone()),
+            false => Written::Table(source.clone()),
+        };
+        match self.0.as_slice() {
+            [] => OneOrSeveral::One(Written::Path(PathBuf::new())).serialize(serializer),
+            [one] => OneOrSeveral::One(written(one)).serialize(serializer),
+            several => OneOrSeveral::Several(several.iter().map(written).collect()).serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Sources {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        let source = |written| match written {
+            Written::Path(path) => Source::from(path.as_path()),
+            Written::Table(source) => source,
+        };
+        Ok(match OneOrSeveral::deserialize(deserializer)? {
+            OneOrSeveral::One(one) => Self(vec![source(one)]),
+            OneOrSeveral::Several(several) => Self(several.into_iter().map(source).collect()),
+        })
+    }
+}
 
 /// Ends of the names of files of pairs in a folder.
 const ENDS: [&str; 7] = [".json", ".jsonl", ".parquet", ".json.gz", ".jsonl.gz", ".json.zst", ".jsonl.zst"];

@@ -172,7 +172,7 @@ fn image_paths<'a>(path: &Path, pair: &'a Pair) -> Result<Vec<&'a str>> {
         .iter()
         .map(|image| match image {
             ImageSource::Path(image) => Ok(image.as_str()),
-            ImageSource::Bytes(_) => Err(unsupported(path, &pair.id, "image bytes")),
+            ImageSource::Bytes(_) | ImageSource::Place(_) => Err(unsupported(path, &pair.id, "image bytes")),
         })
         .collect()
 }

@@ -13,6 +13,7 @@ use parquet::schema::parser::parse_message_type;
 use super::{single_question, unsupported};
 use crate::error::{Error, FileFault, Result};
 use crate::files::AtomicFile;
+use crate::image::Places;
 use crate::pair::{ImageSource, Pair};
 
 /// A row group is written after this many pairs …
@@ -136,17 +137,23 @@ fn write_table<P: Borrow<Pair>>(
         held.clear();
         Ok(())
     };
+    let places = Places::default();
     let (mut held, mut bytes, mut first) = (Vec::new(), 0, 0);
     for pair in pairs {
-        let pair = pair.borrow();
-        single_question(path, pair)?;
+        let mut pair = pair.borrow().clone();
+        single_question(path, &pair)?;
+        for image in &mut pair.images {
+            if let ImageSource::Place(place) = image {
+                *image = ImageSource::from(places.read(place)?);
+            }
+        }
         bytes += pair.prompt.len() + pair.chosen.len() + pair.rejected.len();
         bytes += pair
             .images
             .iter()
             .map(|image| if let ImageSource::Bytes(bytes) = image { bytes.len() } else { 0 })
             .sum::<usize>();
-        held.push(pair.clone());
+        held.push(pair);
         if held.len() == GROUP_ROWS || bytes > GROUP_BYTES {
             let count = held.len();
             flush(first, &mut held).map_err(named)?;
@@ -190,13 +197,13 @@ fn no_column() -> parquet::errors::ParquetError {
 fn bytes(image: &ImageSource) -> Option<ByteArray> {
     match image {
         ImageSource::Bytes(bytes) => Some(ByteArray::from(bytes.to_vec())),
-        ImageSource::Path(_) => None,
+        ImageSource::Path(_) | ImageSource::Place(_) => None,
     }
 }
 
 fn image_path(image: &ImageSource) -> Option<ByteArray> {
     match image {
         ImageSource::Path(path) => Some(ByteArray::from(path.as_str())),
-        ImageSource::Bytes(_) => None,
+        ImageSource::Bytes(_) | ImageSource::Place(_) => None,
     }
 }

@@ -1,7 +1,9 @@
 //! Sentence-image cosines.
 
-use aspo_data::similarity::{CLIP_WINDOW, Embed, Scorer, text_windows};
-use aspo_data::{EncodedPair, Encoder, Error, ImageLoader, ImageProcessor, Pair, Store, Template, Tokenizer};
+use aspo_data::similarity::{CLIP_WINDOW, Embed, ImageVectors, Scorer, SimilarityReport, text_windows};
+use aspo_data::{
+    EncodedPair, Encoder, Error, ImageLoader, ImageProcessor, Pair, PairSet, Template, Tokenizer,
+};
 
 use crate::support::{png, tiny_tokenizer};
 
@@ -67,7 +69,7 @@ fn each_chosen_sentence_has_its_cosine_and_long_ones_the_mean_of_their_windows()
         .scorer()
         .score(
             &mut pairs,
-            &mut [],
+            &mut ImageVectors::default(),
             &mut |pixels: &[Vec<f32>]| {
                 images += pixels.len();
                 Ok(pixels.iter().map(|pixels| image_vector(pixels)).collect())
@@ -111,42 +113,41 @@ fn windows_hold_every_token_once_and_differ_by_one_at_most() {
 }
 
 #[test]
-fn a_cache_saves_every_embedding_and_belongs_to_one_model() {
+fn kept_scores_save_every_embedding_and_belong_to_one_model_and_its_pictures() {
     let mut world = world();
-    let mut pairs = std::mem::take(&mut world.pairs);
-    let open = |name: &str| Store::open(&world.folder.path().join(name)).unwrap();
-    let mut store = [open("scores")];
-    let mut calls = 0;
-    let mut run = |scorer: &Scorer<'_>, pairs: &mut [EncodedPair], store: &mut [Store]| {
-        calls = 0;
-        let report = scorer.score(
-            pairs,
-            store,
-            &mut |pixels: &[Vec<f32>]| Ok(pixels.iter().map(|pixels| image_vector(pixels)).collect()),
-            &mut |ids: &[Vec<u32>]| {
-                calls += 1;
-                Ok(ids.iter().map(|ids| text_vector(ids)).collect())
-            },
-        );
-        (report.unwrap(), calls)
-    };
+    let set = PairSet::from(std::mem::take(&mut world.pairs));
+    let folder = world.folder.path().join("kept");
+    let run =
+        |scorer: &Scorer<'_>, set: &PairSet, kept: Option<&str>| -> (PairSet, SimilarityReport, usize) {
+            let mut calls = 0;
+            let (set, report) = scorer
+                .score_set(
+                    set,
+                    kept.map(|pictures| (folder.as_path(), pictures)),
+                    &mut |pixels: &[Vec<f32>]| Ok(pixels.iter().map(|pixels| image_vector(pixels)).collect()),
+                    &mut |ids: &[Vec<u32>]| {
+                        calls += 1;
+                        Ok(ids.iter().map(|ids| text_vector(ids)).collect())
+                    },
+                )
+                .unwrap();
+            (set, report, calls)
+        };
+    let all = |set: &PairSet| set.iter().collect::<Result<Vec<_>, _>>().unwrap();
     let mut scorer = world.scorer();
     scorer.rejected = true;
-    let (first, _) = run(&scorer, &mut pairs, &mut store);
-    assert_eq!(first.sentences, 6 + 4);
-    let scored = pairs.clone();
-    assert_eq!(scored[1].rejected.similarity.len(), 2);
-    let (second, calls) = run(&scorer, &mut pairs, &mut store);
-    assert_eq!((second.cached, second.images, calls), (10, 0, 0));
-    assert_eq!(pairs, scored);
-    // A second one gets what the first has, and is enough alone.
-    let [first] = store;
-    let mut both = [open("more"), first];
-    assert_eq!(run(&scorer, &mut pairs, &mut both).0.images, 0);
-    let [mut more, first] = both;
-    assert_eq!((more.len(), run(&scorer, &mut pairs, std::slice::from_mut(&mut more)).1), (first.len(), 0));
+    let (scored, first, _) = run(&scorer, &set, Some("pictures"));
+    assert_eq!((first.sentences, first.images), (6 + 4, 2));
+    assert_eq!(scored.get(1).unwrap().rejected.similarity.len(), 2);
+    let (again, second, calls) = run(&scorer, &set, Some("pictures"));
+    assert_eq!((second.sentences, second.cached, second.images, calls), (10, 10, 0, 0));
+    assert_eq!(all(&again), all(&scored));
+    let (in_memory, _, _) = run(&scorer, &set, None);
+    assert_eq!(all(&in_memory), all(&scored), "kept or not, the scores are the same");
+    assert_eq!(run(&scorer, &set, Some("other pictures")).1.images, 2);
+    assert_eq!(run(&scorer, &set.select(&[0, 1]), Some("pictures")).1.images, 2);
     scorer.model = "another".into();
-    assert_eq!(run(&scorer, &mut pairs, &mut [more]).0.images, 2);
+    assert_eq!(run(&scorer, &set, Some("pictures")).1.images, 2);
 }
 
 #[test]
@@ -157,7 +158,7 @@ fn a_sentence_about_several_pictures_has_the_largest_of_its_scores() {
     let score = |pairs: &mut [EncodedPair]| {
         let report = world.scorer().score(
             pairs,
-            &mut [],
+            &mut ImageVectors::default(),
             &mut |pixels: &[Vec<f32>]| Ok(pixels.iter().map(|pixels| image_vector(pixels)).collect()),
             &mut |ids: &[Vec<u32>]| Ok(ids.iter().map(|ids| text_vector(ids)).collect()),
         );
@@ -185,9 +186,12 @@ fn a_wrong_embedding_is_named() {
     let fails = |images: &mut Embed<'_, Vec<f32>>| {
         let mut world = world();
         let mut pairs = std::mem::take(&mut world.pairs);
-        let error = world.scorer().score(&mut pairs, &mut [], images, &mut |ids: &[Vec<u32>]| {
-            Ok(ids.iter().map(|ids| text_vector(ids)).collect())
-        });
+        let error =
+            world.scorer().score(&mut pairs, &mut ImageVectors::default(), images, &mut |ids: &[Vec<
+                u32,
+            >]| {
+                Ok(ids.iter().map(|ids| text_vector(ids)).collect())
+            });
         error.unwrap_err().to_string()
     };
     assert!(fails(&mut |_| Err("out of memory".into())).contains("out of memory"));

@@ -153,8 +153,8 @@ fn a_folder_that_is_not_there_is_named_with_its_option() {
     let cases = [
         ("model", TrainConfig { model: gone.clone(), ..base.clone() }),
         ("tokenizer", TrainConfig { tokenizer: None, ..base.clone() }),
-        ("data", TrainConfig { data: gone.clone(), ..base.clone() }),
-        ("eval_data", TrainConfig { eval_data: Some(gone.clone()), eval_steps: 1, ..base.clone() }),
+        ("data", TrainConfig { data: gone.clone().into(), ..base.clone() }),
+        ("eval_data", TrainConfig { eval_data: Some(gone.clone().into()), eval_steps: 1, ..base.clone() }),
         ("images", TrainConfig { images: gone.clone(), ..base.clone() }),
         ("ref_model", TrainConfig { ref_model: Some(gone.clone()), ..base.clone() }),
         ("clip", TrainConfig { clip: Some(gone.clone()), ..base.clone() }),
@@ -172,9 +172,9 @@ fn a_row_that_cannot_be_used_is_named_with_its_file() {
     assert_tells(&refused(&world.config), &["pairs.json", "rejected", "empty"]);
     world.write_pairs(&[("A dot.", "Two </s> dots.")]);
     assert_tells(&refused(&world.config), &["pairs.json", "</s>"]);
-    std::fs::write(&world.config.data, "[{\"question\": \"a\", \"chosen\": \"b\"").unwrap();
+    std::fs::write(&world.config.data.0[0].path, "[{\"question\": \"a\", \"chosen\": \"b\"").unwrap();
     assert_tells(&refused(&world.config), &["pairs.json"]);
-    std::fs::write(&world.config.data, "[]").unwrap();
+    std::fs::write(&world.config.data.0[0].path, "[]").unwrap();
     assert_tells(&refused(&world.config), &["pairs.json"]);
     world.write_pairs(&[("A dot.", "Two dots.")]);
     let short = TrainConfig { max_length: 10, ..world.config.clone() };
@@ -188,11 +188,11 @@ fn a_row_that_cannot_be_used_is_named_with_its_file() {
 fn a_path_that_is_no_file_or_no_folder_is_named_with_its_option() {
     let world = World::new();
     let base = &world.config;
-    let (folder, file) = (&base.images, &base.data);
+    let (folder, file) = (&base.images, &base.data.0[0].path);
     let cases = [
         (
             ["`data`", "it is a folder without a file of pairs"],
-            TrainConfig { data: folder.clone(), ..base.clone() },
+            TrainConfig { data: folder.clone().into(), ..base.clone() },
         ),
         (["`images`", "is a file"], TrainConfig { images: file.clone(), ..base.clone() }),
         (["`model`", "is a file"], TrainConfig { model: file.clone(), ..base.clone() }),
@@ -254,7 +254,7 @@ fn faulty_rows_and_pictures_are_skipped_and_counted_on_request() {
     assert_eq!((account.rows, account.equal, account.faulty), (7, 1, 3));
     assert_eq!((account.no_room, account.cut_chosen, account.cut_rejected), (0, 1, 0));
     assert_eq!(
-        data.pairs.iter().map(|pair| pair.chosen.text.as_str()).collect::<Vec<_>>(),
+        data.pairs.iter().map(|pair| pair.unwrap().chosen.text).collect::<Vec<_>>(),
         ["A dot.", "A cat.", "A wall, and it is long indeed."]
     );
     let told = account.lines(config.max_length).join("\n");
@@ -310,7 +310,7 @@ fn what_instruct_blip_cannot_read_is_told_with_the_pair() {
     let eyes = sight(&world.config, &LlavaConfig::load(&world.config.model).unwrap());
     let read = |rows: &[&Value], config: &TrainConfig| {
         let lines: Vec<String> = rows.iter().map(ToString::to_string).collect();
-        std::fs::write(&config.data, lines.join("\n")).unwrap();
+        std::fs::write(&config.data.0[0].path, lines.join("\n")).unwrap();
         read(config, &eyes)
     };
     for (index, (row, part)) in cases.iter().enumerate() {
@@ -388,7 +388,7 @@ fn a_loss_that_is_no_number_stops_the_run_and_names_step_pairs_and_checkpoint() 
     // The pair is the eleventh of its file, and a micro-batch has two.
     let named = message.split("(pairs ").nth(1).unwrap().split(')').next().unwrap();
     let ids: Vec<&str> = named.split(", ").collect();
-    let spoiled = world.data().pairs.last().unwrap().id.clone();
+    let spoiled = world.data().pairs.iter().last().unwrap().unwrap().id;
     assert!(ids.contains(&spoiled.as_str()) && ids.len() <= 2, "{named}");
     assert!(listing(&world.config.output_dir).iter().all(|name| !name.contains(".tmp")));
 }

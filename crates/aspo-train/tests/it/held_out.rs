@@ -60,10 +60,10 @@ fn looking_at_pairs_held_out_leaves_training_as_it_is<B: Backend>() {
     assert!(wanted.1.is_empty());
     let some = world.folder.join("held_out.json");
     let rows: Vec<serde_json::Value> =
-        serde_json::from_slice(&std::fs::read(&world.config.data).unwrap()).unwrap();
+        serde_json::from_slice(&std::fs::read(&world.config.data.0[0].path).unwrap()).unwrap();
     std::fs::write(&some, serde_json::to_vec(&rows[..3]).unwrap()).unwrap();
     let with = TrainConfig {
-        eval_data: Some(some),
+        eval_data: Some(some.into()),
         eval_steps: 3,
         output_dir: world.folder.join("with"),
         ..without.clone()
@@ -80,11 +80,12 @@ fn held_out_pairs_whose_loss_is_not_finite_stop_the_run_or_are_counted<B: Backen
     world.config.model = world.folder.join("model");
     spoiled_model(&world.config.model);
     let held_out = world.folder.join("held_out.json");
-    let good = std::fs::read(&world.config.data).unwrap();
+    let good = std::fs::read(&world.config.data.0[0].path).unwrap();
     world.add_spoiled_pair();
-    std::fs::rename(&world.config.data, &held_out).unwrap();
-    std::fs::write(&world.config.data, good).unwrap();
-    let stop = TrainConfig { eval_data: Some(held_out), eval_steps: 1, max_steps: 1, ..world.config.clone() };
+    std::fs::rename(&world.config.data.0[0].path, &held_out).unwrap();
+    std::fs::write(&world.config.data.0[0].path, good).unwrap();
+    let stop =
+        TrainConfig { eval_data: Some(held_out.into()), eval_steps: 1, max_steps: 1, ..world.config.clone() };
     let error = whole_run::<B>(&stop, false, |_| (), |_| ()).unwrap_err().to_string();
     assert!(error.contains("loss of pairs held out is NaN"), "{error}");
     let output_dir = world.folder.join("skip");

@@ -250,7 +250,7 @@ fn a_run_goes_on_where_its_files_have_moved_or_are_spelled_otherwise<B: Backend>
     let detour = |path: &Path| world.folder.join("images/..").join(path.file_name().unwrap());
     let spelled = TrainConfig {
         model: detour(&config.model),
-        data: detour(&config.data),
+        data: detour(&config.data.0[0].path).into(),
         images: detour(&config.images),
         tokenizer: config.tokenizer.as_deref().map(detour),
         ..config.clone()

@@ -104,7 +104,7 @@ impl World {
         let config = TrainConfig {
             model: fixtures().join("models/llava"),
             tokenizer: Some(folder.join("tokenizer.json")),
-            data: folder.join("pairs.json"),
+            data: folder.join("pairs.json").into(),
             images: folder.join("images"),
             output_dir: folder.join("out"),
             template: Template::LlavaHf,
@@ -151,7 +151,7 @@ impl World {
                        "image_id": format!("{}.png", index % 5)})
             })
             .collect();
-        std::fs::write(&self.config.data, Value::from(rows).to_string()).unwrap();
+        std::fs::write(&self.config.data.0[0].path, Value::from(rows).to_string()).unwrap();
     }
 
     /// The pairs with one more, in which a `~` stands: see [`spoiled_model`].
