@@ -25,6 +25,7 @@ pub mod generate;
 pub mod merge;
 pub mod options;
 pub mod out;
+mod page;
 pub mod pairs;
 pub mod progress;
 pub mod report;

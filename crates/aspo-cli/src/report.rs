@@ -61,7 +61,7 @@ pub fn report(
 const THUMBNAIL: u32 = 384;
 
 /// The picture itself where it is small, else a smaller one.
-fn shown(bytes: Vec<u8>) -> Result<Vec<u8>, Failure> {
+pub(crate) fn shown(bytes: Vec<u8>) -> Result<Vec<u8>, Failure> {
     let picture = decode(&bytes)?;
     if picture.width.max(picture.height) <= THUMBNAIL && bytes.len() < 100_000 {
         return Ok(bytes);

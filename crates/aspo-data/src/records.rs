@@ -221,6 +221,11 @@ impl RecordWriter {
         self.offsets.is_empty()
     }
 
+    /// The number that stands beside each.
+    pub fn tags(&self) -> &[u64] {
+        &self.tags
+    }
+
     /// Takes out everything that an ended process left.
     ///
     /// # Errors
@@ -252,23 +257,6 @@ impl RecordWriter {
         self.tags.push(tag);
         self.end += BEFORE + u64::from(length);
         Ok(())
-    }
-
-    /// The bytes of a record that was added.
-    ///
-    /// # Errors
-    /// [`Error::Io`], [`Error::Stored`].
-    pub fn get(&mut self, index: usize) -> Result<Vec<u8>> {
-        let fail = |source| Error::io(&self.part, source);
-        self.out.flush().map_err(fail)?;
-        let mut file = self.out.get_ref();
-        file.seek(SeekFrom::Start(self.offsets[index])).map_err(fail)?;
-        let found = read_record(&mut file).map_err(fail)?;
-        file.seek(SeekFrom::Start(self.end)).map_err(fail)?;
-        found.map(|(_, bytes)| bytes).ok_or_else(|| {
-            let why = format!("record {index} is damaged: delete the file, it is made again");
-            Error::Stored { path: self.part.clone(), why }
-        })
     }
 
     /// Makes sure that everything added is on disk.

@@ -7,18 +7,16 @@ use std::path::{Path, PathBuf};
 use aspo_segment::SplitOptions;
 use sha2::{Digest, Sha256};
 
-use crate::encode::Encoder;
+use crate::encode::{EncodedPair, Encoder};
 use crate::error::{Error, FileFault, OnFault, PairFault, Result, RowFault};
 use crate::files::resolve;
 use crate::image::{ImageLoader, decode};
 use crate::pair::{ImageSource, Pair};
-use crate::read::{Dropped, Format, read_pairs, read_pairs_as};
+use crate::read::{Dropped, Source, read_source};
 
 /// What is checked.
 #[derive(Debug, Default)]
 pub struct ValidateOptions<'a> {
-    /// The format; recognised where not given.
-    pub format: Option<Format>,
     /// Folder of the images: their files are looked for. Without it only references are checked.
     pub image_root: Option<PathBuf>,
     /// Decode every image instead of only looking for its file.
@@ -29,6 +27,21 @@ pub struct ValidateOptions<'a> {
     pub split: SplitOptions,
     /// Stop with the first fault as an error, or go on and count. Duplicates and equal answers are no fault.
     pub on_fault: OnFault,
+    /// Sound pairs to keep in [`Report::samples`]: the first ones.
+    pub samples: usize,
+}
+
+/// A pair as it was read, and as a model sees it where an encoder was given.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sample {
+    /// The file.
+    pub path: PathBuf,
+    /// The row in it.
+    pub row: usize,
+    /// The pair.
+    pub pair: Pair,
+    /// The pair in tokens.
+    pub encoded: Option<EncodedPair>,
 }
 
 /// Least, mean, median, 95th percentile and largest of some lengths.
@@ -115,6 +128,15 @@ pub struct Report {
     pub without_image: usize,
     /// Distinct images.
     pub images: usize,
+    /// Width of the images in pixels, where they were decoded.
+    pub image_width: Option<Spread>,
+    /// Height of the images in pixels, where they were decoded.
+    pub image_height: Option<Spread>,
+    /// Tokens of a pair's images, where an encoder was given.
+    pub image_tokens: Option<Spread>,
+    /// The first sound pairs, as many as were asked for.
+    #[serde(skip)]
+    pub samples: Vec<Sample>,
 }
 
 impl Report {
@@ -129,33 +151,38 @@ impl Report {
     }
 }
 
-/// Reads a whole file and gives an account of it. Memory grows by some 100 bytes a row, not with what rows hold.
+/// Reads a whole source and gives an account of it. Memory grows by some 100 bytes a row, not with what rows hold. `progress` is
+/// told the rows read so far.
 ///
 /// # Errors
 /// [`Error::File`] and [`Error::Io`] when the file cannot be read at all; with [`OnFault::Stop`] the first fault.
-pub fn validate(path: &Path, options: &ValidateOptions<'_>) -> Result<Report> {
-    let mut pairs = match options.format {
-        Some(format) => read_pairs_as(path, format)?,
-        None => read_pairs(path)?,
-    };
+pub fn validate(
+    source: &Source,
+    options: &ValidateOptions<'_>,
+    mut progress: impl FnMut(usize),
+) -> Result<Report> {
+    let mut pairs = read_source(source)?;
     let loader = match &options.image_root {
         Some(root) => Some(ImageLoader::new(root, crate::ImageProcessor::default())?),
         None => None,
     };
     let mut report =
-        Report { path: path.to_owned(), format: pairs.format().to_string(), ..Report::default() };
-    let mut lengths: [Vec<u32>; 6] = Default::default();
+        Report { path: source.path.clone(), format: pairs.format().to_string(), ..Report::default() };
+    let mut lengths: [Vec<u32>; 7] = Default::default();
     let mut equal_once_cut = 0;
-    let (mut seen, mut questions, mut images, mut checked_images) =
-        (HashSet::new(), HashSet::new(), HashSet::new(), HashSet::new());
+    let mut known = Images::default();
+    let (mut seen, mut questions, mut images) = (HashSet::new(), HashSet::new(), HashSet::new());
+    let mut read = 0;
     while let Some(pair) = pairs.next() {
+        read += 1;
+        progress(read);
         let (path, row) = (pairs.path().clone(), pairs.row());
         let path = &*path;
         let checked = pair.and_then(|pair| {
-            let length = check(path, row, &pair, options, loader.as_ref(), &mut checked_images, &mut report)?;
-            Ok((pair, length))
+            let encoded = check(path, row, &pair, options, loader.as_ref(), &mut known, &mut report)?;
+            Ok((pair, encoded))
         });
-        let (pair, length) = match checked {
+        let (pair, encoded) = match checked {
             Ok(found) => found,
             Err(Error::Pair { fault: PairFault::NoRoom { .. }, .. }) => {
                 report.no_room += 1;
@@ -194,9 +221,15 @@ pub fn validate(path: &Path, options: &ValidateOptions<'_>) -> Result<Report> {
         ]) {
             list.push(length);
         }
-        lengths[5].extend(length);
+        lengths[5].extend(encoded.as_ref().map(|encoded| encoded.length() as u32));
+        let of_images =
+            |encoded: &EncodedPair| encoded.image_spans.iter().map(|span| span.len() as u32).sum::<u32>();
+        lengths[6].extend(encoded.as_ref().filter(|encoded| !encoded.images.is_empty()).map(of_images));
         report.without_image += usize::from(pair.images.is_empty());
         images.extend(pair.images.iter().map(|image| short(&Sha256::digest(image.key()))));
+        if report.samples.len() < options.samples {
+            report.samples.push(Sample { path: path.to_owned(), row, pair: pair.clone(), encoded });
+        }
         let new_question = questions.insert(short(&question_hash(&pair)));
         if !seen.insert(short(&pair.content_hash())) {
             report.duplicates += 1;
@@ -207,29 +240,46 @@ pub fn validate(path: &Path, options: &ValidateOptions<'_>) -> Result<Report> {
     report.dropped = pairs.dropped();
     report.dropped.equal += equal_once_cut;
     report.unread = pairs.unread().map(str::to_owned).collect();
-    report.rows =
-        report.sound + report.dropped.equal + report.dropped.correct + report.no_room + report.faulty();
+    report.rows = report.sound
+        + report.dropped.equal
+        + report.dropped.correct
+        + report.dropped.tied
+        + report.no_room
+        + report.faulty();
     report.images = images.len();
-    let [prompt, chosen, rejected, chosen_sentences, rejected_sentences, tokens] = lengths.map(Spread::of);
+    let [prompt, chosen, rejected, chosen_sentences, rejected_sentences, tokens, image_tokens] =
+        lengths.map(Spread::of);
     report.prompt_chars = prompt;
     report.chosen_chars = chosen;
     report.rejected_chars = rejected;
     report.chosen_sentences = chosen_sentences;
     report.rejected_sentences = rejected_sentences;
     report.tokens = options.encoder.map(|_| tokens);
+    report.image_tokens = options.encoder.map(|_| image_tokens).filter(|tokens| tokens.max > 0);
+    let [width, height] = known.sizes.map(Spread::of);
+    report.image_width = Some(width).filter(|width| width.max > 0);
+    report.image_height = Some(height).filter(|height| height.max > 0);
     Ok(report)
 }
 
-/// The checks beyond reading; the token length where an encoder is given.
+/// The images that were looked at.
+#[derive(Default)]
+struct Images {
+    known: HashSet<[u8; 16]>,
+    /// Widths and heights of those that were decoded.
+    sizes: [Vec<u32>; 2],
+}
+
+/// The checks beyond reading; the pair in tokens where an encoder is given.
 fn check(
     path: &Path,
     row: usize,
     pair: &Pair,
     options: &ValidateOptions<'_>,
     loader: Option<&ImageLoader>,
-    known: &mut HashSet<[u8; 16]>,
+    known: &mut Images,
     report: &mut Report,
-) -> Result<Option<u32>> {
+) -> Result<Option<EncodedPair>> {
     for image in &pair.images {
         check_image(image, options, loader, known).map_err(|error| match error {
             Error::Image { name, fault } => Error::row(path, row, RowFault::Image { name, fault }),
@@ -242,14 +292,14 @@ fn check(
     let Some(encoder) = options.encoder else { return Ok(None) };
     let encoded = encoder.encode(pair).map_err(|error| in_row(error, row))?;
     report.truncated += usize::from(encoded.chosen.truncated) + usize::from(encoded.rejected.truncated);
-    Ok(Some(encoded.length() as u32))
+    Ok(Some(encoded))
 }
 
 fn check_image(
     image: &ImageSource,
     options: &ValidateOptions<'_>,
     loader: Option<&ImageLoader>,
-    known: &mut HashSet<[u8; 16]>,
+    Images { known, sizes }: &mut Images,
 ) -> Result<()> {
     let key = image.key();
     let hash = short(&Sha256::digest(&key));
@@ -257,11 +307,15 @@ fn check_image(
         return Ok(());
     }
     let fail = |fault| Error::Image { name: key.clone(), fault };
+    let mut decoded = |bytes: &[u8]| {
+        let image = decode(bytes).map_err(fail)?;
+        sizes[0].push(image.width);
+        sizes[1].push(image.height);
+        Ok::<_, Error>(())
+    };
     match (image, loader) {
-        (ImageSource::Bytes(bytes), _) if options.decode_images => drop(decode(bytes).map_err(fail)?),
-        (ImageSource::Path(_), Some(loader)) if options.decode_images => {
-            drop(decode(&loader.bytes(image)?).map_err(fail)?);
-        }
+        (ImageSource::Bytes(bytes), _) if options.decode_images => decoded(bytes)?,
+        (ImageSource::Path(_), Some(loader)) if options.decode_images => decoded(&loader.bytes(image)?)?,
         (ImageSource::Path(path), Some(loader)) => {
             resolve(loader.root(), path).map_err(|error| match error {
                 Error::Io { source, .. } => fail(crate::ImageFault::Io(source.to_string())),
@@ -342,6 +396,15 @@ impl fmt::Display for Report {
         line("rejected chars", &self.rejected_chars)?;
         line("chosen sentences", &self.chosen_sentences)?;
         line("rejected sentences", &self.rejected_sentences)?;
+        for (name, spread) in [
+            ("image width", &self.image_width),
+            ("image height", &self.image_height),
+            ("image tokens", &self.image_tokens),
+        ] {
+            if let Some(spread) = spread {
+                line(name, spread)?;
+            }
+        }
         if let Some(tokens) = &self.tokens {
             line("tokens", tokens)?;
             writeln!(f, "  truncated answers    {}", self.truncated)?;
@@ -349,6 +412,9 @@ impl fmt::Display for Report {
         writeln!(f, "  equal answers        {} dropped", self.dropped.equal)?;
         if self.dropped.correct > 0 {
             writeln!(f, "  marked correct       {} dropped, as HA-DPO does", self.dropped.correct)?;
+        }
+        if self.dropped.tied > 0 {
+            writeln!(f, "  no score is higher   {} dropped", self.dropped.tied)?;
         }
         if self.no_room > 0 {
             writeln!(f, "  no room for answers  {} dropped", self.no_room)?;

@@ -132,6 +132,10 @@ pub struct TrainConfig {
     /// Keep the base weights in bf16; adapters, moments and loss stay in f32. Not on ndarray and wgpu. Default false.
     pub bf16: bool,
 
+    /// Compute what the vision tower sees in every picture first and keep it in `cache_dir`, in bf16, in place of computing it in
+    /// every epoch and run. Default false.
+    pub cache_vision_features: bool,
+
     /// Steps between two lines of metrics. Default 10.
     pub logging_steps: usize,
     /// Steps between two evaluations: what the model answers to the first three prompts (`samples.jsonl`), and the loss of
@@ -241,6 +245,7 @@ impl Default for TrainConfig {
             gradient_checkpointing: false,
             pair_packing: true,
             bf16: false,
+            cache_vision_features: false,
             logging_steps: 10,
             eval_steps: 0,
             save_steps: 500,
@@ -512,6 +517,10 @@ impl TrainConfig {
             return Err(Error::option("gradient_checkpointing", found, "set one of them to 0 or false"));
         }
         self.validate_sources()?;
+        if self.cache_vision_features && self.cache_dir.is_none() {
+            let found = "true, but there is no `cache_dir`";
+            return Err(Error::option("cache_vision_features", found, "name a folder to keep them in"));
+        }
         if !objective.needs_reference() {
             let remedy = "leave it out: this loss has no reference";
             if self.precompute_ref_log_probs == Some(true) {

@@ -1,14 +1,17 @@
 //! What the frozen vision tower sees in each picture, computed once while it fits.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use aspo_data::{Fit, HostBatch, ImageLoader, Pixels};
+use aspo_data::{Fit, HostBatch, ImageLoader, ImageSource, Pixels};
 use aspo_models::{ImageFeatures, Picture, PictureShape, VisionLanguageModel};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 
 use crate::corrupt::Piece;
 use crate::error::{Error, Result};
+use crate::feature_file::FeatureFile;
+use crate::prefetch::{KeptKeys, Ready};
 use crate::sight::picture_shape;
 
 /// Bytes of features kept in memory; pictures beyond are computed again when they are met.
@@ -17,23 +20,67 @@ const BUDGET: usize = 1 << 30;
 /// Features by picture.
 #[derive(Debug)]
 pub struct VisionFeatures {
-    loader: ImageLoader,
+    pub(crate) loader: Arc<ImageLoader>,
     kept: HashMap<String, Seen>,
+    pub(crate) kept_keys: KeptKeys,
     bytes: usize,
+    /// Pixels of pictures that will be asked for.
+    pub(crate) ready: Ready,
+    /// Features on disk.
+    pub(crate) file: Option<FeatureFile>,
 }
 
 /// A picture's features, `[rows, width]`. InstructBLIP's tower gives more rows than image tokens.
 #[derive(Debug)]
-struct Seen {
-    picture: PictureShape,
-    shape: [usize; 2],
-    values: Vec<f32>,
+pub(crate) struct Seen {
+    pub picture: PictureShape,
+    pub shape: [usize; 2],
+    pub values: Vec<f32>,
+}
+
+impl Seen {
+    /// What `model` sees in a picture.
+    ///
+    /// # Errors
+    /// A picture of another size than the model's.
+    pub fn of<B: Backend, M: VisionLanguageModel<B>>(model: &M, picture: Picture<B>) -> Result<Self> {
+        Ok(Self::from(model.vision_features(&[picture])?.swap_remove(0)))
+    }
+
+    fn from<B: Backend>(features: ImageFeatures<B>) -> Self {
+        let shape = features.values.dims();
+        Self { picture: features.shape, shape, values: features.values.into_data().iter::<f32>().collect() }
+    }
+}
+
+/// The name of a picture's features: of several pictures each is seen whole where one alone would be cut.
+pub(crate) fn picture_key(loader: &ImageLoader, image: &ImageSource, alone: bool) -> String {
+    let uncut = loader.processor().fit == Fit::AnyRes && !alone;
+    image.key() + if uncut { "#uncut" } else { "" }
+}
+
+/// Pictures of one size that go through the tower together on a device that is no CPU. There products round by the shape of
+/// their batch anyhow; on a CPU a run that is resumed is the same to the bit, and which pictures are new together is another
+/// matter after a resume: one at a time.
+const TOGETHER: usize = 8;
+
+/// Whether a backend computes on the CPU.
+fn is_on_host<B: Backend>(device: &B::Device) -> bool {
+    let name = B::name(device).to_lowercase();
+    ["flex", "ndarray", "cpu"].iter().any(|host| name.contains(host))
 }
 
 impl VisionFeatures {
     /// Features of the pictures that `loader` finds.
     pub fn new(loader: ImageLoader) -> Self {
-        Self { loader, kept: HashMap::new(), bytes: 0 }
+        Self {
+            loader: Arc::new(loader),
+            kept: HashMap::new(),
+            kept_keys: KeptKeys::default(),
+            bytes: 0,
+            ready: Ready::default(),
+            file: None,
+        }
     }
 
     /// Keeps the features, `[rows, width]`, of the picture with this [key](aspo_data::ImageSource::key) and shape, while there
@@ -54,6 +101,7 @@ impl VisionFeatures {
         let size = 4 * values.len();
         if self.bytes + size <= BUDGET {
             self.bytes += size;
+            self.kept_keys.add(key);
             self.kept.insert(key.to_owned(), Seen { picture, shape, values });
         }
         Ok(())
@@ -85,13 +133,8 @@ impl VisionFeatures {
     ) -> Result<Vec<ImageFeatures<B>>> {
         // What is seen in each run of image tokens, and its name.
         let piece = |run: usize| pieces.get(run).copied().flatten();
-        let whole = self.loader.processor().fit == Fit::AnyRes;
         let key = |(run, &image): (usize, &usize)| {
-            let mut key = batch.images[image].key();
-            if whole && !batch.alone[image] {
-                // One of several pictures is not cut.
-                key += "#uncut";
-            }
+            let key = picture_key(&self.loader, &batch.images[image], batch.alone[image]);
             piece(run).map_or(key.clone(), |piece| format!("{key}#{}", piece.name()))
         };
         let keys: Vec<String> = batch.image_index.iter().enumerate().map(key).collect();
@@ -102,22 +145,29 @@ impl VisionFeatures {
             }
         }
         let mut fresh: HashMap<&str, Seen> = HashMap::new();
-        if !new.is_empty() {
-            let image = |&run: &usize| batch.image_index[run];
-            let source = |image: usize| (&batch.images[image], batch.alone[image]);
-            let sources: Vec<_> = new.iter().map(image).map(source).collect();
-            let pixels = self.loader.pixels_of_all(&sources).into_iter().collect::<Result<Vec<_>, _>>()?;
-            // One picture at a time: products round by the shape of their batch, and which pictures are new together
-            // is another matter after a resume.
-            for (&run, mut pixels) in new.iter().zip(pixels) {
-                if let Some(piece) = piece(run) {
-                    pixels.values = piece.of(&pixels.values, model.image_size());
+        if let Some(file) = &self.file {
+            for &run in &new {
+                if let Some(seen) = file.get(&keys[run])? {
+                    fresh.insert(&keys[run], seen);
                 }
-                let features = model.vision_features(&[picture(&pixels, device)])?.swap_remove(0);
-                let shape = features.values.dims();
-                let values = features.values.into_data().iter::<f32>().collect();
-                fresh.insert(&keys[run], Seen { picture: features.shape, shape, values });
             }
+            new.retain(|&run| !fresh.contains_key(&*keys[run]));
+        }
+        let mut pictures = Vec::with_capacity(new.len());
+        for (&run, mut pixels) in new.iter().zip(self.pixels(batch, &new)?) {
+            if let Some(piece) = piece(run) {
+                pixels.values = piece.of(&pixels.values, model.image_size());
+            }
+            pictures.push((run, picture(&pixels, device)));
+        }
+        let together = if is_on_host::<B>(device) { 1 } else { TOGETHER };
+        while let Some((_, first)) = pictures.first() {
+            let tile = first.shape.tile;
+            let alike =
+                pictures.iter().take(together).take_while(|(_, picture)| picture.shape.tile == tile).count();
+            let (runs, group): (Vec<usize>, Vec<Picture<B>>) = pictures.drain(..alike).unzip();
+            let seen = model.vision_features(&group)?.into_iter().map(Seen::from);
+            fresh.extend(runs.into_iter().map(|run| &*keys[run]).zip(seen));
         }
         let mut all = Vec::with_capacity(keys.len());
         for key in keys.iter().map(String::as_str) {
@@ -130,6 +180,30 @@ impl VisionFeatures {
             self.keep(key, seen.picture, seen.shape, seen.values)?;
         }
         Ok(all)
+    }
+}
+
+impl VisionFeatures {
+    /// The pixels of some runs' pictures: those that are ready, the others as they are read now.
+    fn pixels(&mut self, batch: &HostBatch, runs: &[usize]) -> Result<Vec<Pixels>> {
+        let source = |&run: &usize| {
+            let image = batch.image_index[run];
+            (batch.images[image].clone(), batch.alone[image])
+        };
+        let mut pixels: Vec<Option<Pixels>> =
+            runs.iter().map(|run| self.ready.remove(&source(run))).collect();
+        let missing: Vec<_> = runs
+            .iter()
+            .zip(&pixels)
+            .filter(|(_, ready)| ready.is_none())
+            .map(|(run, _)| source(run))
+            .collect();
+        let sources: Vec<_> = missing.iter().map(|(image, alone)| (image, *alone)).collect();
+        let mut loaded = self.loader.pixels_of_all(&sources).into_iter();
+        for pixels in pixels.iter_mut().filter(|ready| ready.is_none()) {
+            *pixels = loaded.next().transpose()?;
+        }
+        Ok(pixels.into_iter().flatten().collect())
     }
 }
 

@@ -71,12 +71,11 @@ pub fn read(config: &TrainConfig, sight: &Sight) -> Result<Data> {
         let found = format!("{}, with a model whose pictures keep their shape", config.loss_type.join(" + "));
         return Err(Error::option("loss_type", found, remedy));
     }
-    let mut encoder = encoder(config, sight)?;
+    let encoder = encoder(config, sight)?;
     same_tokens(config, &encoder.tokenizer)?;
     let (scored, corrupted) = (objective.needs_similarity(), objective.needs_corrupted());
-    let mut reader = Reader { config, encoder: &mut encoder, question: None, scored, corrupted };
+    let mut reader = Reader { config, encoder: &encoder, question: None, scored, corrupted };
     if config.template == Template::InstructBlip {
-        reader.encoder.instruction = Some(qformer_tokenizer(&config.model)?);
         let qformer = InstructBlipConfig::load(&config.model)?.qformer_config;
         reader.question = Some(qformer.max_position_embeddings);
     }
@@ -104,8 +103,11 @@ pub fn read(config: &TrainConfig, sight: &Sight) -> Result<Data> {
     Ok(data)
 }
 
-/// What turns the config's pairs into tokens, but for InstructBLIP's questions.
-fn encoder(config: &TrainConfig, sight: &Sight) -> Result<Encoder> {
+/// What turns the config's pairs into tokens, for a model that sees by `sight`.
+///
+/// # Errors
+/// A tokenizer, a chat template or an image processor that cannot be had or honoured.
+pub fn encoder(config: &TrainConfig, sight: &Sight) -> Result<Encoder> {
     let tokenizer = Tokenizer::for_checkpoint(&tokenizer_path(config), &config.model, sight.image_token)?;
     let mut encoder = Encoder::new(tokenizer, config.template, sight.fixed().unwrap_or_default());
     encoder.images = sight.image_tokens(&config.images)?;
@@ -113,12 +115,15 @@ fn encoder(config: &TrainConfig, sight: &Sight) -> Result<Encoder> {
         encoder.chat = ChatTemplate::of_checkpoint(&config.model)?;
     }
     encoder.max_length = Some(config.max_length);
+    if config.template == Template::InstructBlip {
+        encoder.instruction = Some(qformer_tokenizer(&config.model)?);
+    }
     Ok(encoder)
 }
 
 struct Reader<'a> {
     config: &'a TrainConfig,
-    encoder: &'a mut Encoder,
+    encoder: &'a Encoder,
     /// Most tokens of a question that InstructBLIP's Q-Former reads.
     question: Option<usize>,
     /// Sentences are weighed by similarity with a picture.

@@ -15,6 +15,8 @@ use crate::batcher::Batcher;
 use crate::checkpoint;
 use crate::config::{OnNonFinite, TrainConfig};
 use crate::error::{Error, Result};
+use crate::feature_file::FeatureFile;
+use crate::features::VisionFeatures;
 use crate::optimize::{Share, adamw, gather};
 use crate::policy::Policy;
 use crate::read::Data;
@@ -61,6 +63,11 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
         device: &B::Device,
     ) -> Result<Self> {
         let mut replica = Self::with(config, data, policy, Reference::None, checkpoint, device)?;
+        if config.cache_vision_features {
+            let loader = replica.batcher.features.loader.clone();
+            let file = FeatureFile::open(config, data, &loader, &replica.policy.valid(), device)?;
+            replica.batcher.features.file = Some(file);
+        }
         if !replica.objective.needs_reference() {
             return Ok(replica);
         }
@@ -188,6 +195,11 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
     pub fn samples(&mut self, pairs: &[EncodedPair], step: usize) -> Result<Vec<Sample>> {
         let (plain, Batcher { features, device, .. }) = (self.policy.valid(), &mut self.batcher);
         Sample::of(&plain, &self.data.encoder, pairs, step, features, device)
+    }
+
+    /// What the thread that makes pictures ready goes by, and gives.
+    pub fn features(&mut self) -> &mut VisionFeatures {
+        &mut self.batcher.features
     }
 
     /// Tokens of a pair.

@@ -138,7 +138,7 @@ impl Report {
 impl Picture {
     fn html(&self) -> String {
         let mut html = String::from("<div class=picture><div>");
-        self.images.iter().for_each(|image| html += &shown(image));
+        self.images.iter().for_each(|image| html += &embedded(image));
         let _ = write!(html, "</div><div><i>{}</i>", escape(&self.question));
         for (name, sentences) in &self.answers {
             let _ = write!(html, "<p class=said><b>{}</b>", escape(name));
@@ -161,8 +161,8 @@ impl Picture {
     }
 }
 
-/// An encoded picture within the page.
-fn shown(image: &[u8]) -> String {
+/// An encoded picture as an element of a page.
+pub fn embedded(image: &[u8]) -> String {
     let kind = match image.get(..4) {
         Some([0x89, b'P', b'N', b'G']) => "png",
         Some([0xff, 0xd8, ..]) => "jpeg",
@@ -231,6 +231,7 @@ fn number(value: f64) -> String {
     }
 }
 
-fn escape(text: &str) -> String {
+/// A text for a page.
+pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

@@ -1,6 +1,7 @@
 //! The loop: steps, what is told of them, checkpoints.
 
 use std::path::PathBuf;
+use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
 use aspo_data::order::Order;
@@ -17,6 +18,7 @@ use crate::metric::MetricLine;
 use crate::optimize::StepGradients;
 use crate::output::Output;
 use crate::policy::Policy;
+use crate::prefetch::{self, Next};
 use crate::read::Data;
 use crate::recorder::{MetricFile, SampleFile};
 use crate::replica::Replica;
@@ -108,9 +110,26 @@ impl<'a> Run<'a> {
         team: &Team<B>,
         mut replica: Replica<'_, B, M>,
     ) -> Result<Finished<M>> {
+        let (loader, kept) = (replica.features().loader.clone(), replica.features().kept_keys.clone());
+        let (order, pairs) = (self.order.clone(), &self.data.pairs);
+        std::thread::scope(|scope| {
+            let next = prefetch::steps(scope, order, pairs, loader, kept);
+            let stopped;
+            (replica, stopped) = self.taken(team, replica, &next)?;
+            self.end(replica.policy, stopped)
+        })
+    }
+
+    fn taken<'r, B: Backend, M: Policy<B>>(
+        &mut self,
+        team: &Team<B>,
+        mut replica: Replica<'r, B, M>,
+        next: &Receiver<Next>,
+    ) -> Result<(Replica<'r, B, M>, bool)> {
         let mut stopped = false;
         while self.state.step < self.total && !stopped {
-            let pairs = self.order.next_batch();
+            let Next { pairs, ready } = next.recv().expect("steps follow one another without end");
+            replica.features().ready = ready;
             let Some(done) = self.gradients(team, &mut replica, &pairs)? else { continue };
             let rate = self.rate();
             let StepGradients { gradients, metrics, norm, tokens } = done;
@@ -135,7 +154,7 @@ impl<'a> Run<'a> {
                 self.save(&replica)?;
             }
         }
-        self.end(replica.policy, stopped)
+        Ok((replica, stopped))
     }
 
     /// Whether something that is done every so many steps (0: never) is to be done now.

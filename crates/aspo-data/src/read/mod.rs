@@ -390,7 +390,7 @@ fn open_one(path: &Path, source: &Source) -> Result<Pairs> {
         sound += usize::from(row.is_ok());
         first.push_back(row);
     }
-    if first.is_empty() {
+    if first.is_empty() && source.format.is_none() {
         return Err(Error::file(path, FileFault::Empty));
     }
     // So many faulty rows: look further, in a second pass, so that their faults are still reported.
@@ -399,6 +399,12 @@ fn open_one(path: &Path, source: &Source) -> Result<Pairs> {
         further = open_rows(path, source)?.0.take(1000).find_map(Result::ok);
     }
     let looked: Vec<&Row> = first.iter().filter_map(|row| row.as_ref().ok()).chain(&further).collect();
+    let lacking = source.columns.keys().find(|ours| !looked.iter().any(|row| row.keys.contains_key(*ours)));
+    if let (Some(ours), Some(row)) = (lacking, looked.first()) {
+        let (theirs, found) = (&source.columns[ours], key_list(row.keys.keys()));
+        let told = format!("`columns`: `{ours}` is to be read from `{theirs}`, but the rows have {found}");
+        return Err(Error::file(path, FileFault::Unsupported(told)));
+    }
     let format = match (source.format, looked.is_empty()) {
         (Some(format), _) => format,
         (None, false) => format_of(path, &looked)?,
@@ -409,12 +415,6 @@ fn open_one(path: &Path, source: &Source) -> Result<Pairs> {
                 .unwrap_or_else(|| Error::file(path, FileFault::Empty)));
         }
     };
-    let lacking = source.columns.keys().find(|ours| !looked.iter().any(|row| row.keys.contains_key(*ours)));
-    if let (Some(ours), Some(row)) = (lacking, looked.first()) {
-        let (theirs, found) = (&source.columns[ours], key_list(row.keys.keys()));
-        let told = format!("`columns`: `{ours}` is to be read from `{theirs}`, but the rows have {found}");
-        return Err(Error::file(path, FileFault::Unsupported(told)));
-    }
     if format == Format::Llava {
         let fault = FileFault::Unsupported(
             "conversations without a rejected answer (LLaVA's or OpenAI's instructions): they hold no preference; \

@@ -121,6 +121,7 @@ impl<'de> Deserialize<'de> for Sources {
             Written::Table(source) => source,
         };
         Ok(match OneOrSeveral::deserialize(deserializer)? {
+            OneOrSeveral::One(Written::Path(path)) if path.as_os_str().is_empty() => Self::default(),
             OneOrSeveral::One(one) => Self(vec![source(one)]),
             OneOrSeveral::Several(several) => Self(several.into_iter().map(source).collect()),
         })

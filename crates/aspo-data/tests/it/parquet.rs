@@ -149,7 +149,7 @@ fn a_table_damaged_in_the_middle_tells_how_many_rows_are_lost() {
         other => panic!("{other}"),
     }
     let options = ValidateOptions { on_fault: OnFault::Skip, ..Default::default() };
-    let report = validate(&path, &options).unwrap();
+    let report = validate(&path.as_path().into(), &options, |_| ()).unwrap();
     assert_eq!(
         (report.sound, report.lost, report.is_sound()),
         (sound.len(), Some(2500 - sound.len()), false)

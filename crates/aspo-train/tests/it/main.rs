@@ -8,6 +8,7 @@ mod devices;
 mod dropout;
 mod equal;
 mod held_out;
+mod kept;
 mod kill;
 mod numbers;
 mod oracle;

@@ -125,6 +125,11 @@ impl World {
         Self { folder: folder.into(), config, _kept: None }
     }
 
+    /// The same with another config.
+    pub fn with(&self, config: &TrainConfig) -> Self {
+        Self { folder: self.folder.clone(), config: config.clone(), _kept: None }
+    }
+
     /// The world in a folder that outlives this value.
     pub fn make(folder: &Path) -> Self {
         std::fs::create_dir_all(folder.join("images")).unwrap();
