@@ -4,10 +4,14 @@ use std::path::Path;
 
 use aspo_data::image::{Fit, ImageProcessor, decode, decoded_bytes};
 use aspo_data::read::read_conversations;
+use aspo_data::records::{RecordWriter, Records, key_of};
 use aspo_data::write::{
     write_conversations, write_llama_factory, write_rlaif_parquet, write_seva, write_trl_jsonl,
 };
-use aspo_data::{Error, Format, Pair, Result, read_pairs, read_pairs_as};
+use aspo_data::{
+    Error, Format, ImageLoader, ImageSource, Pair, Pairing, Result, Source, read_pairs, read_pairs_as,
+    read_source,
+};
 
 /// TRL, as JSON lines, a JSON list or parquet.
 pub fn trl(bytes: &[u8]) {
@@ -56,12 +60,12 @@ fn pairs(bytes: &[u8], format: Format, write: impl Fn(&Path, &Pair) -> Result<()
     }
 }
 
-/// The formats that are read alone: ms-swift's, OpenAI's, HA-DPO's.
+/// The formats that are read alone: ms-swift's, OpenAI's, HA-DPO's, answers with ratings.
 pub fn others(bytes: &[u8]) {
     let folder = scratch();
     let path = folder.path().join("pairs");
     std::fs::write(&path, bytes).expect("a scratch file");
-    for format in [Format::MsSwift, Format::OpenAi, Format::HaDpo] {
+    for format in [Format::MsSwift, Format::OpenAi, Format::HaDpo, Format::Ratings] {
         if let Ok(read) = read_pairs_as(&path, format) {
             ends(read, bytes);
         }
@@ -69,6 +73,47 @@ pub fn others(bytes: &[u8]) {
     if let Ok(read) = read_pairs(&path) {
         ends(read, bytes);
     }
+}
+
+/// A table whose columns have other names; the pictures of its rows are read again from their places.
+pub fn source(bytes: &[u8]) {
+    let folder = scratch();
+    let path = folder.path().join("pairs");
+    std::fs::write(&path, bytes).expect("a scratch file");
+    let columns =
+        [("chosen", "rejected"), ("rejected", "chosen")].map(|(ours, theirs)| (ours.into(), theirs.into()));
+    for columns in [Default::default(), columns.into()] {
+        let source = Source { columns, pairing: Pairing::All, ..path.as_path().into() };
+        let Ok(pairs) = read_source(&source) else { continue };
+        let loader = ImageLoader::new(folder.path(), ImageProcessor::clip(8)).expect("a processor");
+        for image in ends(pairs, bytes).into_iter().flat_map(|pair| pair.images) {
+            let ImageSource::Bytes(read) = &image else { continue };
+            let Some(place) = read.place() else { continue };
+            let again = loader.bytes(&ImageSource::Place(place)).map(|again| again.into_owned());
+            assert_eq!(again.expect("a picture that was read is there"), **read);
+        }
+    }
+}
+
+/// A file of records, whole or left half-made: records or nothing, never others than were written.
+pub fn records(bytes: &[u8]) {
+    let folder = scratch();
+    let (path, key) = (folder.path().join("some"), key_of("fuzz"));
+    let whole = |records: &Records| (0..records.len()).filter_map(|index| records.get(index).ok()).count();
+    // As the corpus cannot know the key, the input is what stands behind it.
+    let head = [b"aspo records 1\n", key.as_bytes(), b"\n"].concat();
+    std::fs::write(&path, [&head, bytes].concat()).expect("a scratch file");
+    if let Ok(Some(records)) = Records::open(&path, &key) {
+        assert!(whole(&records) <= bytes.len());
+    }
+    std::fs::remove_file(&path).expect("a scratch file");
+    std::fs::write(folder.path().join("some.part"), [&head, bytes].concat()).expect("a scratch file");
+    let mut writer = RecordWriter::begin(&path, &key).expect("a scratch file");
+    let kept = writer.len();
+    writer.push(7, b"one more").expect("a scratch file");
+    let records = writer.finish(b"note").expect("a scratch file");
+    assert_eq!((whole(&records), records.note()), (kept + 1, &b"note"[..]));
+    assert_eq!(records.get(kept).expect("the last"), b"one more");
 }
 
 /// LLaVA's instructions.

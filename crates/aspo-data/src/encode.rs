@@ -74,6 +74,8 @@ pub struct EncodedPair {
     pub origin: Option<(PathBuf, usize)>,
     /// The pair's images.
     pub images: Vec<ImageSource>,
+    /// [`Pair::rejected_images`].
+    pub rejected_images: Vec<ImageSource>,
     /// Prompt, image tokens expanded, `<s>` included.
     pub prompt_ids: Vec<u32>,
     /// Where in `prompt_ids` the tokens of each image are, with the tags of its tiles.
@@ -223,11 +225,13 @@ impl Encoder {
         if chosen.ids == rejected.ids {
             return Err(Error::pair(&pair.id, PairFault::Equal));
         }
-        let (id, images) = (pair.id.clone(), pair.images.clone());
+        let (id, images, rejected_images) =
+            (pair.id.clone(), pair.images.clone(), pair.rejected_images.clone());
         Ok(EncodedPair {
             id,
             origin: None,
             images,
+            rejected_images,
             prompt_ids,
             image_spans,
             instruction_ids,

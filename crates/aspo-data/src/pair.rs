@@ -188,6 +188,8 @@ pub struct Pair {
     pub prompt: String,
     /// The images, in order. One for nearly all data.
     pub images: Vec<ImageSource>,
+    /// Other images, as many, that the chosen answer fits less well (`rejected_images`): what mDPO compares with. Usually empty.
+    pub rejected_images: Vec<ImageSource>,
     /// The preferred answer.
     pub chosen: String,
     /// The dispreferred answer.
@@ -208,6 +210,7 @@ impl Pair {
             history: Vec::new(),
             prompt: prompt.into(),
             images: Vec::new(),
+            rejected_images: Vec::new(),
             chosen: chosen.into(),
             rejected: rejected.into(),
         }
@@ -253,7 +256,7 @@ impl Pair {
         add(&self.chosen);
         add(&self.rejected);
         add(&self.images.len().to_string());
-        for image in &self.images {
+        for image in self.images.iter().chain(&self.rejected_images) {
             add(&image.key());
         }
         hash.finalize().into()

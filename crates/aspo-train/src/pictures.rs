@@ -178,7 +178,7 @@ fn look(
         for start in (0..set.len()).step_by(AT_A_TIME) {
             let part: Vec<EncodedPair> = set.get_all(start..set.len().min(start + AT_A_TIME))?;
             let mut fresh: Vec<([u8; 16], &ImageSource)> = Vec::new();
-            for image in part.iter().flat_map(|pair| &pair.images) {
+            for image in part.iter().flat_map(|pair| pair.images.iter().chain(&pair.rejected_images)) {
                 let name = short(image);
                 if !known.contains_key(&name) && !fresh.iter().any(|(other, _)| *other == name) {
                     fresh.push((name, image));
@@ -194,7 +194,8 @@ fn look(
             };
             known.par_extend(fresh.into_par_iter().map(look));
             for (number, pair) in part.iter().enumerate() {
-                let found: Vec<_> = pair.images.iter().map(|image| &known[&short(image)]).collect();
+                let images = pair.images.iter().chain(&pair.rejected_images);
+                let found: Vec<_> = images.map(|image| &known[&short(image)]).collect();
                 match found.iter().find_map(|found| found.as_ref().err()) {
                     Some(fault) => seen.broken[at].push((start + number, fault.clone())),
                     None => found.into_iter().flatten().for_each(|digest| hash.update(digest)),

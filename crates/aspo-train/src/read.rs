@@ -153,6 +153,7 @@ impl Reader<'_> {
             let mut hash = PairHash::default();
             let part = self.pass(option, source, |mut pair| {
                 carried.keep(&mut pair.images)?;
+                carried.keep(&mut pair.rejected_images)?;
                 hash.add(&pair);
                 Ok(push_pair(writer, &pair)?)
             })?;
@@ -268,7 +269,11 @@ impl Reader<'_> {
             let found = format!("has {} pictures, InstructBLIP reads one", pair.images.len());
             return refuse(&found, "leave the row out, or give it one picture");
         }
-        for image in &pair.images {
+        if !pair.rejected_images.is_empty() && !self.corrupted {
+            let remedy = "leave the column out, or choose `mdpo_conditional`, which compares with them";
+            return refuse("has `rejected_images`, which this loss does not look at", remedy);
+        }
+        for image in pair.images.iter().chain(&pair.rejected_images) {
             if let ImageSource::Path(path) = image {
                 aspo_data::files::resolve(&self.config.images, path).map_err(|error| {
                     let remedy = "put the picture there, or give another `images` folder";

@@ -41,8 +41,8 @@ pub struct MicroBatch<B: Backend> {
     features: Vec<ImageFeatures<B>>,
     /// Prompts with one token for each picture: what DDPO compares answers in.
     prompts: Vec<Vec<u32>>,
-    /// Every pair stands a second time after all of them, beside a piece of its picture and with one token as its rejected
-    /// answer.
+    /// Every pair stands a second time after all of them, beside a piece of its picture, or its other picture, and with one token
+    /// as its rejected answer.
     corrupted: bool,
     device: B::Device,
 }
@@ -101,8 +101,9 @@ impl<B: Backend> MicroBatch<B> {
         let pieces: Vec<Option<Piece>> = (0..host.rows)
             .map(|row| row % all.len())
             .flat_map(|index| {
-                let seed = seed.filter(|_| index >= pairs.len());
                 let pair = all[index];
+                // Data that bring the other picture need no piece of the pair's own.
+                let seed = seed.filter(|_| index >= pairs.len() && pair.rejected_images.is_empty());
                 pair.images.iter().map(move |image| seed.map(|seed| Piece::new(seed, &pair.id, &image.key())))
             })
             .collect();
@@ -339,9 +340,13 @@ impl<B: Backend> MicroBatch<B> {
     }
 }
 
-/// The pair as it stands a second time: for its chosen answer. A row cannot lack a rejected one, so that has one token.
+/// The pair as it stands a second time: for its chosen answer, beside its other pictures if it has any. A row cannot lack a
+/// rejected answer, so that has one token.
 fn twin(pair: &EncodedPair) -> EncodedPair {
     let mut twin = pair.clone();
+    if !pair.rejected_images.is_empty() {
+        twin.images.clone_from(&pair.rejected_images);
+    }
     twin.rejected =
         EncodedAnswer { ids: pair.chosen.ids[..1].to_vec(), sentences: vec![0], ..EncodedAnswer::default() };
     twin

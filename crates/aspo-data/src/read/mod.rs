@@ -330,7 +330,7 @@ impl Pairs {
         let mut pairs = pairs.map_err(|fault| row.of_another_format(fault, self.format))?;
         for pair in &mut pairs {
             row.set_system(pair)?;
-            row.refuse_other_images(pair)?;
+            row.set_rejected_images(pair)?;
             check::prompt(pair)?;
             for (key, text) in [("chosen", &pair.chosen), ("rejected", &pair.rejected)] {
                 if text.trim().is_empty() {

@@ -150,16 +150,18 @@ impl Row {
         }
     }
 
-    /// Refuses another picture for the rejected answer.
-    pub(super) fn refuse_other_images(&mut self, pair: &Pair) -> Result<(), RowFault> {
+    /// Other pictures for the rejected answer, as many as the pair has.
+    pub(super) fn set_rejected_images(&mut self, pair: &mut Pair) -> Result<(), RowFault> {
         let key = "rejected_images";
         let Some(value) = self.keys.get(key).filter(|value| has_content(value)) else { return Ok(()) };
-        match picture::of_column(key, value)? == pair.images {
-            true => Ok(()),
-            false => {
-                Err(RowFault::Media { key: key.to_owned(), what: "other pictures than `images`".to_owned() })
-            }
+        let images = picture::of_column(key, value)?;
+        if images.len() != pair.images.len() {
+            return Err(RowFault::Images("`rejected_images` are not as many as `images`: give one for each"));
         }
+        if images != pair.images {
+            pair.rejected_images = images;
+        }
+        Ok(())
     }
 
     /// The keys that hold something and that nobody took.

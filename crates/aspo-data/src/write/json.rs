@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{single_question, unsupported};
+use super::{no_other_images, single_question, unsupported};
 use crate::error::{Error, Result};
 use crate::files::{AtomicFile, write_atomic};
 use crate::pair::{IMAGE_TAG, ImageSource, Pair, Turn};
@@ -51,9 +51,10 @@ pub fn write_trl_jsonl<P: Borrow<Pair>>(path: &Path, pairs: impl IntoIterator<It
                     "rejected": answer(&pair.rejected),
                 })
             };
-            let images = image_paths(path, pair)?;
-            if !images.is_empty() {
-                row["images"] = json!(images);
+            for (key, images) in [("images", &pair.images), ("rejected_images", &pair.rejected_images)] {
+                if !images.is_empty() {
+                    row[key] = json!(paths(path, pair, images)?);
+                }
             }
             write_json(path, out, &row)?;
             out.write_all(b"\n").map_err(|source| Error::io(path, source))?;
@@ -68,6 +69,7 @@ pub fn write_trl_jsonl<P: Borrow<Pair>>(path: &Path, pairs: impl IntoIterator<It
 /// [`Error::File`] for a pair with image bytes.
 pub fn write_llama_factory<P: Borrow<Pair>>(path: &Path, pairs: impl IntoIterator<Item = P>) -> Result<()> {
     write_list(path, pairs, |pair: &Pair| {
+        no_other_images(path, pair)?;
         let (history, prompt) = with_tags(pair);
         let gpt = |text: &str| json!({"from": "gpt", "value": text});
         let mut row = json!({
@@ -168,7 +170,11 @@ fn with_tags(pair: &Pair) -> (Vec<Turn>, String) {
 }
 
 fn image_paths<'a>(path: &Path, pair: &'a Pair) -> Result<Vec<&'a str>> {
-    pair.images
+    paths(path, pair, &pair.images)
+}
+
+fn paths<'a>(path: &Path, pair: &Pair, images: &'a [ImageSource]) -> Result<Vec<&'a str>> {
+    images
         .iter()
         .map(|image| match image {
             ImageSource::Path(image) => Ok(image.as_str()),

@@ -23,8 +23,17 @@ pub(crate) fn unsupported(path: &Path, id: &str, what: &str) -> Error {
     )
 }
 
+/// Refuses a pair with other images for its rejected answer.
+pub(crate) fn no_other_images(path: &Path, pair: &crate::Pair) -> Result<()> {
+    match pair.rejected_images.is_empty() {
+        true => Ok(()),
+        false => Err(unsupported(path, &pair.id, "rejected images")),
+    }
+}
+
 /// Refuses a pair that is a conversation, for formats of single questions.
 pub(crate) fn single_question(path: &Path, pair: &crate::Pair) -> Result<()> {
+    no_other_images(path, pair)?;
     match (&pair.system, pair.history.is_empty()) {
         (None, true) => Ok(()),
         (Some(_), _) => Err(unsupported(path, &pair.id, "a system message")),

@@ -33,6 +33,16 @@ fn files_of_the_corpus_in_other_formats_are_pairs_or_errors() {
 }
 
 #[test]
+fn tables_of_the_corpus_give_their_pictures_again_from_their_places() {
+    replay("source", checks::source);
+}
+
+#[test]
+fn records_of_the_corpus_are_records_or_nothing() {
+    replay("records", checks::records);
+}
+
+#[test]
 fn llava_files_of_the_corpus_are_conversations_or_errors() {
     replay("llava", checks::llava);
 }

@@ -135,9 +135,17 @@ fn ms_swift_and_openai_rows_are_read() {
     let other = format!(
         r#"{{"messages": [{user}, {yes}], "rejected_messages": [{user}, {no}], "images": ["a.jpg"], "rejected_images": ["b.jpg"]}}"#
     );
-    let (_folder, path) = file(other);
+    let pair = one(&other);
+    assert_eq!((&pair.images, &pair.rejected_images), (&vec!["a.jpg".into()], &vec!["b.jpg".into()]));
+    // TRL's lines hold them; what cannot is refused.
+    let (_folder, path) = file("");
+    write_trl_jsonl(&path, [&pair]).unwrap();
+    assert_eq!(read_all(&path), [pair.clone()]);
+    assert!(write_seva(&path, [&pair]).unwrap_err().to_string().contains("rejected images"));
+    assert!(write_llama_factory(&path, [&pair]).unwrap_err().to_string().contains("rejected images"));
+    let (_folder, path) = file(other.replace(r#"["b.jpg"]"#, r#"["b.jpg", "c.jpg"]"#));
     let error = read_pairs(&path).unwrap().next().unwrap().unwrap_err().to_string();
-    assert!(error.contains("rejected_images"), "{error}");
+    assert!(error.contains("`rejected_images` are not as many"), "{error}");
 }
 
 #[test]

@@ -14,6 +14,7 @@ on_backends!(
     recomputation_gives_the_gradients_of_the_plain_pass,
     one_batch_of_eight_is_eight_of_one_is_four_of_two,
     corrupted_pictures_are_seen_beside_the_chosen_answers,
+    pictures_that_data_bring_are_those_that_mdpo_compares_with,
     clipping_leaves_at_most_the_limit,
     cached_reference_rows_train_as_live_ones_do,
     kept_reference_rows_are_finished_where_they_were_left_and_made_anew_for_other_pictures,
@@ -21,10 +22,20 @@ on_backends!(
 
 /// Loss, norm and gradients of eight pairs in parts.
 fn step<B: Backend>(config: &TrainConfig, part: usize) -> (f64, f64, Vec<f64>) {
+    step_on::<B>(config, part, |_, _| ())
+}
+
+/// The same with pairs that `edit` has had a look at.
+fn step_on<B: Backend>(
+    config: &TrainConfig,
+    part: usize,
+    edit: impl Fn(&World, &mut EncodedPair),
+) -> (f64, f64, Vec<f64>) {
     let world = World::new();
     let data = world.data();
     let mut pairs = data.pairs.get_all(0..8).unwrap();
     for pair in &mut pairs {
+        edit(&world, pair);
         // Scores as a CLIP might give them, unlike from sentence to sentence.
         let count = pair.chosen.sentence_count();
         pair.chosen.similarity = (0..count).map(|sentence| 0.2 + 0.03 * (sentence * 7 % 5) as f32).collect();
@@ -109,6 +120,28 @@ fn corrupted_pictures_are_seen_beside_the_chosen_answers<B: Backend>() {
     assert_same(whole, step::<B>(&TrainConfig { gradient_checkpointing: true, ..config }, 4));
     let (conditional, ..) = step::<B>(&losses(&["mdpo_conditional"]), 8);
     assert!((conditional - 2_f64.ln()).abs() > 1e-4, "pieces are unlike pictures: {conditional}");
+}
+
+/// A copy under another name is the whole picture: the conditional term is log 2. Another picture is another matter.
+fn pictures_that_data_bring_are_those_that_mdpo_compares_with<B: Backend>() {
+    let config = TrainConfig { loss_type: vec!["mdpo_conditional".into()], ..unclipped() };
+    let loss = |to: &dyn Fn(&str) -> String| {
+        let edit = |world: &World, pair: &mut EncodedPair| {
+            let own = pair.images[0].key();
+            let other = to(&own);
+            let folder = &world.config.images;
+            if !folder.join(&other).exists() {
+                std::fs::copy(folder.join(own), folder.join(&other)).unwrap();
+            }
+            pair.rejected_images = vec![other.as_str().into()];
+        };
+        step_on::<B>(&config, 3, edit).0
+    };
+    let copied = loss(&|own| format!("copy-{own}"));
+    // Sums of f32 of order one.
+    assert!((copied - 2_f64.ln()).abs() < 1e-5, "{copied}");
+    let other = loss(&|own| if own == "0.png" { "1.png".into() } else { "0.png".into() });
+    assert!((other - 2_f64.ln()).abs() > 1e-4, "{other}");
 }
 
 fn clipping_leaves_at_most_the_limit<B: Backend>() {

@@ -1,0 +1,2 @@
+#![no_main]
+aspo_fuzz::target!(data::source);
