@@ -106,10 +106,6 @@ pub struct TrainArgs {
     /// Backend, among those compiled in
     #[arg(long)]
     pub device: Option<Device>,
-    /// Devices that share each step (one process, one thread each)
-    #[cfg(feature = "collective")]
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
-    pub devices: u16,
     /// burn-train's dashboard in place of the progress line
     #[cfg(feature = "tui")]
     #[arg(long)]
@@ -215,8 +211,6 @@ impl TrainArgs {
         check_paths(config)?;
         let folders = [Some(&config.model), config.ref_model.as_ref(), config.clip.as_ref()];
         folders.into_iter().flatten().try_for_each(|folder| check_processor(folder))?;
-        #[cfg(feature = "collective")]
-        aspo_train::check_devices(config, usize::from(self.devices))?;
         Ok(())
     }
 }

@@ -13,6 +13,8 @@ use crate::Failure;
 
 /// The program stops by itself, at a place of its choice.
 static KEEPS_ON: AtomicBool = AtomicBool::new(false);
+/// Another process of the run tells of it.
+static QUIET: AtomicBool = AtomicBool::new(false);
 static CLOSED: AtomicBool = AtomicBool::new(false);
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
@@ -34,7 +36,7 @@ macro_rules! note {
 
 /// Prints to standard output at once, as `say!` does but without a line end.
 pub fn print(text: Arguments) {
-    if CLOSED.load(Relaxed) {
+    if CLOSED.load(Relaxed) || QUIET.load(Relaxed) {
         return;
     }
     let mut out = std::io::stdout().lock();
@@ -49,8 +51,20 @@ pub fn print(text: Arguments) {
     }
 }
 
+/// From here on nothing is printed but [`last_words`].
+pub fn be_quiet() {
+    QUIET.store(true, Relaxed);
+}
+
 /// Prints to standard error, if anybody reads it.
 pub fn complain(text: Arguments) {
+    if !QUIET.load(Relaxed) {
+        last_words(text);
+    }
+}
+
+/// Prints to standard error whatever [`be_quiet`] says.
+pub fn last_words(text: Arguments) {
     let _ = std::io::stderr().lock().write_fmt(text);
 }
 

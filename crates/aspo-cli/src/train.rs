@@ -6,8 +6,8 @@ use std::sync::Arc;
 use aspo_data::Template;
 use aspo_models::{Architecture, OnArchitecture, Pretrained, VisionLanguageModel, on_architecture};
 use aspo_train::{
-    Data, Finished, Output, Plan, Policy, Report, Sight, TrainConfig, Trainer, human, peak_memory, read,
-    score,
+    Data, Finished, Output, Plan, Policy, Ranks, Report, Sight, TrainConfig, Trainer, check_ranks, human,
+    peak_memory, read, score,
 };
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
@@ -81,11 +81,40 @@ pub fn run(args: TrainArgs, around: &mut impl Around) -> Result<(), Failure> {
 /// # Errors
 /// As [`run`].
 pub fn run_config(args: TrainArgs, config: TrainConfig, around: &mut impl Around) -> Result<(), Failure> {
+    let ranks = Ranks::started()?;
+    if !ranks.is_first() {
+        out::be_quiet();
+    }
+    let done = on_rank(args, config, around, &ranks);
+    if let Err(error) = &done
+        && ranks.size() > 1
+    {
+        // What all have met, the first tells; it ends the others, who wait for it nowhere else.
+        if !ranks.is_first() {
+            std::thread::sleep(std::time::Duration::from_secs(2));
+        }
+        out::last_words(format_args!(
+            "error: rank {}: {}\n",
+            ranks.rank(),
+            error.to_string().replace('\n', " ")
+        ));
+        ranks.abort();
+    }
+    done
+}
+
+fn on_rank(
+    args: TrainArgs,
+    config: TrainConfig,
+    around: &mut impl Around,
+    ranks: &Ranks,
+) -> Result<(), Failure> {
     let device = args.device.unwrap_or_default();
     // What can be refused is refused before anything is computed.
     device.check()?;
-    let output = (!args.plan).then(|| Output::open(&config, args.resume)).transpose()?;
-    device.run(Job { args, config, output, around })
+    check_ranks(&config, ranks.size())?;
+    let output = (!args.plan).then(|| Output::open_on(ranks, &config, args.resume)).transpose()?;
+    device.run(Job { args, config, output, around, ranks })
 }
 
 struct Job<'a, A> {
@@ -93,6 +122,7 @@ struct Job<'a, A> {
     config: TrainConfig,
     output: Option<Output>,
     around: &'a mut A,
+    ranks: &'a Ranks,
 }
 
 impl<A: Around> OnBackend for Job<'_, A> {
@@ -114,6 +144,7 @@ impl<A: Around> OnBackend for Job<'_, A> {
                 "warning: template {template}, but {folder} was taught by a chat template of its own: `chat`"
             );
         }
+        let device = of_rank::<B>(device, self.ranks)?;
         on_architecture(folder.clone(), OnDevice::<B, A>(self, device))?
     }
 }
@@ -136,7 +167,8 @@ impl<A: Around> Job<'_, A> {
         vocabulary: usize,
         device: B::Device,
     ) -> Result<(), Failure> {
-        let Job { args, config, output, around } = self;
+        #[cfg_attr(not(feature = "tui"), expect(unused_variables))]
+        let Job { args, config, output, around, ranks } = self;
         // Nothing is allocated before it is used.
         let empty = M::from_config(shape, &device);
         let mut data = read(&config, &Sight::of(&config, &empty)?)?;
@@ -166,18 +198,19 @@ impl<A: Around> Job<'_, A> {
 
         let (base, _) = M::from_pretrained(&config.model, &config.load_options(), &device)?;
         let plain = base.valid();
-        around.before(&plain, &data, &config, &device)?;
+        if ranks.is_first() {
+            around.before(&plain, &data, &config, &device)?;
+        }
         #[cfg_attr(not(feature = "tui"), expect(unused_mut))]
         let mut progress = Progress::default();
         #[cfg(feature = "tui")]
         if args.tui {
             progress.open_dashboard();
         }
-        let devices = devices::<B>(&args, &device)?;
         let data = Arc::new(data);
         out::keep_on()?;
         let finished = Trainer::<B, M>::new(config.clone(), base, data.clone(), output, device.clone())
-            .with_devices(devices)
+            .with_ranks(ranks)
             .with_callback(progress)
             .train()?;
         if finished.stopped() {
@@ -188,6 +221,9 @@ impl<A: Around> Job<'_, A> {
             return Ok(());
         }
         out::let_go();
+        if !ranks.is_first() {
+            return Ok(());
+        }
         let trained = finished.model.valid();
         tell_end(&finished, &plan);
         let mut report = report(&config, &plan, &data.account, finished.steps, finished.seconds)?;
@@ -281,25 +317,21 @@ fn check_vocabulary(
     Ok(())
 }
 
-/// The devices of a step: the chosen one and those that come after it.
-#[cfg(feature = "collective")]
-fn devices<B: Backend>(args: &TrainArgs, device: &B::Device) -> Result<Vec<B::Device>, Failure> {
+/// The device of a rank: as many behind the chosen one as there are ranks before this one on the machine.
+fn of_rank<B: Backend>(device: B::Device, ranks: &Ranks) -> Result<B::Device, Failure> {
     use burn::tensor::backend::{Device as _, DeviceId};
     let DeviceId { type_id, index_id } = device.to_id();
-    let at = |index| B::Device::from_id(DeviceId { type_id, index_id: index_id + index });
-    let devices: Vec<B::Device> = std::iter::once(device.clone()).chain((1..args.devices).map(at)).collect();
-    // A CPU is one device whatever its index: several threads on it are for trying this out.
-    let one = devices.iter().all(|other| other == device);
+    let own = B::Device::from_id(DeviceId { type_id, index_id: index_id + ranks.local() as u16 });
+    // A CPU is one device whatever its index: several processes share it.
     let there = B::device_count(type_id);
-    match devices.len() {
-        count if one || count <= there => Ok(devices),
-        count => {
-            Err(format!("option `devices`: {count}, but there are {there} of this kind; give fewer").into())
+    match own == device || ranks.local() < there {
+        true => Ok(own),
+        false => {
+            let (rank, local) = (ranks.rank(), ranks.local() + 1);
+            Err(format!(
+                "rank {rank} is number {local} on its machine, which has {there} devices: start fewer there"
+            )
+            .into())
         }
     }
-}
-
-#[cfg(not(feature = "collective"))]
-fn devices<B: Backend>(_: &TrainArgs, device: &B::Device) -> Result<Vec<B::Device>, Failure> {
-    Ok(vec![device.clone()])
 }

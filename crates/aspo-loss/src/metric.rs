@@ -1,6 +1,9 @@
 //! Metrics by TRL's names, as sums that add up exactly over micro-batches.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Means by name, kept as sums and counts so that micro-batches of any size [`merge`](Self::merge) exactly.
 ///
@@ -27,12 +30,45 @@ pub struct Metrics {
 }
 
 /// What a mean is taken over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum Mean {
     /// The values given.
     Values,
     /// Tokens, of which a likelihood has its own number.
     Tokens,
+}
+
+/// Sums and counts by name, to be merged elsewhere; as bits, since JSON knows no infinity.
+impl Serialize for Metrics {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(
+            self.sums
+                .iter()
+                .map(|(&(name, over), &(sum, count))| (name, over, sum.to_bits(), count.to_bits())),
+        )
+    }
+}
+
+impl<'de> Deserialize<'de> for Metrics {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut metrics = Self::default();
+        for (name, over, sum, count) in Vec::<(String, Mean, u64, u64)>::deserialize(deserializer)? {
+            metrics.add_mean(kept(name), over, f64::from_bits(sum), f64::from_bits(count));
+        }
+        Ok(metrics)
+    }
+}
+
+/// Names of metrics are few, and there for as long as the program.
+fn kept(name: String) -> &'static str {
+    static NAMES: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+    let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = names.get(name.as_str()) {
+        return known;
+    }
+    let name: &'static str = Box::leak(name.into_boxed_str());
+    names.insert(name);
+    name
 }
 
 impl Metrics {

@@ -156,7 +156,7 @@ pub(crate) fn newest_state(folder: &Path) -> Result<TrainerState> {
 }
 
 /// Checks every file against its hash and reads the state.
-fn read(path: &Path) -> Result<TrainerState> {
+pub(crate) fn read(path: &Path) -> Result<TrainerState> {
     let damaged = |why: String| Error::stored(path, format!("damaged checkpoint ({why}): delete it"));
     let manifest = path.join(MANIFEST);
     let bytes = std::fs::read(&manifest).map_err(|error| damaged(format!("{MANIFEST}: {error}")))?;

@@ -67,6 +67,14 @@ pub enum Error {
         /// The newest checkpoint, or `none yet`.
         checkpoint: String,
     },
+    /// What another process of the run has met.
+    #[error("rank {rank}: {text}")]
+    Rank {
+        /// Its number.
+        rank: usize,
+        /// Its message.
+        text: String,
+    },
     /// Pairs, images or tokens.
     #[error(transparent)]
     Data(#[from] aspo_data::Error),

@@ -17,9 +17,9 @@
 //!
 //! What is left is a PEFT adapter and, if it is written, a [`Report`].
 //!
-//! Who watches is told by [`Callback`]s, which may stop the run and save it. [`Trainer::with_devices`] shares each step among
-//! several devices of one process (feature `collective`); the feature `tui` adds burn-train's dashboard, `Dashboard`, which is
-//! one more callback.
+//! Who watches is told by [`Callback`]s, which may stop the run and save it. [`Trainer::with_ranks`] shares each step among
+//! several processes, one a device ([`Ranks`], feature `mpi`); the feature `tui` adds burn-train's dashboard, `Dashboard`, which
+//! is one more callback.
 //!
 //! ```no_run
 //! use std::ops::ControlFlow;
@@ -66,8 +66,6 @@ mod content;
 mod corrupt;
 #[cfg(feature = "tui")]
 mod dashboard;
-#[cfg(feature = "collective")]
-mod devices;
 mod error;
 mod feature_file;
 mod features;
@@ -83,6 +81,7 @@ mod place;
 mod plan;
 mod policy;
 mod prefetch;
+mod ranks;
 mod read;
 mod recorder;
 mod reference;
@@ -119,6 +118,7 @@ pub use output::{Output, stored_config};
 pub use paths::check_paths;
 pub use plan::{Plan, human, peak_memory};
 pub use policy::Policy;
+pub use ranks::Ranks;
 pub use read::{Data, encoder, qformer_tokenizer, read};
 pub use recorder::{MetricFile, SampleFile};
 pub use report::{MarkedSentence, Picture, Report, embedded, escape};
@@ -129,5 +129,5 @@ pub use score::score;
 pub use sight::{Sight, picture_shape, processor};
 pub use step::{MicroBatch, ReferenceRow, StepOutput, totals};
 pub use tensorboard::EventFile;
-pub use trainer::{Trainer, check_devices};
+pub use trainer::{Trainer, check_ranks};
 pub use weigh::{WeighedSentence, weigh};

@@ -8,6 +8,7 @@ use crate::checkpoint::{self, TrainerState};
 use crate::config::{OnNonFinite, TrainConfig};
 use crate::content::Inputs;
 use crate::error::{Error, Result};
+use crate::ranks::Ranks;
 use crate::read::Data;
 
 const LOCK: &str = ".lock";
@@ -21,7 +22,8 @@ pub struct Output {
     inputs: Option<Inputs>,
     /// The folder was not there before.
     made: bool,
-    _lock: File,
+    /// The first rank's.
+    _lock: Option<File>,
 }
 
 impl Output {
@@ -55,7 +57,7 @@ impl Output {
             notes: Vec::new(),
             inputs: None,
             made,
-            _lock: lock,
+            _lock: Some(lock),
         };
         // A folder whose lock was there before may be read-only all the same.
         tempfile::tempfile_in(folder).map_err(|source| Error::io(folder, source))?;
@@ -78,6 +80,31 @@ impl Output {
         output.inputs = Some(inputs);
         output.checkpoint = Some((path, state));
         Ok(output)
+    }
+
+    /// The same for the processes of a run: the first takes the folder, the others go on from the checkpoint that it found.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), on all of them.
+    pub fn open_on(ranks: &Ranks, config: &TrainConfig, resume: bool) -> Result<Self> {
+        let own = ranks.is_first().then(|| Self::open(config, resume));
+        let found = match &own {
+            Some(Ok(output)) => Ok(output.checkpoint.as_ref().map(|(path, _)| path.clone())),
+            Some(Err(error)) => Err(error.to_string()),
+            None => Ok(None),
+        };
+        let found = ranks.gather(found).swap_remove(0);
+        if let Some(own) = own {
+            return own;
+        }
+        let path = found.map_err(|text| Error::Rank { rank: 0, text })?;
+        let checkpoint = match path {
+            Some(path) => Some((path.clone(), checkpoint::read(&path)?)),
+            None => None,
+        };
+        let inputs = checkpoint.as_ref().map(|(_, state)| state.inputs.clone());
+        let folder = config.output_dir.clone();
+        Ok(Self { folder, checkpoint, notes: Vec::new(), inputs, made: false, _lock: None })
     }
 
     /// The checkpoint that the run goes on from, and the steps done there.
@@ -128,7 +155,9 @@ impl Output {
     pub(crate) fn begin(&self, config: &TrainConfig, data: &Data) -> Result<(Option<PathBuf>, TrainerState)> {
         self.accept(config, data)?;
         if let Some((path, state)) = &self.checkpoint {
-            checkpoint::sweep(&self.folder)?;
+            if self._lock.is_some() {
+                checkpoint::sweep(&self.folder)?;
+            }
             return Ok((Some(path.clone()), TrainerState { config: config.absolute()?, ..state.clone() }));
         }
         let models = self.inputs.clone().map_or_else(|| Inputs::of_models(config), Ok)?;

@@ -9,6 +9,7 @@ use aspo_data::order::Order;
 use aspo_data::{ImageLoader, ImageSource, PairSet, Pixels};
 
 use crate::features::picture_key;
+use crate::team::own_parts;
 
 /// Steps that wait to be taken, beside the one under way in the thread.
 const AHEAD: usize = 1;
@@ -43,12 +44,15 @@ pub(crate) fn steps<'scope, 'env>(
     pairs: &'env PairSet,
     loader: Arc<ImageLoader>,
     kept: KeptKeys,
+    (rank, size): (usize, usize),
+    batch: usize,
 ) -> Receiver<Next> {
     let (give, take) = sync_channel(AHEAD);
     scope.spawn(move || {
         loop {
             let numbers = order.next_batch();
-            let ready = ready(&numbers, pairs, &loader, &kept);
+            let own = own_parts(&numbers, |pair| pairs.length(pair), batch, rank, size).concat();
+            let ready = ready(&own, pairs, &loader, &kept);
             if give.send(Next { pairs: numbers, ready }).is_err() {
                 break;
             }

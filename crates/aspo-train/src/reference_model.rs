@@ -54,16 +54,6 @@ impl<B: Backend, P: Pretrained<B> + VisionLanguageModel<B>> ReferenceModel<B, P>
         Ok(Self { model, batcher })
     }
 
-    /// The same model on another device.
-    ///
-    /// # Errors
-    /// An image processor that cannot be honoured.
-    #[cfg(feature = "collective")]
-    pub fn on(&self, config: &TrainConfig, folder: &Path, pad: u32, device: &B::Device) -> Result<Self> {
-        let batcher = Batcher::new(config, folder, self.model.image_size(), pad, device)?;
-        Ok(Self { model: self.model.clone().fork(device), batcher })
-    }
-
     /// Its log-probabilities of the answers of `pairs`.
     ///
     /// # Errors

@@ -19,11 +19,13 @@ use crate::feature_file::FeatureFile;
 use crate::features::VisionFeatures;
 use crate::optimize::{Share, adamw, gather};
 use crate::policy::Policy;
+use crate::ranks::Ranks;
 use crate::read::Data;
 use crate::reference::{self, ReferenceRows};
 use crate::reference_model::ReferenceModel;
 use crate::sample::Sample;
 use crate::step::{ReferenceRow, totals};
+use crate::team::merged;
 
 /// Where the reference's log-probabilities come from.
 enum Reference<B: Backend, P> {
@@ -102,24 +104,6 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
         Ok(replica)
     }
 
-    /// The same on another device. Its parameters are leaves of their own: threads whose graphs share leaves wait for
-    /// each other.
-    ///
-    /// # Errors
-    /// A checkpoint that cannot be read.
-    #[cfg(feature = "collective")]
-    pub fn fork(&self, checkpoint: Option<&Path>, device: &B::Device) -> Result<Self> {
-        let reference = match (&self.reference, &self.config.ref_model) {
-            (Reference::Model(model), Some(folder)) => {
-                Reference::Model(model.on(self.config, folder, self.data.encoder.tokenizer.pad(), device)?)
-            }
-            (Reference::Cached(cache), _) => Reference::Cached(cache.clone()),
-            (Reference::None, _) => Reference::None,
-            _ => Reference::AdapterOff,
-        };
-        Self::with(self.config, self.data, self.policy.clone().fork(device), reference, checkpoint, device)
-    }
-
     fn with(
         config: &'a TrainConfig,
         data: &'a Data,
@@ -182,12 +166,6 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
         gather(&self.policy, batches, totals, config, &self.objective, step, checkpoint)
     }
 
-    /// The device that the policy is on.
-    #[cfg(feature = "collective")]
-    pub fn device(&self) -> &B::Device {
-        &self.batcher.device
-    }
-
     /// Answers to the prompts of `pairs` after `step` steps.
     ///
     /// # Errors
@@ -247,11 +225,16 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
     ///
     /// # Errors
     /// A picture that cannot be had, a loss that is not finite (unless such are skipped).
-    pub fn evaluate(&mut self, step: usize, checkpoint: &str) -> Result<(Metrics, usize)> {
+    pub fn evaluate(&mut self, ranks: &Ranks, step: usize, checkpoint: &str) -> Result<(Metrics, usize)> {
+        merged(ranks, self.evaluate_own(ranks, step, checkpoint), step, checkpoint)
+    }
+
+    /// The same of this rank's share of them.
+    fn evaluate_own(&mut self, ranks: &Ranks, step: usize, checkpoint: &str) -> Result<(Metrics, usize)> {
         let plain = self.policy.valid();
         let size = self.config.per_device_train_batch_size;
         let (mut metrics, mut skipped) = (Metrics::default(), 0);
-        for start in (0..self.data.held_out.len()).step_by(size) {
+        for start in (0..self.data.held_out.len()).step_by(size).skip(ranks.rank()).step_by(ranks.size()) {
             let pairs = self.data.held_out.get_all(start..self.data.held_out.len().min(start + size))?;
             let rows: Vec<&EncodedPair> = pairs.iter().collect();
             let batch = self.batcher.batch(&rows, &plain)?;

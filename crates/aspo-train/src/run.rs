@@ -19,11 +19,12 @@ use crate::optimize::StepGradients;
 use crate::output::Output;
 use crate::policy::Policy;
 use crate::prefetch::{self, Next};
+use crate::ranks::Ranks;
 use crate::read::Data;
 use crate::recorder::{MetricFile, SampleFile};
 use crate::replica::Replica;
 use crate::schedule::warmup_steps;
-use crate::team::Team;
+use crate::team;
 use crate::tensorboard::EventFile;
 
 /// Prompts that are answered every `eval_steps`.
@@ -59,6 +60,7 @@ pub(crate) struct Run<'a> {
     config: &'a TrainConfig,
     data: &'a Data,
     output: Output,
+    ranks: &'a Ranks,
     adapter: Adapter,
     total: usize,
     order: Order,
@@ -80,6 +82,7 @@ impl<'a> Run<'a> {
         config: &'a TrainConfig,
         data: &'a Data,
         output: Output,
+        ranks: &'a Ranks,
         start: (Adapter, TrainerState, Option<PathBuf>),
         callbacks: Callbacks<'a>,
     ) -> Result<Self> {
@@ -88,41 +91,41 @@ impl<'a> Run<'a> {
         let mut order = Order::new(&lengths, config.global_batch(), 1, config.seed)?;
         (0..state.step + state.skipped_steps).for_each(|_| drop(order.next_batch()));
         let folder = config.output_dir.as_path();
-        let mut all: Callbacks = vec![
-            Box::new(MetricFile::open(folder, state.step)?),
-            Box::new(EventFile::create(folder, state.step)?),
-        ];
-        if config.eval_steps > 0 {
-            all.push(Box::new(SampleFile::open(folder, state.step)?));
+        let mut all: Callbacks = Vec::new();
+        // The first rank writes and tells.
+        if ranks.is_first() {
+            all.push(Box::new(MetricFile::open(folder, state.step)?));
+            all.push(Box::new(EventFile::create(folder, state.step)?));
+            if config.eval_steps > 0 {
+                all.push(Box::new(SampleFile::open(folder, state.step)?));
+            }
+            all.extend(callbacks);
         }
-        all.extend(callbacks);
         let total = config.total_steps(data.pairs.len());
         let begin = (Instant::now(), state.step, state.seconds);
-        Ok(Self { config, data, output, adapter, total, order, state, newest, callbacks: all, begin })
+        Ok(Self { config, data, output, ranks, adapter, total, order, state, newest, callbacks: all, begin })
     }
 
     /// All steps that are left, then the adapter's folder.
     ///
     /// # Errors
     /// As [`Trainer::train`](crate::Trainer::train).
-    pub fn steps<B: Backend, M: Policy<B>>(
-        mut self,
-        team: &Team<B>,
-        mut replica: Replica<'_, B, M>,
-    ) -> Result<Finished<M>> {
+    pub fn steps<B: Backend, M: Policy<B>>(mut self, mut replica: Replica<'_, B, M>) -> Result<Finished<M>> {
         let (loader, kept) = (replica.features().loader.clone(), replica.features().kept_keys.clone());
         let (order, pairs) = (self.order.clone(), &self.data.pairs);
         std::thread::scope(|scope| {
-            let next = prefetch::steps(scope, order, pairs, loader, kept);
+            let next = {
+                let (ranks, batch) = (self.ranks, self.config.per_device_train_batch_size);
+                prefetch::steps(scope, order, pairs, loader, kept, (ranks.rank(), ranks.size()), batch)
+            };
             let stopped;
-            (replica, stopped) = self.taken(team, replica, &next)?;
+            (replica, stopped) = self.taken(replica, &next)?;
             self.end(replica.policy, stopped)
         })
     }
 
     fn taken<'r, B: Backend, M: Policy<B>>(
         &mut self,
-        team: &Team<B>,
         mut replica: Replica<'r, B, M>,
         next: &Receiver<Next>,
     ) -> Result<(Replica<'r, B, M>, bool)> {
@@ -130,10 +133,10 @@ impl<'a> Run<'a> {
         while self.state.step < self.total && !stopped {
             let Next { pairs, ready } = next.recv().expect("steps follow one another without end");
             replica.features().ready = ready;
-            let Some(done) = self.gradients(team, &mut replica, &pairs)? else { continue };
+            let Some(done) = self.gradients(&mut replica, &pairs)? else { continue };
             let rate = self.rate();
             let StepGradients { gradients, metrics, norm, tokens } = done;
-            replica = team.apply(replica, rate, gradients);
+            replica = replica.apply(rate, gradients);
             self.state.step += 1;
 
             let mut values: Vec<(String, f64)> =
@@ -149,6 +152,7 @@ impl<'a> Run<'a> {
                 self.save(&replica)?;
             }
             let control = self.tell(values, pairs.len(), tokens);
+            let control = self.agreed(control);
             stopped = control.should_training_stop && self.state.step < self.total;
             if (stopped || control.should_save) && !due {
                 self.save(&replica)?;
@@ -165,11 +169,10 @@ impl<'a> Run<'a> {
     /// Gradients of the next step; none if it is left out because something is not finite.
     fn gradients<B: Backend, M: Policy<B>>(
         &mut self,
-        team: &Team<B>,
         replica: &mut Replica<'_, B, M>,
         pairs: &[usize],
     ) -> Result<Option<StepGradients>> {
-        match team.gradients(replica, pairs, self.state.step + 1, &self.named()) {
+        match team::gradients(self.ranks, replica, pairs, self.state.step + 1, &self.named()) {
             Err(fault @ Error::NotFinite { .. }) if self.config.on_non_finite == OnNonFinite::Skip => {
                 self.state.skipped_steps += 1;
                 if self.state.skipped_steps > self.total { Err(fault) } else { Ok(None) }
@@ -216,12 +219,14 @@ impl<'a> Run<'a> {
     /// Answers of the learning model, and its loss on the pairs held out.
     fn look<B: Backend, M: Policy<B>>(&mut self, replica: &mut Replica<'_, B, M>) -> Result<()> {
         let (data, step) = (self.data, self.state.step);
-        let samples = replica.samples(&data.pairs.get_all(0..data.pairs.len().min(SAMPLES))?, step)?;
-        self.callbacks.iter_mut().try_for_each(|callback| callback.on_samples(&samples))?;
+        if self.ranks.is_first() {
+            let samples = replica.samples(&data.pairs.get_all(0..data.pairs.len().min(SAMPLES))?, step)?;
+            self.callbacks.iter_mut().try_for_each(|callback| callback.on_samples(&samples))?;
+        }
         if data.held_out.is_empty() {
             return Ok(());
         }
-        let (means, skipped) = replica.evaluate(step, &self.named())?;
+        let (means, skipped) = replica.evaluate(self.ranks, step, &self.named())?;
         let skipped = std::iter::once(("aspo/skipped_pairs", skipped as f64));
         let values = means.iter().chain(skipped);
         let values = values.map(|(name, mean)| (format!("eval_{name}"), mean)).collect();
@@ -229,6 +234,9 @@ impl<'a> Run<'a> {
     }
 
     fn save<B: Backend, M: Policy<B>>(&mut self, replica: &Replica<'_, B, M>) -> Result<()> {
+        if !self.ranks.is_first() {
+            return Ok(());
+        }
         let (folder, limit) = (&self.config.output_dir, self.config.save_total_limit);
         let (model, record) = (&replica.policy, replica.record());
         let path =
@@ -255,12 +263,21 @@ impl<'a> Run<'a> {
         control
     }
 
+    /// What the first rank was asked for, on all of them.
+    fn agreed(&self, own: Control) -> Control {
+        let all = self.ranks.gather((own.should_training_stop, own.should_save));
+        let any = |of: fn(&(bool, bool)) -> bool| all.iter().any(of);
+        Control { should_training_stop: any(|one| one.0), should_save: any(|one| one.1) }
+    }
+
     fn end<B: Backend, M: Policy<B>>(self, model: M, stopped: bool) -> Result<Finished<M>> {
         let adapter = match self.newest.filter(|_| stopped) {
             Some(checkpoint) => checkpoint,
             None => {
                 let path = self.config.output_dir.join("adapter");
-                save_adapter(&model, &self.adapter, &path)?;
+                if self.ranks.is_first() {
+                    save_adapter(&model, &self.adapter, &path)?;
+                }
                 path
             }
         };

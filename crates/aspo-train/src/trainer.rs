@@ -13,13 +13,13 @@ use crate::error::{Error, Result};
 use crate::output::Output;
 use crate::paths::check_paths;
 use crate::policy::Policy;
+use crate::ranks::Ranks;
 use crate::read::{Data, read};
 use crate::replica::Replica;
 use crate::run::{Finished, Run};
 use crate::score::score;
 use crate::sight::Sight;
 use crate::start::Start;
-use crate::team::Team;
 
 /// One preference-training run, ready to begin or to go on.
 pub struct Trainer<'a, B: Backend, M: Policy<B>> {
@@ -27,7 +27,8 @@ pub struct Trainer<'a, B: Backend, M: Policy<B>> {
     model: M,
     data: Arc<Data>,
     output: Output,
-    devices: Vec<B::Device>,
+    device: B::Device,
+    ranks: Option<&'a Ranks>,
     callbacks: Callbacks<'a>,
 }
 
@@ -42,7 +43,7 @@ impl<'a, B: Backend, M: Policy<B>> Trainer<'a, B, M> {
         output: Output,
         device: B::Device,
     ) -> Self {
-        Self { config, model, data: data.into(), output, devices: vec![device], callbacks: Vec::new() }
+        Self { config, model, data: data.into(), output, device, ranks: None, callbacks: Vec::new() }
     }
 
     /// The same from the config's paths: checks them, opens the output folder (to go on there with `resume`), reads the
@@ -67,14 +68,14 @@ impl<'a, B: Backend, M: Policy<B>> Trainer<'a, B, M> {
         Ok(Self::new(config, model, data, output, device))
     }
 
-    /// On several devices of one process, of which the first is the one that the model is on. They share the micro-batches of
-    /// each step, so that the run is the same on any number of devices but for the rounding of sums, and may be resumed on
-    /// another number. (TRL's `gradient_accumulation_steps` counts the forward passes of each device, ours those of all.)
+    /// Shares each step with the other `ranks`, so that the run is the same on any number of them but for the rounding of sums,
+    /// and may be resumed on another number. (TRL's `gradient_accumulation_steps` counts the forward passes of each device, ours
+    /// those of all.)
     ///
-    /// Every device holds the whole model, its own moments and features, and a copy of `ref_model`. More than one needs the
-    /// feature `collective`.
-    pub fn with_devices(mut self, devices: Vec<B::Device>) -> Self {
-        self.devices = devices;
+    /// Every rank holds the whole model, its own moments and features. The first writes files and calls the callbacks; what they
+    /// ask for, all ranks do.
+    pub fn with_ranks(mut self, ranks: &'a Ranks) -> Self {
+        self.ranks = Some(ranks);
         self
     }
 
@@ -101,67 +102,38 @@ impl<'a, B: Backend, M: Policy<B>> Trainer<'a, B, M> {
     /// precision than `bf16` says; anything wrong with pictures, tokens or numbers; a full disk. Checkpoints written before
     /// stay whole.
     pub fn train(self) -> Result<Finished<M>> {
-        let Self { config, model, data, output, devices, callbacks } = self;
+        let Self { config, model, data, output, device, ranks, callbacks } = self;
+        let alone = Ranks::alone();
+        let ranks = ranks.unwrap_or(&alone);
         config.validate()?;
-        check_devices(&config, devices.len())?;
+        check_ranks(&config, ranks.size())?;
         if (model.head().dtype() == DType::BF16) != config.bf16 {
             let remedy = "load the model with `TrainConfig::load_options`";
             return Err(Error::option("bf16", format!("{}, but the model is not so", config.bf16), remedy));
         }
         let (config, data) = (&config, &*data);
         let start = Start::new::<B>(config, model, data, &output)?;
-        let checkpoint = start.checkpoint.clone();
-        let replica = Replica::<B, M>::new(config, data, start.model, checkpoint.as_deref(), &devices[0])?;
+        let replica = Replica::<B, M>::new(config, data, start.model, start.checkpoint.as_deref(), &device)?;
         let start = (start.adapter, start.state, start.checkpoint);
-        let run = Run::new(config, data, output, start, callbacks)?;
-        on_devices(run, replica, checkpoint.as_deref(), &devices[1..])
+        Run::new(config, data, output, ranks, start, callbacks)?.steps(replica)
     }
 }
 
-/// The run's steps on the replica's device and `others`.
-fn on_devices<B: Backend, M: Policy<B>>(
-    run: Run,
-    replica: Replica<B, M>,
-    checkpoint: Option<&std::path::Path>,
-    others: &[B::Device],
-) -> Result<Finished<M>> {
-    #[cfg(feature = "collective")]
-    if !others.is_empty() {
-        use crate::devices::{Others, only_run};
-        let copies = others.iter().map(|device| replica.fork(checkpoint, device));
-        let copies = copies.collect::<Result<Vec<_>>>()?;
-        let _only = only_run();
-        let first = replica.device().clone();
-        return std::thread::scope(|scope| {
-            let team = Team { others: Some(Others::start(scope, copies, &first)?) };
-            run.steps(&team, replica)
-        });
-    }
-    let _ = (checkpoint, others);
-    run.steps(&Team::default(), replica)
-}
-
-/// Refuses a number of devices that cannot share a step.
+/// Refuses a number of processes that cannot share a step.
 ///
 /// # Errors
-/// None; more than one without the feature `collective`, or with dropout; more than there are micro-batches in a step.
-pub fn check_devices(config: &TrainConfig, count: usize) -> Result<()> {
-    if count == 0 {
-        return Err(Error::option("devices", "none given", "give one or more"));
-    }
-    if count > 1 && cfg!(not(feature = "collective")) {
-        let remedy = "build aspo-train with the feature `collective`, or give one";
-        return Err(Error::option("devices", count, remedy));
-    }
+/// More than one with dropout; more than there are micro-batches in a step.
+pub fn check_ranks(config: &TrainConfig, count: usize) -> Result<()> {
     if count > config.gradient_accumulation_steps {
         let found = format!("{count} for {} forward passes a step", config.gradient_accumulation_steps);
-        let remedy = "raise gradient_accumulation_steps, which counts those of all devices, to a multiple of the devices";
-        return Err(Error::option("devices", found, remedy));
+        let remedy =
+            "raise gradient_accumulation_steps, which counts those of all processes, to a multiple of them";
+        return Err(Error::option("ranks", found, remedy));
     }
     if count > 1 && config.lora.lora_dropout > 0.0 {
         let found =
             format!("{count} with lora.lora_dropout above 0, whose masks would not follow from the seed");
-        return Err(Error::option("devices", found, "set lora.lora_dropout to 0, or train on one"));
+        return Err(Error::option("ranks", found, "set lora.lora_dropout to 0, or train on one"));
     }
     Ok(())
 }

@@ -4,11 +4,11 @@ use std::path::Path;
 
 use aspo_data::{OnFault, Template};
 use aspo_models::{LlavaConfig, ModelConfig};
-use aspo_train::{OnNonFinite, Result, TrainConfig, read};
+use aspo_train::{OnNonFinite, Result, TrainConfig, check_ranks, read};
 use burn_flex::Flex;
 use serde_json::{Value, json};
 
-use crate::support::{World, listing, sight, spoiled_model, whole_run, whole_run_on};
+use crate::support::{World, listing, sight, spoiled_model, whole_run};
 
 /// Runs what must fail and gives its message.
 fn refused(config: &TrainConfig) -> String {
@@ -125,24 +125,13 @@ fn options_that_cannot_be_honoured_are_refused_before_anything_is_read() {
 }
 
 #[test]
-fn devices_that_cannot_share_a_step_are_refused() {
-    let world = World::new();
-    let config = TrainConfig { gradient_accumulation_steps: 2, ..world.config.clone() };
-    let on = |count: usize, config: &TrainConfig| {
-        told(whole_run_on::<Flex>(config, &vec![Default::default(); count], false, |_| (), |_| ()))
-    };
-    assert_tells(&on(0, &config), &["`devices`", "none given"]);
-    if cfg!(not(feature = "collective")) {
-        assert_tells(&on(2, &config), &["`devices`: 2", "feature `collective`"]);
-    } else {
-        assert_tells(
-            &on(3, &config),
-            &["`devices`", "3 for 2 forward passes", "gradient_accumulation_steps"],
-        );
-        let lora = aspo_models::LoraConfig { lora_dropout: 0.1, ..config.lora.clone() };
-        assert_tells(&on(2, &TrainConfig { lora, ..config }), &["`devices`", "lora_dropout", "to 0"]);
-    }
-    assert!(!world.config.output_dir.exists(), "nothing was begun");
+fn processes_that_cannot_share_a_step_are_refused() {
+    let config = TrainConfig { gradient_accumulation_steps: 2, ..World::new().config.clone() };
+    let told = |count, config: &TrainConfig| check_ranks(config, count).unwrap_err().to_string();
+    assert!(check_ranks(&config, 2).is_ok());
+    assert_tells(&told(3, &config), &["`ranks`", "3 for 2 forward passes", "gradient_accumulation_steps"]);
+    let lora = aspo_models::LoraConfig { lora_dropout: 0.1, ..config.lora.clone() };
+    assert_tells(&told(2, &TrainConfig { lora, ..config }), &["`ranks`", "lora_dropout", "to 0"]);
 }
 
 #[test]

@@ -3,8 +3,6 @@
 mod adapter;
 mod bad_input;
 mod config;
-#[cfg(feature = "collective")]
-mod devices;
 mod dropout;
 mod equal;
 mod held_out;
@@ -13,6 +11,8 @@ mod kill;
 mod numbers;
 mod oracle;
 mod plan;
+#[cfg(feature = "mpi")]
+mod ranks;
 mod reference;
 mod report;
 mod resume;

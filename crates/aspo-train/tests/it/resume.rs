@@ -5,7 +5,8 @@ use std::path::Path;
 
 use aspo_data::OnFault;
 use aspo_train::{
-    Inputs, MetricFile, OnNonFinite, Output, SampleFile, Schedule, StepReport, TrainConfig, stored_config,
+    Inputs, MetricFile, OnNonFinite, Output, Ranks, SampleFile, Schedule, StepReport, TrainConfig,
+    stored_config,
 };
 use burn::tensor::backend::Backend;
 
@@ -222,7 +223,7 @@ fn a_run_that_is_stopped_keeps_its_last_step_and_goes_on_to_the_same_end<B: Back
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         };
-        let ended = stoppable_run::<B>(&config, &[B::Device::default()], resume, watch, |_| ()).unwrap();
+        let ended = stoppable_run::<B>(&config, &Ranks::alone(), resume, watch, |_| ()).unwrap();
         assert_eq!((ended.steps, ended.total, ended.stopped()), (at, 6, at < 6));
         let adapter = if at < 6 { format!("checkpoint-{at:06}") } else { "adapter".to_owned() };
         assert_eq!(ended.adapter, config.output_dir.join(adapter));

@@ -7,8 +7,8 @@ use aspo_data::Template;
 use aspo_models::lora::{LoraConfig, load_adapter};
 use aspo_models::{Llava, LlavaConfig, LoadOptions, ModelConfig, Pretrained};
 use aspo_train::{
-    Data, Finished, Output, Result, Sight, StepReport, TrainConfig, Trainer, VisionFeatures, check_devices,
-    check_paths, processor, read,
+    Data, Finished, Output, Ranks, Result, Sight, StepReport, TrainConfig, Trainer, VisionFeatures,
+    check_paths, check_ranks, processor, read,
 };
 use burn::backend::Autodiff;
 use burn::module::{Module, ModuleVisitor, Param};
@@ -190,13 +190,13 @@ pub fn whole_run<B: Backend>(
     watch: impl FnMut(&StepReport),
     warn: impl FnMut(&str),
 ) -> Result<Finished<Llava<Autodiff<B>>>> {
-    whole_run_on::<B>(config, &[B::Device::default()], resume, watch, warn)
+    whole_run_on::<B>(config, &Ranks::alone(), resume, watch, warn)
 }
 
-/// The same on several devices.
+/// The same with other processes.
 pub fn whole_run_on<B: Backend>(
     config: &TrainConfig,
-    devices: &[B::Device],
+    ranks: &Ranks,
     resume: bool,
     mut watch: impl FnMut(&StepReport),
     warn: impl FnMut(&str),
@@ -205,31 +205,28 @@ pub fn whole_run_on<B: Backend>(
         watch(step);
         ControlFlow::Continue(())
     };
-    stoppable_run::<B>(config, devices, resume, go_on, warn)
+    stoppable_run::<B>(config, ranks, resume, go_on, warn)
 }
 
 /// The same, until `watch` breaks off.
 pub fn stoppable_run<B: Backend>(
     config: &TrainConfig,
-    devices: &[B::Device],
+    ranks: &Ranks,
     resume: bool,
     watch: impl FnMut(&StepReport) -> ControlFlow<()>,
     mut warn: impl FnMut(&str),
 ) -> Result<Finished<Llava<Autodiff<B>>>> {
     config.validate()?;
     check_paths(config)?;
-    check_devices(config, devices.len())?;
-    let output = Output::open(config, resume)?;
+    check_ranks(config, ranks.size())?;
+    let output = Output::open_on(ranks, config, resume)?;
     output.notes().iter().for_each(|note| warn(note));
     let shape = LlavaConfig::load(&config.model)?;
     let mut data = read(config, &sight(config, &shape))?;
     data.decode_pictures(config, |_, _| ())?;
     let device = B::Device::default();
     let base = Llava::<Autodiff<B>>::from_pretrained(&config.model, &LoadOptions::default(), &device)?.0;
-    Trainer::new(config.clone(), base, data, output, device)
-        .with_devices(devices.to_vec())
-        .with_callback(watch)
-        .train()
+    Trainer::new(config.clone(), base, data, output, device).with_ranks(ranks).with_callback(watch).train()
 }
 
 /// A policy whose adapter is not zero: the end of an oracle's trajectory.

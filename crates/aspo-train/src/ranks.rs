@@ -1,0 +1,180 @@
+//! The processes of a run, one a device, over MPI (feature `mpi`): `mpirun -np 4 aspo train …`.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, Result};
+
+/// The processes that run together, by number; without the feature `mpi`, or not started by MPI, this one alone.
+///
+/// All of them call the same of its methods in the same order.
+pub struct Ranks {
+    #[cfg(feature = "mpi")]
+    world: Option<(mpi::topology::SimpleCommunicator, mpi::environment::Universe)>,
+}
+
+impl std::fmt::Debug for Ranks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ranks")
+            .field("rank", &self.rank())
+            .field("size", &self.size())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Variables that MPI's launchers (Open MPI, MPICH, Slurm's PMI) set to the number of processes, and to this one's number on
+/// its machine.
+const SIZES: [&str; 3] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK"];
+const LOCALS: [&str; 3] = ["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"];
+
+impl Ranks {
+    /// This process alone.
+    pub fn alone() -> Self {
+        Self {
+            #[cfg(feature = "mpi")]
+            world: None,
+        }
+    }
+
+    /// Those that MPI's launcher has started with this one; this one alone where none has. To be called once in a process, from
+    /// the thread that trains.
+    ///
+    /// # Errors
+    /// A launcher, in a build without the feature `mpi`: each process would be a run of its own.
+    pub fn started() -> Result<Self> {
+        if !SIZES.iter().any(|name| std::env::var_os(name).is_some()) {
+            return Ok(Self::alone());
+        }
+        #[cfg(feature = "mpi")]
+        {
+            use mpi::traits::Communicator as _;
+            let Some((universe, _)) = mpi::initialize_with_threading(mpi::Threading::Funneled) else {
+                return Err(Error::option(
+                    "ranks",
+                    "MPI was initialised before",
+                    "call `Ranks::started` once",
+                ));
+            };
+            let world = universe.world();
+            if world.size() == 1 {
+                return Ok(Self { world: None });
+            }
+            Ok(Self { world: Some((world, universe)) })
+        }
+        #[cfg(not(feature = "mpi"))]
+        {
+            let found = "an MPI launcher has started this, but the build has no MPI";
+            Err(Error::option(
+                "ranks",
+                found,
+                "build with the feature `mpi`, or start it without the launcher",
+            ))
+        }
+    }
+
+    /// Number of this process, from 0.
+    pub fn rank(&self) -> usize {
+        #[cfg(feature = "mpi")]
+        if let Some((world, _)) = &self.world {
+            use mpi::traits::Communicator as _;
+            return world.rank() as usize;
+        }
+        0
+    }
+
+    /// Number of processes.
+    pub fn size(&self) -> usize {
+        #[cfg(feature = "mpi")]
+        if let Some((world, _)) = &self.world {
+            use mpi::traits::Communicator as _;
+            return world.size() as usize;
+        }
+        1
+    }
+
+    /// Whether this is the process that writes files and tells of the run.
+    pub fn is_first(&self) -> bool {
+        self.rank() == 0
+    }
+
+    /// Number of this process among those on its machine: that of its device.
+    pub fn local(&self) -> usize {
+        let told = LOCALS.iter().find_map(|name| std::env::var(name).ok()?.parse().ok());
+        told.filter(|_| self.size() > 1).unwrap_or(0)
+    }
+
+    /// Ends all processes at once, after what the caller has said.
+    pub fn abort(&self) {
+        #[cfg(feature = "mpi")]
+        if let Some((world, _)) = &self.world {
+            use mpi::traits::Communicator as _;
+            world.abort(1);
+        }
+    }
+
+    /// What every process has to say, in their order.
+    pub(crate) fn gather<T: Serialize + DeserializeOwned>(&self, own: T) -> Vec<T> {
+        #[cfg(feature = "mpi")]
+        if let Some((world, _)) = &self.world {
+            return over::gather(world, &own);
+        }
+        vec![own]
+    }
+
+    /// Sums numbers over all processes, who end with the same bits.
+    pub(crate) fn sum(&self, values: &mut [f32]) {
+        #[cfg(feature = "mpi")]
+        if let Some((world, _)) = &self.world {
+            over::sum(world, values);
+        }
+        let _ = values;
+    }
+}
+
+#[cfg(feature = "mpi")]
+mod over {
+    use mpi::collective::SystemOperation;
+    use mpi::datatype::PartitionMut;
+    use mpi::topology::SimpleCommunicator;
+    use mpi::traits::{Communicator, CommunicatorCollectives, Root};
+    use serde::Serialize;
+    use serde::de::DeserializeOwned;
+
+    /// Numbers summed at a time: a message of 16 MiB.
+    const PART: usize = 1 << 22;
+
+    pub(super) fn gather<T: Serialize + DeserializeOwned>(world: &SimpleCommunicator, own: &T) -> Vec<T> {
+        let own = serde_json::to_vec(own).expect("plain values have a text");
+        let mut counts = vec![0_i32; world.size() as usize];
+        world.all_gather_into(&(own.len() as i32), &mut counts[..]);
+        let starts: Vec<i32> = counts
+            .iter()
+            .scan(0, |start, count| {
+                *start += count;
+                Some(*start - count)
+            })
+            .collect();
+        let mut all = vec![0_u8; counts.iter().sum::<i32>() as usize];
+        {
+            let mut parts = PartitionMut::new(&mut all[..], &counts[..], &starts[..]);
+            world.all_gather_varcount_into(&own[..], &mut parts);
+        }
+        let part = |(start, count): (&i32, &i32)| &all[*start as usize..(*start + *count) as usize];
+        let read = |bytes: &[u8]| serde_json::from_slice(bytes).expect("written by the same program");
+        starts.iter().zip(&counts).map(part).map(read).collect()
+    }
+
+    /// To the first and back: sums that every process makes for itself may differ in their last bits.
+    pub(super) fn sum(world: &SimpleCommunicator, values: &mut [f32]) {
+        let first = world.process_at_rank(0);
+        for part in values.chunks_mut(PART) {
+            if world.rank() == 0 {
+                let own = part.to_vec();
+                first.reduce_into_root(&own[..], part, SystemOperation::sum());
+            } else {
+                first.reduce_into(&*part, SystemOperation::sum());
+            }
+            first.broadcast_into(part);
+        }
+    }
+}
