@@ -22,6 +22,7 @@ mod card;
 pub mod checkpoint;
 pub mod evaluate;
 pub mod generate;
+mod hub;
 pub mod merge;
 pub mod options;
 pub mod out;

@@ -134,6 +134,10 @@ impl TrainArgs {
             let remedy = "give the folder of a Hugging Face checkpoint, or a file of options with --config";
             return Err(format!("option `model`: not given; {remedy}").into());
         };
+        // An id is fetched once; the config keeps the folder.
+        let mut fetched = TrainConfig { model: model.clone(), ..TrainConfig::default() };
+        crate::hub::fetch(&mut fetched)?;
+        let model = &fetched.model;
         let positions = Known::of(model)?.positions;
         let (template, known) = match self.template {
             Some(template) => (template, "as asked".to_owned()),
@@ -191,6 +195,7 @@ impl TrainArgs {
             None if config.output_dir.as_os_str().is_empty() => folder(name, self.resume),
             None => config.output_dir,
         };
+        crate::hub::fetch(&mut config)?;
         self.check(&config)?;
         Ok(config)
     }

@@ -274,7 +274,10 @@ impl TrainConfig {
         })?;
         let folder = path.parent().unwrap_or(Path::new(""));
         for input in config.inputs_mut() {
-            *input = tidy(&folder.join(&*input));
+            // An id of a hub is no path.
+            if !input.starts_with("hf:") {
+                *input = tidy(&folder.join(&*input));
+            }
         }
         Ok(config)
     }

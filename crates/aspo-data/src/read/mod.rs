@@ -78,9 +78,11 @@ use serde_json::{Map, Value};
 use crate::error::{Error, FileFault, Result, RowFault};
 use crate::pair::{IMAGE_TAG, Pair};
 
+/// A pattern of file names (`train-*-of-*.parquet`).
+pub use glob::Pattern;
 pub use llava::{Conversation, Conversations, read_conversations};
 use row::{Row, key_list, kind, wrong};
-pub use source::{Pairing, Source, Sources, source_files};
+pub use source::{Pairing, Source, Sources, is_pairs, source_files};
 
 /// Longest row of a JSON file in bytes, pictures in base64 included; a longer one is refused without being held.
 pub const MAX_ROW_BYTES: usize = 16 << 20;

@@ -143,11 +143,10 @@ pub fn source_files(path: &Path) -> Result<Vec<PathBuf>> {
     let mut files: Vec<PathBuf> = if path.is_dir() {
         let entries = std::fs::read_dir(path).map_err(|source| Error::io(path, source))?;
         let files = entries.map(|entry| Ok(entry.map_err(|source| Error::io(path, source))?.path()));
-        let is_pairs = |file: &PathBuf| {
-            let name = file.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-            file.is_file() && !name.starts_with('.') && ENDS.iter().any(|end| name.ends_with(end))
+        let own = |file: &PathBuf| {
+            file.is_file() && is_pairs(&file.file_name().unwrap_or_default().to_string_lossy())
         };
-        files.filter(|file| file.as_ref().map_or(true, is_pairs)).collect::<Result<_>>()?
+        files.filter(|file| file.as_ref().map_or(true, own)).collect::<Result<_>>()?
     } else if !path.exists() && text.contains(['*', '?', '[']) {
         let matches = glob::glob(&text).map_err(|error| unsupported(format!("not a pattern: {error}")))?;
         matches.filter_map(std::result::Result::ok).filter(|file| file.is_file()).collect()
@@ -160,6 +159,12 @@ pub fn source_files(path: &Path) -> Result<Vec<PathBuf>> {
         (true, true) => Err(Error::file(path, FileFault::Folder)),
         (true, false) => Err(unsupported("no file matches this pattern: name files that are there".into())),
     }
+}
+
+/// Whether a file's name ends as those of files of pairs do.
+pub fn is_pairs(name: &str) -> bool {
+    let name = name.to_lowercase();
+    !name.starts_with('.') && ENDS.iter().any(|end| name.ends_with(end))
 }
 
 /// How a file is packed.
