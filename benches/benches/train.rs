@@ -25,12 +25,12 @@ use aspo_data::{EncodedAnswer, EncodedPair, HostBatch, ImageLoader, ImageProcess
 use aspo_loss::{ChunkOptions, Logps, PairLayout, PreferenceBatch, ResponseLayout, dense_log_probs};
 use aspo_models::lora::{LoraConfig, attach, without_adapters};
 use aspo_models::{
-    ImageFeatures, Llava, LlavaConfig, LoadOptions, ModelConfig, ModelInput, PictureShape, Pretrained,
+    Ids, ImageFeatures, Llava, LlavaConfig, LoadOptions, ModelConfig, ModelInput, PictureShape, Pretrained,
     VisionLanguageModel,
 };
 use aspo_train::{
-    MicroBatch, Plan, ReferenceRow, TrainConfig, VisionFeatures, accumulate, adamw, clip_grad_norm,
-    peak_memory, totals,
+    MicroBatch, Plan, Reference, ReferenceRow, TrainConfig, VisionFeatures, accumulate, adamw,
+    clip_grad_norm, peak_memory, totals,
 };
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
@@ -243,7 +243,7 @@ impl Run {
         let batches = (0..self.size.batches).map(|part| {
             let batch = self.batch(part, !way.unpacked);
             let rows = self.reference(&batch, part, way);
-            Ok((batch, Some(rows)))
+            Ok((batch, Some(Reference::Rows(rows))))
         });
         let objective = config.objective().expect("a loss");
         accumulate(&policy, batches, totals, config, &objective, 1, "none").expect("a finite loss").gradients
@@ -300,12 +300,13 @@ fn dense_scores<B: Backend, M: VisionLanguageModel<B>>(
     device: &B::Device,
 ) -> Tensor<B, 1> {
     let ints = |values: &[i32]| Tensor::<B, 1, Int>::from_data(TensorData::from(values), device);
-    let grid = |values: &[i32]| ints(values).reshape([host.rows, host.length]);
-    let mask: Vec<i32> = host.attention_mask.iter().map(|&is_token| i32::from(is_token)).collect();
-    let mut input = ModelInput::new(grid(&host.input_ids), grid(&mask));
-    input.segment_ids = Some(grid(&host.segments).clamp_min(0));
+    let grid = |values: Vec<i64>| Ids::new(values, [host.rows, host.length], device);
+    let mask = host.attention_mask.iter().map(|&is_token| i64::from(is_token)).collect();
+    let ids = host.input_ids.iter().map(|&id| i64::from(id)).collect();
+    let mut input = ModelInput::new(grid(ids), grid(mask));
+    input.segment_ids = Some(grid(host.segments.iter().map(|&segment| i64::from(segment.max(0))).collect()));
     input.image_features = features;
-    let hidden = model.hidden_at(&input, ints(&host.responses.positions)).expect("valid input");
+    let hidden = model.hidden_at(&input, &host.responses.positions).expect("valid input");
     dense_log_probs(hidden.matmul(model.head().transpose()), ints(&host.responses.targets))
         .expect("valid ids")
 }

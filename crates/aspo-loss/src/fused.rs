@@ -17,6 +17,7 @@
 //! type of its tensor. A head of another type is cast tile by tile, so that no f32 copy of it is ever held.
 
 use core::any::Any;
+use std::sync::Arc;
 
 use aspo_kernels::{HeadPass, HeadWant, has_kernels, head_pass};
 use burn::backend::Autodiff;
@@ -31,7 +32,8 @@ use burn::tensor::{FloatDType, IndexingUpdateOp, TensorPrimitive};
 use crate::chunk::{ChunkOptions, Tiles};
 use crate::error::Result;
 use crate::head::LmHead;
-use crate::log_prob::{Moments, OnlineSoftmax, TokenStats, check_targets, dense_log_probs};
+use crate::labels::Labels;
+use crate::log_prob::{Moments, OnlineSoftmax, TokenStats, dense_log_probs};
 use crate::math;
 
 /// Log-probabilities `[N]` of `targets` `[N]` from `hidden` `[N, D]` and the head, in f32, with the backward that the
@@ -60,11 +62,11 @@ use crate::math;
 pub fn chunked_log_probs<B: AutodiffBackend>(
     hidden: Tensor<B, 2>,
     head: &LmHead<B>,
-    targets: Tensor<B, 1, Int>,
+    targets: impl Into<Labels<B>>,
     options: &ChunkOptions,
 ) -> Result<Tensor<B, 1>> {
     let (hidden, weight) = head.product(hidden)?;
-    Ok(tracked(hidden, weight, targets, options, false)?.0)
+    Ok(tracked(hidden, weight, targets.into(), options, false)?.0)
 }
 
 /// [`chunked_log_probs`] together with [`TokenStats`] of the same tokens, from the same logits.
@@ -74,11 +76,11 @@ pub fn chunked_log_probs<B: AutodiffBackend>(
 pub fn chunked_log_probs_with_stats<B: AutodiffBackend>(
     hidden: Tensor<B, 2>,
     head: &LmHead<B>,
-    targets: Tensor<B, 1, Int>,
+    targets: impl Into<Labels<B>>,
     options: &ChunkOptions,
 ) -> Result<(Tensor<B, 1>, TokenStats)> {
     let (hidden, weight) = head.product(hidden)?;
-    let (log_probs, stats) = tracked(hidden, weight, targets, options, true)?;
+    let (log_probs, stats) = tracked(hidden, weight, targets.into(), options, true)?;
     Ok((log_probs, TokenStats::read(stats)))
 }
 
@@ -90,23 +92,24 @@ pub fn chunked_log_probs_with_stats<B: AutodiffBackend>(
 pub fn chunked_log_probs_forward<B: Backend>(
     hidden: Tensor<B, 2>,
     head: &LmHead<B>,
-    targets: Tensor<B, 1, Int>,
+    targets: impl Into<Labels<B>>,
     options: &ChunkOptions,
 ) -> Result<Tensor<B, 1>> {
     let (hidden, weight) = head.product(hidden)?;
+    let targets = targets.into();
     let tiles = check(&hidden, &weight, &targets, options)?;
-    let want = Want::default();
-    Ok(forward(math::detached(hidden), math::detached(weight), targets, tiles, want).log_probs)
+    let (want, labels) = (Want::default(), (targets.tensor().clone(), &targets.ids()[..]));
+    Ok(forward(math::detached(hidden), math::detached(weight), labels, tiles, want).log_probs)
 }
 
 fn check<B: Backend>(
     hidden: &Tensor<B, 2>,
     head: &Tensor<B, 2>,
-    targets: &Tensor<B, 1, Int>,
+    targets: &Labels<B>,
     options: &ChunkOptions,
 ) -> Result<Tiles> {
     let ([tokens, _], [vocab, _]) = (hidden.dims(), head.dims());
-    check_targets("targets", targets, tokens, vocab)?;
+    targets.check("targets", tokens, vocab)?;
     let (rows, columns) = options.tile(tokens, vocab)?;
     Ok(Tiles { tokens, vocab, rows, columns })
 }
@@ -142,13 +145,13 @@ struct Running<B: Backend> {
 fn forward<B: Backend>(
     hidden: Tensor<B, 2>,
     head: Tensor<B, 2>,
-    targets: Tensor<B, 1, Int>,
+    (targets, ids): (Tensor<B, 1, Int>, &[usize]),
     tiles: Tiles,
     want: Want,
 ) -> Forward<B> {
     if !want.stats && has_kernels::<B>() {
         let wanted = HeadWant { dlogp_dh: want.dlogp_dh, keep: want.keep };
-        if let Some(pass) = head_pass(&hidden, &head, &ids(&targets), tiles.size(), wanted) {
+        if let Some(pass) = head_pass(&hidden, &head, ids, tiles.size(), wanted) {
             let (log_probs, log_sum_exp) = (pass.log_probs.clone(), pass.log_sum_exp.clone());
             return Forward {
                 log_probs,
@@ -203,10 +206,6 @@ fn forward<B: Backend>(
     }
 }
 
-fn ids<B: Backend>(targets: &Tensor<B, 1, Int>) -> Vec<usize> {
-    targets.to_data().iter::<i64>().map(|id| id as usize).collect()
-}
-
 /// Exponentials kept for the gradient of a head that trains, in halves of that gradient's size. With Adam's moments, training
 /// a head holds three such sizes anyway.
 const KEPT_HALVES: usize = 3;
@@ -220,22 +219,23 @@ type Tracked<I> = FloatTensor<Autodiff<I>>;
 fn tracked<B: AutodiffBackend>(
     hidden: Tensor<B, 2>,
     head: Tensor<B, 2>,
-    targets: Tensor<B, 1, Int>,
+    targets: Labels<B>,
     options: &ChunkOptions,
     want_stats: bool,
 ) -> Result<Scored<B>> {
     let tiles = check(&hidden, &head, &targets, options)?;
-    let (h, w, y) = (hidden.clone().inner(), head.clone().inner(), targets.clone().inner());
+    let (h, w, y) = (hidden.clone().inner(), head.clone().inner(), targets.tensor().clone().inner());
+    let ids = targets.ids();
     let nodes = [hidden.clone(), head.clone()].map(|x| same::<_, Tracked<B::InnerBackend>>(primitive(x)));
     let [Some(hidden), Some(head)] = nodes else {
         let want = Want { stats: want_stats, ..Want::default() };
-        let stats = if want_stats { forward(h, w, y, tiles, want).stats } else { vec![] };
+        let stats = if want_stats { forward(h, w, (y, &ids[..]), tiles, want).stats } else { vec![] };
         return Ok((dense_log_probs(hidden.matmul(head.transpose()), targets)?, stats));
     };
     let head_trains = head.is_tracked();
     let keep = if head_trains { w.dims().iter().product::<usize>() / 2 * KEPT_HALVES } else { 0 };
     let want = Want { dlogp_dh: hidden.is_tracked() && !head_trains, stats: want_stats, keep };
-    let pass = forward(h, w, y.clone(), tiles, want);
+    let pass = forward(h, w, (y.clone(), &ids[..]), tiles, want);
     let log_probs = primitive(pass.log_probs);
 
     let output = if head_trains {
@@ -243,6 +243,7 @@ fn tracked<B: AutodiffBackend>(
             hidden: hidden.primitive,
             head: head.primitive,
             targets: y.into_primitive(),
+            ids: ids.clone(),
             log_sum_exp: primitive(pass.log_sum_exp),
             kernels: pass.kernels,
             tiles,
@@ -312,6 +313,7 @@ struct TrainedHead<B: Backend> {
     hidden: FloatTensor<B>,
     head: FloatTensor<B>,
     targets: IntTensor<B>,
+    ids: Arc<[usize]>,
     log_sum_exp: FloatTensor<B>,
     kernels: Option<HeadPass<B>>,
     tiles: Tiles,
@@ -346,7 +348,7 @@ fn recompute<B: Backend>(
     let log_sum_exp = tensor::<B, 1>(state.log_sum_exp);
     let tiles = state.tiles;
     if let Some(pass) = state.kernels {
-        let found = pass.gradients(&hidden, &head, &ids(&targets), &grad, tiles.size(), want_hidden);
+        let found = pass.gradients(&hidden, &head, &state.ids, &grad, tiles.size(), want_hidden);
         if let Some(found) = found {
             let hidden_grad = found.hidden.map(|grad| primitive(grad.cast(hidden.dtype())));
             return (hidden_grad, primitive(found.head.cast(head.dtype())));

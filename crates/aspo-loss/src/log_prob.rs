@@ -5,7 +5,8 @@
 
 use burn::prelude::*;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::labels::Labels;
 use crate::math;
 
 /// Log-probabilities `[N]` of `targets` `[N]` under `logits` `[N, V]` (row i scores `targets[i]`: already shifted), in f32.
@@ -15,10 +16,14 @@ use crate::math;
 ///
 /// # Errors
 /// No rows, another number of targets than rows, a target outside the vocabulary.
-pub fn dense_log_probs<B: Backend>(logits: Tensor<B, 2>, targets: Tensor<B, 1, Int>) -> Result<Tensor<B, 1>> {
-    let [rows, vocab] = logits.dims();
-    check_targets("targets", &targets, rows, vocab)?;
-    Ok(OnlineSoftmax::of(math::to_f32(logits), &Targets::new(targets)).0.log_probs())
+pub fn dense_log_probs<B: Backend>(
+    logits: Tensor<B, 2>,
+    targets: impl Into<Labels<B>>,
+) -> Result<Tensor<B, 1>> {
+    let ([rows, vocab], targets) = (logits.dims(), targets.into());
+    targets.check("targets", rows, vocab)?;
+    let targets = Targets::new(targets.tensor().clone());
+    Ok(OnlineSoftmax::of(math::to_f32(logits), &targets).0.log_probs())
 }
 
 /// [`dense_log_probs`] together with [`TokenStats`] of the same rows.
@@ -27,11 +32,11 @@ pub fn dense_log_probs<B: Backend>(logits: Tensor<B, 2>, targets: Tensor<B, 1, I
 /// As [`dense_log_probs`].
 pub fn dense_log_probs_with_stats<B: Backend>(
     logits: Tensor<B, 2>,
-    targets: Tensor<B, 1, Int>,
+    targets: impl Into<Labels<B>>,
 ) -> Result<(Tensor<B, 1>, TokenStats)> {
-    let [rows, vocab] = logits.dims();
-    check_targets("targets", &targets, rows, vocab)?;
-    let (logits, targets) = (math::to_f32(logits), Targets::new(targets));
+    let ([rows, vocab], targets) = (logits.dims(), targets.into());
+    targets.check("targets", rows, vocab)?;
+    let (logits, targets) = (math::to_f32(logits), Targets::new(targets.tensor().clone()));
     let constant = math::detached(logits.clone());
     let (softmax, exp) = OnlineSoftmax::of(constant.clone(), &targets);
     let stats = Moments::of(constant, &softmax, &exp, &targets).stats(&softmax, vocab);
@@ -240,25 +245,5 @@ impl<B: Backend> Moments<B> {
         let is_argmax = picked.clone().greater_equal(softmax.max.clone()).bool_and(first);
         let is_argmax = math::to_f32(is_argmax.float());
         math::detached(Tensor::cat(vec![sum_sq_probs, entropy, mean, is_argmax], 1)).transpose()
-    }
-}
-
-pub(crate) fn check_targets<B: Backend>(
-    what: &str,
-    targets: &Tensor<B, 1, Int>,
-    rows: usize,
-    vocab: usize,
-) -> Result<()> {
-    let [found] = targets.dims();
-    if found != rows {
-        return Err(Error::shape(what, found, rows, "one target per row of logits or hidden states"));
-    }
-    if rows == 0 {
-        return Err(Error::Empty { what: what.into() });
-    }
-    let labels = targets.to_data();
-    match labels.iter::<i64>().enumerate().find(|(_, label)| !(0..vocab as i64).contains(label)) {
-        Some((position, found)) => Err(Error::Label { what: what.into(), position, found, vocab }),
-        None => Ok(()),
     }
 }

@@ -5,7 +5,7 @@ use burn::prelude::*;
 use crate::error::{Error, Result};
 use crate::layout::{PairLayout, ResponseLayout};
 use crate::log_prob::TokenStats;
-use crate::logps::{Logps, check_log_probs};
+use crate::logps::Logps;
 use crate::math;
 
 fn check_finite(what: &str, row: usize, values: &[f32]) -> Result<()> {
@@ -242,8 +242,8 @@ impl<B: Backend> PreferenceBatch<B> {
         Ok(self)
     }
 
-    /// All log-probabilities on the host, in one read, checked.
-    pub(crate) fn host(&self) -> Result<HostLogps> {
+    /// All log-probabilities, by name, and the layout of each.
+    pub(crate) fn held(&self) -> Vec<(&'static str, &Tensor<B, 1>, &ResponseLayout)> {
         let layout = self.layout();
         let mut held = vec![
             ("policy chosen", self.policy.chosen(), &layout.chosen),
@@ -257,19 +257,7 @@ impl<B: Backend> PreferenceBatch<B> {
             held.push(("corrupted policy", &corrupted.policy, &layout.chosen));
             held.push(("corrupted reference", &corrupted.reference, &layout.chosen));
         }
-        let columns = held.iter().map(|(_, logps, _)| math::detached((*logps).clone())).collect();
-        let all = math::host(&Tensor::cat(columns, 0));
-        let (mut start, mut parts) = (0, vec![]);
-        for (who, _, layout) in held {
-            let part = &all[start..start + layout.num_tokens()];
-            check_log_probs(&format!("{who} log-probabilities"), part, layout)?;
-            parts.push(part.to_vec());
-            start += layout.num_tokens();
-        }
-        let mut parts = parts.into_iter();
-        let mut sides = || Some([parts.next()?, parts.next()?]);
-        let policy = sides().unwrap_or_default();
-        Ok(HostLogps { policy, reference: self.reference.as_ref().and_then(|_| sides()) })
+        held
     }
 
     /// The layout of the batch.

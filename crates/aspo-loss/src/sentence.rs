@@ -4,7 +4,6 @@
 //! weights are made of detached values (so no gradient can reach them, and ties are seen as ties).
 
 use burn::prelude::*;
-use burn::tensor::IndexingUpdateOp;
 
 use crate::layout::ResponseLayout;
 use crate::math;
@@ -28,10 +27,14 @@ pub fn response_sums<B: Backend>(tokens: Tensor<B, 1>, map: &ResponseLayout) -> 
     add_up(tokens, places, map.batch_size())
 }
 
+/// By a mask and one sum, forward and backward: a scatter is serial on devices.
 fn add_up<B: Backend>(tokens: Tensor<B, 1>, places: Vec<i32>, bins: usize) -> Tensor<B, 1> {
-    let device = tokens.device();
-    let zeros = math::constant(vec![0.0; bins], [bins], &device);
-    zeros.select_assign(0, math::indices(places, &device), tokens, IndexingUpdateOp::Add)
+    let (device, shape) = (tokens.device(), [tokens.dims()[0], bins]);
+    let places = math::indices(places, &device).unsqueeze_dim::<2>(1).expand(shape);
+    let bins = Tensor::<B, 1, Int>::arange(0..bins as i64, &device).unsqueeze_dim::<2>(0).expand(shape);
+    let outside = places.not_equal(bins);
+    let spread = tokens.unsqueeze_dim::<2>(1).expand(shape);
+    spread.mask_fill(outside, 0.0).sum_dim(0).flatten(0, 1)
 }
 
 /// [`sentence_sums`] on the host, ragged, in f64.

@@ -3,9 +3,9 @@
 
 use crate::names::{by_name, serde_as_text};
 
-/// Values closer than this count as tied (C). It is below f32's resolution of cosines and perplexities: only equal values are
-/// tied.
-pub const TIE: f64 = 1e-8;
+/// Values whose spread is at most this share of the largest of them count as tied (C): some eight of f32's steps, which sums in
+/// another order may differ by.
+pub const TIE: f64 = 1e-6;
 
 /// Below this magnitude of the weighted reward, `RewardRatio` takes the value of `TotalWeight` (C).
 pub const SMALL_REWARD: f64 = 1e-8;
@@ -16,7 +16,7 @@ pub fn min_max(values: &[f64]) -> Vec<f64> {
     let low = values.iter().copied().fold(f64::INFINITY, f64::min);
     let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let spread = high - low;
-    if spread <= TIE {
+    if spread <= TIE * low.abs().max(high.abs()) {
         return vec![0.0; values.len()];
     }
     values.iter().map(|x| ((x - low) / spread).clamp(0.0, 1.0)).collect()

@@ -1,8 +1,9 @@
 //! What a model is given, and checks on ids.
 
-use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
+use burn::tensor::backend::Backend;
 
 use crate::error::{Error, Result};
+use crate::ids::Ids;
 use crate::picture::ImageFeatures;
 
 /// One batch of token rows with their pictures.
@@ -12,16 +13,16 @@ use crate::picture::ImageFeatures;
 #[derive(Debug, Clone)]
 pub struct ModelInput<B: Backend> {
     /// `[batch, tokens]`.
-    pub input_ids: Tensor<B, 2, Int>,
+    pub input_ids: Ids<B>,
     /// `[batch, tokens]`, 1 = real, 0 = padding.
-    pub attention_mask: Tensor<B, 2, Int>,
+    pub attention_mask: Ids<B>,
     /// Features of all pictures of the batch in reading order: what
     /// [`vision_features`](crate::VisionLanguageModel::vision_features) gives, before the projector, so that they can be
     /// computed once and kept. Empty for text alone.
     pub image_features: Vec<ImageFeatures<B>>,
     /// `[batch, tokens]`, from 0 on: a token sees the earlier tokens of its own segment and of segment 0. `None` is plain
     /// causal attention. Used to pack a prompt (0) with two responses (1 and 2) in a row.
-    pub segment_ids: Option<Tensor<B, 2, Int>>,
+    pub segment_ids: Option<Ids<B>>,
     /// What is asked of each picture, for models whose vision side reads it too (InstructBLIP's Q-Former).
     pub instruction: Option<Instruction<B>>,
 }
@@ -30,9 +31,9 @@ pub struct ModelInput<B: Backend> {
 #[derive(Debug, Clone)]
 pub struct Instruction<B: Backend> {
     /// `[pictures, tokens]`.
-    pub ids: Tensor<B, 2, Int>,
+    pub ids: Ids<B>,
     /// `[pictures, tokens]`, 1 = real, 0 = padding.
-    pub attention_mask: Tensor<B, 2, Int>,
+    pub attention_mask: Ids<B>,
 }
 
 impl<B: Backend> Instruction<B> {
@@ -45,7 +46,8 @@ impl<B: Backend> Instruction<B> {
 
 impl<B: Backend> ModelInput<B> {
     /// Text alone, or add pictures with [`with_images`](Self::with_images).
-    pub fn new(input_ids: Tensor<B, 2, Int>, attention_mask: Tensor<B, 2, Int>) -> Self {
+    pub fn new(input_ids: impl Into<Ids<B>>, attention_mask: impl Into<Ids<B>>) -> Self {
+        let (input_ids, attention_mask) = (input_ids.into(), attention_mask.into());
         Self { input_ids, attention_mask, image_features: Vec::new(), segment_ids: None, instruction: None }
     }
 
@@ -92,10 +94,11 @@ impl<B: Backend> ModelInput<B> {
     /// What [`check`](Self::check) refuses, and a real token in a segment below 0.
     pub fn segments(&self) -> Result<Vec<i64>> {
         self.check()?;
-        let real = host(&self.attention_mask);
-        let mut segments = self.segment_ids.as_ref().map_or_else(|| vec![0; real.len()], host);
+        let real = self.attention_mask.values();
+        let segments = self.segment_ids.as_ref().map(|segments| segments.values().to_vec());
+        let mut segments = segments.unwrap_or_else(|| vec![0; real.len()]);
         for (at, (segment, real)) in segments.iter_mut().zip(real).enumerate() {
-            match real {
+            match *real {
                 0 => *segment = -1,
                 _ if *segment < 0 => {
                     let reason =
@@ -110,7 +113,7 @@ impl<B: Backend> ModelInput<B> {
 }
 
 /// Ids and mask of rows, padded on the right.
-fn padded<B: Backend>(rows: &[Vec<u32>], pad: u32, device: &B::Device) -> [Tensor<B, 2, Int>; 2] {
+fn padded<B: Backend>(rows: &[Vec<u32>], pad: u32, device: &B::Device) -> [Ids<B>; 2] {
     let tokens = rows.iter().map(Vec::len).max().unwrap_or(0);
     let (mut ids, mut mask) = (Vec::new(), Vec::new());
     for row in rows {
@@ -118,21 +121,16 @@ fn padded<B: Backend>(rows: &[Vec<u32>], pad: u32, device: &B::Device) -> [Tenso
         ids.resize(ids.len() + tokens - row.len(), i64::from(pad));
         mask.extend((0..tokens).map(|i| i64::from(i < row.len())));
     }
-    [ids, mask].map(|v| Tensor::from_data(TensorData::new(v, [rows.len(), tokens]), device))
+    [ids, mask].map(|values| Ids::new(values, [rows.len(), tokens], device))
 }
 
-/// Ids on the host, each checked to be within the vocabulary.
-pub(crate) fn ids<B: Backend, const D: usize>(ids: &Tensor<B, D, Int>, vocab: usize) -> Result<Vec<i64>> {
-    let host = host(ids);
+/// Refuses ids outside the vocabulary.
+pub(crate) fn check_ids<B: Backend>(ids: &Ids<B>, vocab: usize) -> Result<()> {
+    let host = ids.values();
     match host.iter().position(|&id| id < 0 || id >= vocab as i64) {
-        None => Ok(host),
+        None => Ok(()),
         Some(at) => {
             Err(Error::input("input_ids", format!("id {} at place {at}, vocabulary of {vocab}", host[at])))
         }
     }
-}
-
-/// Integers on the host, whatever their width on the device.
-pub(crate) fn host<B: Backend, const D: usize>(ints: &Tensor<B, D, Int>) -> Vec<i64> {
-    ints.to_data().iter::<i64>().collect()
 }

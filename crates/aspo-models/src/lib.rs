@@ -75,6 +75,7 @@ mod error;
 pub mod generate;
 #[cfg(feature = "hub")]
 pub mod hub;
+mod ids;
 mod input;
 pub mod instructblip;
 mod layout;
@@ -100,6 +101,7 @@ pub use config::ModelConfig;
 pub use decoder::{Decoder, DecoderShape, SplitBlock, at_places};
 pub use error::{Error, Result};
 pub use generate::{GenerateConfig, generate};
+pub use ids::Ids;
 pub use input::{Instruction, ModelInput};
 pub use instructblip::{InstructBlip, InstructBlipConfig};
 pub use llama::{Llama, LlamaConfig};

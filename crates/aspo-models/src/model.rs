@@ -1,11 +1,12 @@
 //! The interface through which trainers, generators and benchmarks use any of the models.
 
 use burn::module::Module;
-use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
+use burn::tensor::{Tensor, TensorData, backend::Backend};
 
 use crate::decoder::Decoder;
 use crate::error::{Error, Result};
-use crate::input::{self, ModelInput};
+use crate::ids::Ids;
+use crate::input::ModelInput;
 use crate::nn::{EachLinear, cast, project};
 use crate::picture::{ImageFeatures, Picture, PictureShape};
 use crate::positions::Positions;
@@ -56,10 +57,10 @@ pub trait LanguageModel<B: Backend>: Module<B> + EachLinear<B> {
     ///
     /// # Errors
     /// As [`embed`](Self::embed), and places outside the batch.
-    fn hidden_at(&self, input: &ModelInput<B>, places: Tensor<B, 1, Int>) -> Result<Tensor<B, 2>> {
+    fn hidden_at(&self, input: &ModelInput<B>, places: &[i32]) -> Result<Tensor<B, 2>> {
         let embeds = self.embed(input)?;
         let [batch, tokens, _] = embeds.dims();
-        let places = inside(&places, [batch, tokens])?;
+        let places = inside(places, [batch, tokens])?;
         let context = self.decoder().context(&self.positions(input)?, &embeds.device())?;
         Ok(self.decoder().forward_at(embeds, &context, &places))
     }
@@ -73,19 +74,16 @@ pub trait LanguageModel<B: Backend>: Module<B> + EachLinear<B> {
     }
 }
 
-/// Places on the host, if they are places of such a batch.
-pub(crate) fn inside<B: Backend>(
-    places: &Tensor<B, 1, Int>,
-    [batch, tokens]: [usize; 2],
-) -> Result<Vec<usize>> {
-    let inside = |place: i64| match usize::try_from(place) {
+/// Places, if they are places of such a batch.
+pub(crate) fn inside(places: &[i32], [batch, tokens]: [usize; 2]) -> Result<Vec<usize>> {
+    let inside = |&place: &i32| match usize::try_from(place) {
         Ok(place) if place < batch * tokens => Ok(place),
         _ => {
             let reason = format!("{place}, but the batch has {batch} rows of {tokens} tokens");
             Err(Error::input("places", reason))
         }
     };
-    input::host(places).into_iter().map(inside).collect()
+    places.iter().map(inside).collect()
 }
 
 /// A language model that sees pictures.
@@ -130,7 +128,7 @@ pub fn embed_with_images<B: Backend>(
     input.check()?;
     let [batch, tokens] = input.input_ids.dims();
     let vocabulary = decoder.shape().vocab_size;
-    let host = input::host(&input.input_ids);
+    let host = input.input_ids.values();
     let is_image = |id: &i64| *id == i64::from(token);
     if let Some(at) = host.iter().position(|id| !is_image(id) && !(0..vocabulary as i64).contains(id)) {
         let reason = format!("id {} in row {}, vocabulary of {vocabulary}", host[at], at / tokens.max(1));
@@ -142,22 +140,23 @@ pub fn embed_with_images<B: Backend>(
         let images = input.image_features.len();
         return Err(Error::ImageTokens { tokens: count, token, images, features: given });
     }
-    let device = input.input_ids.device();
+    let device = input.input_ids.device().clone();
     let Some(features) = features.filter(|_| count > 0) else {
-        return Ok(decoder.embed_tokens(input.input_ids.clone()));
+        return Ok(decoder.embed_tokens(input.input_ids.tensor()));
     };
     // The image token's row of the table is never looked at.
     let ids = if (token as usize) < vocabulary {
         input.input_ids.clone()
     } else {
-        input.input_ids.clone().mask_fill(input.input_ids.clone().equal_elem(token), 0)
+        let text = |&id: &i64| if is_image(&id) { 0 } else { id };
+        Ids::new(host.iter().map(text).collect::<Vec<_>>(), input.input_ids.dims(), &device)
     };
-    let text = decoder.embed_tokens(ids).reshape([batch * tokens, width]);
+    let text = decoder.embed_tokens(ids.tensor()).reshape([batch * tokens, width]);
     let features = cast(features, text.dtype());
     // One gather from "tokens, then features" keeps the way open for gradients of either.
     let mut next = (batch * tokens) as i64;
     let source: Vec<i64> = (0i64..)
-        .zip(&host)
+        .zip(host)
         .map(|(place, id)| {
             if is_image(id) {
                 next += 1;

@@ -9,7 +9,7 @@
 
 use burn::module::AutodiffModule;
 use burn::optim::{GradientsAccumulator, GradientsParams};
-use burn::tensor::{Bool, Int, Tensor, backend::AutodiffBackend, s};
+use burn::tensor::{Bool, Tensor, backend::AutodiffBackend, s};
 
 use crate::decoder::{Decoder, SplitBlock, at_places};
 use crate::error::{Error, Result};
@@ -56,7 +56,7 @@ where
 pub fn recompute_backward_at<B, M, L, F>(
     model: &M,
     input: &ModelInput<B>,
-    places: Tensor<B, 1, Int>,
+    places: &[i32],
     loss: F,
 ) -> Result<Recomputed<B, L>>
 where
@@ -72,7 +72,7 @@ where
 fn run<B, M, L, F>(
     model: &M,
     input: &ModelInput<B>,
-    places: Option<Tensor<B, 1, Int>>,
+    places: Option<&[i32]>,
     loss: F,
 ) -> Result<Recomputed<B, L>>
 where
@@ -85,7 +85,7 @@ where
     let decoder = model.decoder();
     let embeds = model.embed(input)?;
     let [batch, tokens, _] = embeds.dims();
-    let places = places.map(|places| inside(&places, [batch, tokens])).transpose()?;
+    let places = places.map(|places| inside(places, [batch, tokens])).transpose()?;
     let positions = model.positions(input)?;
     let device = embeds.device();
     let context = decoder.context(&positions, &device)?;

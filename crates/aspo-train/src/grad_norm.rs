@@ -12,15 +12,32 @@ pub fn clip_grad_norm<B: AutodiffBackend, M: Module<B>>(
     gradients: &mut GradientsParams,
     max_norm: Option<f64>,
 ) -> f64 {
+    let norm = grad_norm::<B, M>(module, gradients).map_or(0.0, |norm| norm.into_scalar().elem::<f64>());
+    clip_by_norm::<B, M>(module, gradients, norm, max_norm);
+    norm
+}
+
+/// The common Euclidean norm of all gradients of `module`, `[1]`, on the device; none without gradients.
+pub(crate) fn grad_norm<B: AutodiffBackend, M: Module<B>>(
+    module: &M,
+    gradients: &GradientsParams,
+) -> Option<Tensor<B::InnerBackend, 1>> {
     let mut squares = Squares { gradients, sum: None };
     module.visit(&mut squares);
-    let norm =
-        squares.sum.map_or(0.0, |sum: Tensor<B::InnerBackend, 1>| sum.sqrt().into_scalar().elem::<f64>());
+    squares.sum.map(|sum: Tensor<B::InnerBackend, 1>| sum.sqrt())
+}
+
+/// Scales gradients of this norm so that it is at most `max_norm`.
+pub(crate) fn clip_by_norm<B: AutodiffBackend, M: Module<B>>(
+    module: &M,
+    gradients: &mut GradientsParams,
+    norm: f64,
+    max_norm: Option<f64>,
+) {
     // The small constant is torch's.
     if let Some(factor) = max_norm.map(|max| max / (norm + 1e-6)).filter(|factor| *factor < 1.0) {
         module.visit(&mut Scale { gradients, factor });
     }
-    norm
 }
 
 struct Squares<'a, I: Backend> {

@@ -127,7 +127,7 @@ pub use sample::Sample;
 pub use schedule::{Schedule, warmup_steps};
 pub use score::score;
 pub use sight::{Sight, picture_shape, processor};
-pub use step::{MicroBatch, ReferenceRow, StepOutput, totals};
+pub use step::{MicroBatch, Reference, ReferenceRow, StepOutput, totals};
 pub use tensorboard::EventFile;
 pub use trainer::{Trainer, check_ranks};
 pub use weigh::{WeighedSentence, weigh};

@@ -4,12 +4,13 @@ use aspo_loss::{ChunkOptions, Metrics, Objective, Totals};
 use burn::backend::Autodiff;
 use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams};
 use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor};
 
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
-use crate::grad_norm::clip_grad_norm;
+use crate::grad_norm::{clip_by_norm, clip_grad_norm, grad_norm};
 use crate::policy::Policy;
-use crate::step::{MicroBatch, ReferenceRow};
+use crate::step::{MicroBatch, Reference};
 
 /// AdamW with the constants of the config, which are transformers' where it gives none.
 pub fn adamw(config: &TrainConfig) -> AdamWConfig {
@@ -41,7 +42,7 @@ pub struct StepGradients {
 /// what pictures, model or loss refuse.
 pub fn accumulate<B: Backend, M: Policy<B>>(
     policy: &M,
-    batches: impl IntoIterator<Item = Result<(MicroBatch<B>, Option<Vec<ReferenceRow>>)>>,
+    batches: impl IntoIterator<Item = Result<(MicroBatch<B>, Option<Reference<B>>)>>,
     totals: Totals,
     config: &TrainConfig,
     objective: &Objective,
@@ -60,12 +61,14 @@ pub(crate) struct Share {
     pub tokens: usize,
     /// Ids of the pairs.
     pub ids: Vec<String>,
+    /// Of these gradients, where it is known.
+    pub norm: Option<f64>,
 }
 
 /// The sum before clipping: see [`accumulate`].
 pub(crate) fn gather<B: Backend, M: Policy<B>>(
     policy: &M,
-    batches: impl IntoIterator<Item = Result<(MicroBatch<B>, Option<Vec<ReferenceRow>>)>>,
+    batches: impl IntoIterator<Item = Result<(MicroBatch<B>, Option<Reference<B>>)>>,
     totals: Totals,
     config: &TrainConfig,
     objective: &Objective,
@@ -78,26 +81,41 @@ pub(crate) fn gather<B: Backend, M: Policy<B>>(
     };
     let chunk = ChunkOptions::default();
     let mut sum = GradientsAccumulator::<M>::new();
-    let (mut metrics, mut tokens, mut ids) = (Metrics::default(), 0, Vec::new());
+    let (mut unread, mut tokens) = (Vec::new(), 0);
     for batch in batches {
         let (batch, reference) = batch?;
         let recompute = config.gradient_checkpointing;
-        let output = match batch.step(policy, objective, reference.as_deref(), totals, recompute, &chunk) {
-            // The loss refuses what is no number; told here with step, pairs and checkpoint.
-            Err(Error::Loss(aspo_loss::Error::NotFinite { found, .. })) => {
-                return not_finite(found, batch.ids());
-            }
-            output => output?,
-        };
-        if !output.loss.is_finite() {
-            return not_finite(output.loss, batch.ids());
-        }
-        metrics.merge(&output.metrics);
+        let output = batch.step(policy, objective, reference.as_ref(), totals, recompute, &chunk)?;
         tokens += output.tokens;
-        ids.extend_from_slice(batch.ids());
+        unread.push((output.unread, batch.ids().to_vec()));
         sum.accumulate(policy, output.gradients);
     }
-    Ok(Share { gradients: sum.grads(), metrics, tokens, ids })
+    // All backward passes are queued: now everything is read, in one piece.
+    let gradients = sum.grads();
+    let norm = grad_norm::<Autodiff<B>, M>(policy, &gradients);
+    let values = unread.iter().map(|(unread, _)| unread.values().inner());
+    let values: Vec<Tensor<B, 1>> = values.chain(norm.map(|norm| norm.cast(DType::F32))).collect();
+    let values: Vec<f32> = match values.is_empty() {
+        true => Vec::new(),
+        false => Tensor::cat(values, 0).into_data().iter::<f32>().collect(),
+    };
+    let mut rest = values.as_slice();
+    let (mut metrics, mut ids) = (Metrics::default(), Vec::new());
+    for (unread, of_batch) in unread {
+        let values = rest.split_off(..unread.len()).unwrap_or_default();
+        let read = match unread.read_from(values) {
+            // The loss refuses what is no number; told here with step, pairs and checkpoint.
+            Err(aspo_loss::Error::NotFinite { found, .. }) => return not_finite(found, &of_batch),
+            read => read?.metrics(),
+        };
+        match read.get("loss") {
+            Some(loss) if loss.is_finite() => metrics.merge(&read),
+            loss => return not_finite(loss.unwrap_or(f64::NAN), &of_batch),
+        }
+        ids.extend(of_batch);
+    }
+    let norm = f64::from(rest.first().copied().unwrap_or(0.0));
+    Ok(Share { gradients, metrics, tokens, ids, norm: Some(norm) })
 }
 
 impl Share {
@@ -112,9 +130,15 @@ impl Share {
         step: usize,
         checkpoint: &str,
     ) -> Result<StepGradients> {
-        let Self { mut gradients, metrics, tokens, ids } = self;
+        let Self { mut gradients, metrics, tokens, ids, norm } = self;
         let limit = (config.max_grad_norm > 0.0).then_some(config.max_grad_norm);
-        let norm = clip_grad_norm::<Autodiff<B>, M>(policy, &mut gradients, limit);
+        let norm = match norm {
+            Some(norm) => {
+                clip_by_norm::<Autodiff<B>, M>(policy, &mut gradients, norm, limit);
+                norm
+            }
+            None => clip_grad_norm::<Autodiff<B>, M>(policy, &mut gradients, limit),
+        };
         if !norm.is_finite() {
             let (what, checkpoint) = ("gradient norm", checkpoint.to_owned());
             return Err(Error::NotFinite { step, what, found: norm, pairs: ids, checkpoint });

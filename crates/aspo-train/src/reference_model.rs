@@ -5,6 +5,7 @@ use std::path::Path;
 use aspo_data::EncodedPair;
 use aspo_loss::ChunkOptions;
 use aspo_models::{PictureShape, Pretrained, VisionLanguageModel};
+use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use crate::batcher::Batcher;
@@ -52,6 +53,14 @@ impl<B: Backend, P: Pretrained<B> + VisionLanguageModel<B>> ReferenceModel<B, P>
         let pad = data.encoder.tokenizer.pad();
         let batcher = Batcher::new(config, folder, model.image_size(), pad, device)?;
         Ok(Self { model, batcher })
+    }
+
+    /// Its log-probabilities of the answers of `pairs`, on the device.
+    ///
+    /// # Errors
+    /// A picture that cannot be had.
+    pub fn log_probs(&mut self, pairs: &[&EncodedPair]) -> Result<Tensor<B, 1>> {
+        self.batcher.batch(pairs, &self.model)?.reference_log_probs(&self.model, &ChunkOptions::default())
     }
 
     /// Its log-probabilities of the answers of `pairs`.

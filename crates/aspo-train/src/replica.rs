@@ -24,7 +24,7 @@ use crate::read::Data;
 use crate::reference::{self, ReferenceRows};
 use crate::reference_model::ReferenceModel;
 use crate::sample::Sample;
-use crate::step::{ReferenceRow, totals};
+use crate::step::{self, ReferenceRow, totals};
 use crate::team::merged;
 
 /// Where the reference's log-probabilities come from.
@@ -153,12 +153,15 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
             let pairs = data.pairs.get_all(part.iter().copied())?;
             let rows: Vec<&EncodedPair> = pairs.iter().collect();
             let batch = batcher.batch(&rows, &plain)?;
-            let known: Option<Vec<ReferenceRow>> = match reference {
+            let known = match reference {
                 Reference::None => None,
-                Reference::AdapterOff => Some(batch.reference(&without, &ChunkOptions::default())?),
-                Reference::Model(model) => Some(model.rows(&rows)?),
+                Reference::AdapterOff => Some(step::Reference::Live(
+                    batch.reference_log_probs(&without, &ChunkOptions::default())?,
+                )),
+                Reference::Model(model) => Some(step::Reference::Live(model.log_probs(&rows)?)),
                 Reference::Cached(cache) => {
-                    Some(part.iter().map(|&index| cache.row(index)).collect::<Result<_>>()?)
+                    let rows = part.iter().map(|&index| cache.row(index));
+                    Some(step::Reference::Rows(rows.collect::<Result<_>>()?))
                 }
             };
             Ok((batch, known))
@@ -239,7 +242,8 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
             let rows: Vec<&EncodedPair> = pairs.iter().collect();
             let batch = self.batcher.batch(&rows, &plain)?;
             let known = self.held_out.get(start..start + pairs.len());
-            let told = batch.evaluate(&plain, &self.objective, known, &ChunkOptions::default());
+            let known = known.map(|rows| step::Reference::Rows(rows.to_vec()));
+            let told = batch.evaluate(&plain, &self.objective, known.as_ref(), &ChunkOptions::default());
             let found = match &told {
                 Err(Error::Loss(aspo_loss::Error::NotFinite { found, .. })) => Some(*found),
                 Err(_) => None,

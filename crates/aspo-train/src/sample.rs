@@ -3,7 +3,6 @@
 use aspo_data::{EncodedPair, Encoder, HostBatch, Padding};
 use aspo_models::{GenerateConfig, Instruction, ModelInput, VisionLanguageModel, generate};
 use burn::tensor::backend::Backend;
-use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
@@ -43,9 +42,8 @@ impl Sample {
             let mut input = ModelInput::from_rows(std::slice::from_ref(&pair.prompt_ids), pad, device);
             input.image_features = features.of_batch(model, &host, device)?;
             if host.instruction_length > 0 {
-                let ids = TensorData::new(host.instruction_ids.clone(), [1, host.instruction_length]);
-                let ids = Tensor::from_data(ids, device);
-                input.instruction = Some(Instruction { attention_mask: ids.ones_like(), ids });
+                let ids = host.instruction_ids.iter().map(|&id| id as u32).collect();
+                input.instruction = Some(Instruction::from_rows(&[ids], 0, device));
             }
             let room =
                 encoder.max_length.map_or(NEW_TOKENS, |length| length.saturating_sub(pair.prompt_ids.len()));

@@ -2,9 +2,9 @@
 
 use aspo_data::similarity::{CLIP_WINDOW, Scorer, SimilarityReport};
 use aspo_data::{ImageLoader, SpecialTokens, Tokenizer};
-use aspo_models::{Clip, LoadOptions, Pretrained};
+use aspo_models::{Clip, Ids, LoadOptions, Pretrained};
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 
 use crate::config::TrainConfig;
 use crate::content::folder_hash;
@@ -68,11 +68,7 @@ pub fn score<B: Backend>(
     Ok(())
 }
 
-fn padded<B: Backend>(
-    texts: &[Vec<u32>],
-    pad: u32,
-    device: &B::Device,
-) -> (Tensor<B, 2, Int>, Tensor<B, 2, Int>) {
+fn padded<B: Backend>(texts: &[Vec<u32>], pad: u32, device: &B::Device) -> (Ids<B>, Ids<B>) {
     let input = aspo_models::ModelInput::<B>::from_rows(texts, pad, device);
     (input.input_ids, input.attention_mask)
 }

@@ -3,18 +3,19 @@
 use std::ops::Range;
 
 use aspo_data::{EncodedAnswer, EncodedPair, HostBatch, Padding};
+use aspo_loss::objective::UnreadLoss;
 use aspo_loss::objective::changed_tokens;
 use aspo_loss::stats::{TokenStats, chunked_log_probs_with_stats};
 use aspo_loss::{
-    ChunkOptions, LmHead, Logps, Metrics, Objective, PairLayout, PreferenceBatch, ResponseLayout, Similarity,
-    Totals, chunked_log_probs, chunked_log_probs_forward,
+    ChunkOptions, Labels, LmHead, Logps, Metrics, Objective, PairLayout, PreferenceBatch, ResponseLayout,
+    Similarity, Totals, chunked_log_probs, chunked_log_probs_forward,
 };
-use aspo_models::{ImageFeatures, Instruction, LanguageModel, ModelInput, recompute_backward_at};
+use aspo_models::{Ids, ImageFeatures, Instruction, LanguageModel, ModelInput, recompute_backward_at};
 use burn::backend::Autodiff;
 use burn::optim::GradientsParams;
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use crate::corrupt::Piece;
@@ -31,6 +32,15 @@ pub struct ReferenceRow {
     pub rejected: Vec<f32>,
     /// One value a token of the chosen answer beside a corrupted picture; empty where the batch has none.
     pub corrupted: Vec<f32>,
+}
+
+/// The reference's log-probabilities of a micro-batch.
+#[derive(Clone, Debug)]
+pub enum Reference<B: Backend> {
+    /// On the host, a row a pair: what was kept.
+    Rows(Vec<ReferenceRow>),
+    /// On the device: what [`MicroBatch::reference_log_probs`] gives.
+    Live(Tensor<B, 1>),
 }
 
 /// A micro-batch, laid out for a model.
@@ -132,29 +142,24 @@ impl<B: Backend> MicroBatch<B> {
     /// The model's input, on the plain backend or with gradients.
     fn input<T: Backend<Device = B::Device>>(&self, features: Vec<ImageFeatures<T>>) -> ModelInput<T> {
         let shape = [self.host.rows, self.host.length];
-        let grid =
-            |values: Vec<i32>| Tensor::<T, 2, Int>::from_data(TensorData::new(values, shape), &self.device);
-        let mask = self.host.attention_mask.iter().map(|&real| i32::from(real)).collect();
-        let mut input = ModelInput::new(grid(self.host.input_ids.clone()), grid(mask));
-        input.segment_ids = Some(grid(self.host.segments.iter().map(|&segment| segment.max(0)).collect()));
+        let grid = |values: Vec<i64>, shape| Ids::<T>::new(values, shape, &self.device);
+        let wide = |values: &[i32]| values.iter().map(|&value| i64::from(value)).collect();
+        let marks = |values: &[bool]| values.iter().map(|&real| i64::from(real)).collect();
+        let mask = marks(&self.host.attention_mask);
+        let mut input = ModelInput::new(grid(wide(&self.host.input_ids), shape), grid(mask, shape));
+        let segments = self.host.segments.iter().map(|&segment| i64::from(segment.max(0))).collect();
+        input.segment_ids = Some(grid(segments, shape));
         input.image_features = features;
         let [pairs, length] = [self.host.pairs(), self.host.instruction_length];
         if length > 0 {
             // A row each time a picture is shown: twice a pair where answers have rows of their own.
             let times = self.host.rows / pairs;
-            let grid = |values: Vec<i32>| {
-                let data = TensorData::new(values.repeat(times), [times * pairs, length]);
-                Tensor::<T, 2, Int>::from_data(data, &self.device)
-            };
-            let mask = self.host.instruction_mask.iter().map(|&real| i32::from(real)).collect();
-            let ids = grid(self.host.instruction_ids.clone());
-            input.instruction = Some(Instruction { ids, attention_mask: grid(mask) });
+            let grid = |values: Vec<i64>| grid(values.repeat(times), [times * pairs, length]);
+            let ids = grid(wide(&self.host.instruction_ids));
+            let attention_mask = grid(marks(&self.host.instruction_mask));
+            input.instruction = Some(Instruction { ids, attention_mask });
         }
         input
-    }
-
-    fn ints<T: Backend<Device = B::Device>>(&self, values: &[i32]) -> Tensor<T, 1, Int> {
-        Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), &self.device)
     }
 
     /// The values of each sequence, chosen before rejected, those of pairs that stand a second time included.
@@ -184,7 +189,8 @@ impl<B: Backend> MicroBatch<B> {
         reference: &M,
         chunk: &ChunkOptions,
     ) -> Result<Vec<ReferenceRow>> {
-        let values: Vec<f32> = self.log_probs(reference, chunk)?.into_data().iter::<f32>().collect();
+        let values: Vec<f32> =
+            self.reference_log_probs(reference, chunk)?.into_data().iter::<f32>().collect();
         let rows = self.by_sequence(&values);
         let (pairs, all) = (self.pairs(), self.host.pairs());
         let row = |pair: usize| ReferenceRow {
@@ -195,11 +201,20 @@ impl<B: Backend> MicroBatch<B> {
         Ok((0..pairs).map(row).collect())
     }
 
-    fn log_probs<M: LanguageModel<B>>(&self, model: &M, chunk: &ChunkOptions) -> Result<Tensor<B, 1>> {
+    /// The same left on the device, for a [`step`](Self::step) of this batch.
+    ///
+    /// # Errors
+    /// Ids outside the vocabulary.
+    pub fn reference_log_probs<M: LanguageModel<B>>(
+        &self,
+        model: &M,
+        chunk: &ChunkOptions,
+    ) -> Result<Tensor<B, 1>> {
         let responses = &self.host.responses;
-        let hidden = model.hidden_at(&self.input(self.features.clone()), self.ints(&responses.positions))?;
+        let hidden = model.hidden_at(&self.input(self.features.clone()), &responses.positions)?;
         let head = LmHead::hugging_face(model.head());
-        Ok(chunked_log_probs_forward(hidden, &head, self.ints(&responses.targets), chunk)?)
+        let labels = Labels::new(&responses.targets, &self.device);
+        Ok(chunked_log_probs_forward(hidden, &head, labels, chunk)?)
     }
 
     /// Log-probabilities of the answers' tokens, and what their distributions say if the loss asks for it.
@@ -210,7 +225,7 @@ impl<B: Backend> MicroBatch<B> {
         objective: &Objective,
         chunk: &ChunkOptions,
     ) -> Result<(Tensor<A, 1>, Option<TokenStats>)> {
-        let targets = self.ints(&self.host.responses.targets);
+        let targets = Labels::new(&self.host.responses.targets, &self.device);
         if objective.needs_stats() {
             let (log_probs, stats) = chunked_log_probs_with_stats(hidden, head, targets, chunk)?;
             return Ok((log_probs, Some(stats)));
@@ -226,19 +241,18 @@ impl<B: Backend> MicroBatch<B> {
         &self,
         policy: &M,
         objective: &Objective,
-        reference: Option<&[ReferenceRow]>,
+        reference: Option<&Reference<B>>,
         chunk: &ChunkOptions,
     ) -> Result<Metrics> {
-        let positions = self.ints(&self.host.responses.positions);
+        let positions = &self.host.responses.positions;
         let hidden = policy.hidden_at(&self.input(self.features.clone()), positions)?;
         // The loss is written for a backend with gradients; here it has nothing to follow.
         let head = LmHead::hugging_face(Tensor::<Autodiff<B>, 2>::from_inner(policy.head()));
         let scores = self.scores(Tensor::from_inner(hidden), &head, objective, chunk)?;
-        let totals = Totals { pairs: self.pairs(), chosen_tokens: self.ranges()[0].len() };
-        Ok(self.preference(scores, objective, reference, totals)?.1.metrics)
+        Ok(self.preference(scores, objective, reference)?.read()?.metrics())
     }
 
-    /// This micro-batch's share of the loss of an optimiser step, gradients and metrics of the policy.
+    /// This micro-batch's share of the loss of an optimiser step, and its gradients. Nothing is read back from the device.
     ///
     /// Micro-batches of one optimiser step share its [`totals`], so that their gradients add up to those of one batch.
     ///
@@ -248,20 +262,21 @@ impl<B: Backend> MicroBatch<B> {
         &self,
         policy: &M,
         objective: &Objective,
-        reference: Option<&[ReferenceRow]>,
+        reference: Option<&Reference<B>>,
         totals: Totals,
         recompute: bool,
         chunk: &ChunkOptions,
-    ) -> Result<StepOutput> {
+    ) -> Result<StepOutput<B>> {
         type Ad<B> = Autodiff<B>;
         let features = self.features.iter().cloned().map(ImageFeatures::from_inner);
         let input = self.input::<Ad<B>>(features.collect());
-        let places = self.ints(&self.host.responses.positions);
-        let loss = |hidden: Tensor<Ad<B>, 2>| -> Result<(Tensor<Ad<B>, 1>, StepValues)> {
+        let places = &self.host.responses.positions;
+        let loss = |hidden: Tensor<Ad<B>, 2>| -> Result<(Tensor<Ad<B>, 1>, UnreadLoss<Ad<B>>)> {
             let scores = self.scores(hidden, &LmHead::hugging_face(policy.head()), objective, chunk)?;
-            self.preference(scores, objective, reference, totals)
+            let unread = self.preference(scores, objective, reference)?;
+            Ok((unread.share(totals), unread))
         };
-        let (gradients, values) = if recompute {
+        let (gradients, unread) = if recompute {
             let mut failure = None;
             let done = recompute_backward_at(policy, &input, places, |hidden| {
                 loss(hidden).map_err(|error| {
@@ -278,39 +293,43 @@ impl<B: Backend> MicroBatch<B> {
                 }
             }
         } else {
-            let (loss, values) = loss(policy.hidden_at(&input, places)?)?;
-            (GradientsParams::from_grads(loss.backward(), policy), values)
+            let (loss, unread) = loss(policy.hidden_at(&input, places)?)?;
+            (GradientsParams::from_grads(loss.backward(), policy), unread)
         };
-        Ok(StepOutput {
-            gradients,
-            loss: values.loss,
-            metrics: values.metrics,
-            tokens: self.ranges()[0].len() + self.ranges()[2].len(),
-        })
+        Ok(StepOutput { gradients, unread, tokens: self.ranges()[0].len() + self.ranges()[2].len() })
     }
 
     fn preference(
         &self,
         (log_probs, stats): (Tensor<Autodiff<B>, 1>, Option<TokenStats>),
         objective: &Objective,
-        reference: Option<&[ReferenceRow]>,
-        totals: Totals,
-    ) -> Result<(Tensor<Autodiff<B>, 1>, StepValues)> {
+        reference: Option<&Reference<B>>,
+    ) -> Result<UnreadLoss<Autodiff<B>>> {
         let map = self.map()?;
         let [chosen, corrupted, rejected] = self.ranges();
         let part = |range: Range<usize>| log_probs.clone().slice([range]);
         let policy = Logps::new(&map, part(chosen), part(rejected))?;
         let mut batch = PreferenceBatch::new(policy);
-        if let (true, Some(rows)) = (self.corrupted, reference) {
-            let corrupted = part(corrupted);
-            let known: Vec<f32> = rows.iter().flat_map(|row| row.corrupted.iter().copied()).collect();
-            let known = TensorData::new(known, [corrupted.dims()[0]]);
-            batch = batch.with_corrupted(corrupted, Tensor::from_data(known, &self.device))?;
-        }
-        if let Some(rows) = reference {
-            let chosen: Vec<&[f32]> = rows.iter().map(|row| row.chosen.as_slice()).collect();
-            let rejected: Vec<&[f32]> = rows.iter().map(|row| row.rejected.as_slice()).collect();
-            batch = batch.with_reference(Logps::from_rows(&map, &chosen, &rejected, &self.device)?)?;
+        match reference {
+            Some(Reference::Rows(rows)) => {
+                if self.corrupted {
+                    let known: Vec<f32> = rows.iter().flat_map(|row| row.corrupted.iter().copied()).collect();
+                    let known = TensorData::new(known, [corrupted.len()]);
+                    batch = batch.with_corrupted(part(corrupted), Tensor::from_data(known, &self.device))?;
+                }
+                let chosen: Vec<&[f32]> = rows.iter().map(|row| row.chosen.as_slice()).collect();
+                let rejected: Vec<&[f32]> = rows.iter().map(|row| row.rejected.as_slice()).collect();
+                batch = batch.with_reference(Logps::from_rows(&map, &chosen, &rejected, &self.device)?)?;
+            }
+            Some(Reference::Live(values)) => {
+                let known = |range: Range<usize>| Tensor::from_inner(values.clone().slice([range]));
+                let [chosen, _, rejected] = self.ranges();
+                if self.corrupted {
+                    batch = batch.with_corrupted(part(corrupted.clone()), known(corrupted))?;
+                }
+                batch = batch.with_reference(Logps::new(&map, known(chosen), known(rejected))?)?;
+            }
+            None => {}
         }
         let (pairs, all) = (self.pairs(), self.host.pairs());
         let similarity = &self.host.responses.similarity;
@@ -332,11 +351,7 @@ impl<B: Backend> MicroBatch<B> {
             let (chosen, rejected) = self.changed(&map);
             batch = batch.with_changed(&chosen, &rejected)?;
         }
-        let output = objective.loss(&batch)?;
-        let metrics = output.metrics();
-        let loss = output.share(totals);
-        let values = StepValues { loss: metrics.get("loss").unwrap_or(f64::NAN), metrics };
-        Ok((loss, values))
+        Ok(objective.forward(&batch)?)
     }
 }
 
@@ -369,19 +384,12 @@ impl<B: Backend> MicroBatch<B> {
     }
 }
 
-struct StepValues {
-    loss: f64,
-    metrics: Metrics,
-}
-
 /// What a micro-batch gives.
-pub struct StepOutput {
+pub struct StepOutput<B: Backend> {
     /// Of the adapter's factors.
     pub gradients: GradientsParams,
-    /// Mean loss of the micro-batch's pairs.
-    pub loss: f64,
-    /// By TRL's names.
-    pub metrics: Metrics,
+    /// Loss and metrics, still on the device.
+    pub unread: UnreadLoss<Autodiff<B>>,
     /// Answer tokens of both sides.
     pub tokens: usize,
 }

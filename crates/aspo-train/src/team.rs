@@ -60,6 +60,8 @@ pub(crate) fn gradients<B: Backend, M: Policy<B>>(
         });
     }
     let mut share = share?;
+    // The norm is that of the sum.
+    share.norm = None;
     (share.metrics, share.tokens, share.ids) = (Metrics::default(), 0, Vec::new());
     let mut held = vec![false; told.first().map_or(0, |told| told.held.len())];
     for told in told {
@@ -145,7 +147,7 @@ impl Fault {
 impl Told {
     fn of<B: Backend, M: Policy<B>>(policy: &M, share: &Result<Share>) -> Self {
         match share {
-            Ok(Share { gradients, metrics, tokens, ids }) => Self {
+            Ok(Share { gradients, metrics, tokens, ids, .. }) => Self {
                 metrics: metrics.clone(),
                 tokens: *tokens,
                 ids: ids.clone(),

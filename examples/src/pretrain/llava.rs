@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use aspo_data::{Encoder, Pair, Tokenizer};
-use aspo_loss::{ChunkOptions, LmHead, chunked_log_probs};
+use aspo_loss::{ChunkOptions, Labels, LmHead, chunked_log_probs};
 use aspo_models::clip::{Clip, ClipConfig};
 use aspo_models::llama::LlamaConfig;
 use aspo_models::llava::{Llava, LlavaConfig};
@@ -269,15 +269,11 @@ fn next_token_loss<B: Backend>(
     let (mut places, mut targets) = (Vec::new(), Vec::new());
     for (index, (row, _)) in batch.iter().enumerate() {
         for at in row.start..row.ids.len() {
-            places.push((index * length + at - 1) as i64);
-            targets.push(i64::from(row.ids[at]));
+            places.push((index * length + at - 1) as i32);
+            targets.push(row.ids[at] as i32);
         }
     }
-    let ints = |values: Vec<i64>| {
-        let count = values.len();
-        Tensor::<Autodiff<B>, 1, Int>::from_data(TensorData::new(values, [count]), device)
-    };
-    let hidden = model.hidden_at(&input, ints(places))?;
-    let head = LmHead::hugging_face(model.head());
-    Ok(chunked_log_probs(hidden, &head, ints(targets), &ChunkOptions::default())?.sum().neg())
+    let hidden = model.hidden_at(&input, &places)?;
+    let (head, labels) = (LmHead::hugging_face(model.head()), Labels::new(&targets, device));
+    Ok(chunked_log_probs(hidden, &head, labels, &ChunkOptions::default())?.sum().neg())
 }

@@ -15,19 +15,9 @@ pub(super) fn losses<B: Backend>(
     gamma: f64,
     batch: &PreferenceBatch<B>,
     sequences: &Sequences<'_, B>,
-    scores: &HostLogps,
     beta: f64,
-    seen: &mut Seen<B>,
 ) -> Tensor<B, 1> {
-    let changed = batch.changed.as_ref().expect("evaluated only where the flags were given");
-    let maps = [&batch.layout().chosen, &batch.layout().rejected];
-    let factors = [0, 1].map(|side| factors(maps[side], &changed[side], gamma));
-    let host = |side: usize| {
-        let weighed: Vec<f64> = scores.ratios(side).iter().zip(&factors[side]).map(|(d, f)| d * f).collect();
-        let row = |row| weighed[maps[side].range(row)].iter().sum::<f64>();
-        (0..maps[side].batch_size()).map(row).collect()
-    };
-    seen.weighed_rewards = Some(Sides { chosen: host(0), rejected: host(1) }.scaled(beta));
+    let (maps, factors) = factors_of(gamma, batch);
     let ratios = sequences.token_ratios();
     let [chosen, rejected] = [0, 1].map(|side| {
         let ratios = ratios[side].clone();
@@ -36,6 +26,30 @@ pub(super) fn losses<B: Backend>(
         response_sums(ratios * factors, maps[side]).mul_scalar(beta)
     });
     log_sigmoid(chosen - rejected).neg()
+}
+
+/// The rewards as they are weighed, once the log-probabilities are known.
+pub(super) fn seen<B: Backend>(
+    gamma: f64,
+    batch: &PreferenceBatch<B>,
+    scores: &HostLogps,
+    beta: f64,
+    seen: &mut Seen,
+) {
+    let (maps, factors) = factors_of(gamma, batch);
+    let host = |side: usize| {
+        let weighed: Vec<f64> = scores.ratios(side).iter().zip(&factors[side]).map(|(d, f)| d * f).collect();
+        let row = |row| weighed[maps[side].range(row)].iter().sum::<f64>();
+        (0..maps[side].batch_size()).map(row).collect()
+    };
+    seen.weighed_rewards = Some(Sides { chosen: host(0), rejected: host(1) }.scaled(beta));
+}
+
+/// The layouts of both sides, and the factor of each token.
+fn factors_of<B: Backend>(gamma: f64, batch: &PreferenceBatch<B>) -> ([&ResponseLayout; 2], [Vec<f64>; 2]) {
+    let changed = batch.changed.as_ref().expect("evaluated only where the flags were given");
+    let maps = [&batch.layout().chosen, &batch.layout().rejected];
+    (maps, [0, 1].map(|side| factors(maps[side], &changed[side], gamma)))
 }
 
 /// `1/N` or `γ/N` for each token, `N = |unchanged| + γ|changed|` of its response.

@@ -15,6 +15,7 @@ mod output;
 mod pairwise;
 mod sequences;
 mod text;
+mod unread;
 mod weighting;
 mod wpo;
 
@@ -24,16 +25,17 @@ pub use diff::changed_tokens;
 pub use divergence::FDivergence;
 pub use loss_type::{Aspo, LossType};
 pub use output::{LossOutput, Sides, Totals};
+pub use unread::UnreadLoss;
 pub use weighting::{SideWeighting, Weighting};
 
-use output::{Likelihood, Seen};
+use output::Likelihood;
 use pairwise::{aot, mean_difference, smoothed};
 use sequences::Sequences;
 
 use crate::error::{Error, Result};
 use crate::math::{self, log_sigmoid};
 use crate::metric::Metrics;
-use crate::record::{HostLogps, PreferenceBatch};
+use crate::record::PreferenceBatch;
 use crate::weight::Weigh;
 
 /// A sum of losses with weights, and the options they share.
@@ -187,21 +189,28 @@ impl Objective {
         Ok(())
     }
 
-    /// The loss of a batch. Reads the log-probabilities back once: they are checked, and metrics and weights are made of them.
+    /// The loss of a batch. Reads its log-probabilities and values back once: they are checked, and metrics and weights are made
+    /// of them. Where a device should not be waited for before the backward, [`forward`](Self::forward) reads nothing.
     ///
     /// # Errors
-    /// As [`validate`](Self::validate); a record that a term needs and the batch lacks; a log-probability that is not
-    /// finite or above 0, by record, row and element.
+    /// As [`forward`](Self::forward); a log-probability that is not finite or above 0, by record, row and element.
     pub fn loss<B: Backend>(&self, batch: &PreferenceBatch<B>) -> Result<LossOutput<B>> {
+        self.forward(batch)?.read()
+    }
+
+    /// The loss of a batch, of which nothing is read back. Weights and scales of sentences are computed on the device.
+    ///
+    /// # Errors
+    /// As [`validate`](Self::validate); a record that a term needs and the batch lacks.
+    pub fn forward<B: Backend>(&self, batch: &PreferenceBatch<B>) -> Result<UnreadLoss<B>> {
         self.validate()?;
         self.check_records(batch)?;
-        let scores = batch.host()?;
         let sequences = Sequences::new(batch, self.ld_alpha);
-        let mut seen = Seen::default();
+        let mut log_odds = None;
         let mut preferences: Option<Tensor<B, 1>> = None;
         let mut likelihood_weight = None;
         for &(loss, weight) in &self.terms {
-            if let Some(losses) = self.preferences(loss, batch, &sequences, &scores, &mut seen) {
+            if let Some(losses) = self.preferences(loss, batch, &sequences, &mut log_odds) {
                 let losses = if weight == 1.0 { losses } else { losses.mul_scalar(weight) };
                 preferences = Some(match preferences {
                     Some(sum) => sum + losses,
@@ -213,7 +222,7 @@ impl Objective {
             }
         }
         if self.use_weighting {
-            preferences = preferences.map(|losses| losses * wpo::weights(batch, &scores));
+            preferences = preferences.map(|losses| losses * wpo::weights(batch, &sequences));
         }
         let likelihood = likelihood_weight.map(|weight| Likelihood {
             sums: sequences.chosen_log_probs().neg(),
@@ -227,26 +236,16 @@ impl Objective {
             (Some(preferences), Some(alone)) => preferences + alone,
             (one, other) => one.or(other).expect("every loss is a preference or a likelihood"),
         };
-        let means = self.logs_means();
-        let logps = sequences::log_probs(batch.layout(), &scores, self.ld_alpha, means);
-        let rewards = if means {
-            Some(logps.clone())
-        } else {
-            sequences::log_ratios(batch.layout(), &scores, self.ld_alpha)
-        };
         let totals = Totals { pairs: batch.batch_size(), chosen_tokens: batch.layout().chosen.num_tokens() };
         let loss = output::share(preferences.as_ref(), likelihood.as_ref(), totals);
-        Ok(LossOutput {
+        Ok(UnreadLoss {
             loss: loss.expect("every loss is a preference or a likelihood"),
             losses,
-            rewards: rewards.map(|rewards| rewards.scaled(self.beta)),
-            weighed_rewards: seen.weighed_rewards,
-            logps,
-            weighting: seen.weighting,
+            objective: self.clone(),
+            batch: batch.clone(),
             preferences,
             likelihood,
-            log_odds: seen.log_odds,
-            token_metrics: token_metrics(batch),
+            log_odds,
         })
     }
 
@@ -256,8 +255,7 @@ impl Objective {
         loss: LossType,
         batch: &PreferenceBatch<B>,
         sequences: &Sequences<'_, B>,
-        scores: &HostLogps,
-        seen: &mut Seen<B>,
+        log_odds: &mut Option<Tensor<B, 1>>,
     ) -> Option<Tensor<B, 1>> {
         let beta = self.beta;
         let rewards = || sequences.ratios().map(|ratio| ratio.mul_scalar(beta));
@@ -267,7 +265,7 @@ impl Objective {
             (chosen - rejected).mul_scalar(beta)
         };
         Some(match loss {
-            LossType::Aspo(aspo) => aspo::losses(aspo, batch, sequences, scores, beta, seen),
+            LossType::Aspo(aspo) => aspo::losses(aspo, batch, sequences, beta),
             LossType::Sigmoid => smoothed(margin(), 0.0),
             LossType::SigmoidNorm => smoothed(mean_difference(f_scores(), sequences).mul_scalar(beta), 0.0),
             LossType::Cdpo { label_smoothing } => smoothed(margin(), label_smoothing),
@@ -287,9 +285,9 @@ impl Objective {
                 smoothed((chosen - rejected).mul_scalar(beta).sub_scalar(gamma), label_smoothing)
             }
             LossType::Orpo => {
-                let log_odds = log_odds::log_odds(sequences.mean_log_probs());
-                seen.log_odds = Some(math::detached(log_odds.clone()));
-                log_sigmoid(log_odds).mul_scalar(-beta)
+                let odds = log_odds::log_odds(sequences.mean_log_probs());
+                *log_odds = Some(math::detached(odds.clone()));
+                log_sigmoid(odds).mul_scalar(-beta)
             }
             LossType::ApoZero => pairwise::apo_zero(rewards()),
             LossType::ApoDown => pairwise::apo_down(rewards()),
@@ -299,7 +297,7 @@ impl Objective {
             LossType::NcaPair => pairwise::nca(rewards()),
             LossType::Discopop { tau } => pairwise::discopop(margin(), tau),
             LossType::Sft => return None,
-            LossType::Ddpo { gamma } => ddpo::losses(gamma, batch, sequences, scores, beta, seen),
+            LossType::Ddpo { gamma } => ddpo::losses(gamma, batch, sequences, beta),
             LossType::MdpoConditional => mdpo::conditional(batch, rewards(), beta),
             LossType::MdpoAnchor { anchor } => mdpo::anchor(rewards(), anchor),
         })

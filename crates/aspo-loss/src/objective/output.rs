@@ -3,7 +3,6 @@
 use burn::prelude::*;
 
 use super::weighting::Weighting;
-use crate::math;
 use crate::metric::{Mean, Metrics};
 use crate::weight::weight_entropy;
 
@@ -58,9 +57,24 @@ pub struct LossOutput<B: Backend> {
     /// What is averaged over pairs, `[B]`, weights of the terms included; none for likelihoods alone.
     pub(super) preferences: Option<Tensor<B, 1>>,
     pub(super) likelihood: Option<Likelihood<B>>,
-    /// ORPO's log odds ratio of each pair.
-    pub(super) log_odds: Option<Tensor<B, 1>>,
+    pub(super) columns: Columns,
     pub(super) token_metrics: Metrics,
+}
+
+/// A number of each pair, as it was read.
+#[derive(Debug, Clone)]
+pub(super) struct Columns {
+    preferences: Option<Vec<f64>>,
+    /// `-log π(y_c)`.
+    likelihoods: Option<Vec<f64>>,
+    /// ORPO's log odds ratio.
+    log_odds: Option<Vec<f64>>,
+}
+
+impl Columns {
+    pub(super) fn of([preferences, likelihoods, log_odds]: [Option<Vec<f64>>; 3]) -> Self {
+        Self { preferences, likelihoods, log_odds }
+    }
 }
 
 /// The part that is averaged over tokens.
@@ -82,21 +96,14 @@ impl<B: Backend> LossOutput<B> {
             .expect("every loss is a preference or a likelihood")
     }
 
-    /// The metrics of this batch. Reads `[B]`-sized tensors back once.
+    /// The metrics of this batch.
     pub fn metrics(&self) -> Metrics {
-        let likelihood = self.likelihood.as_ref();
-        let columns = [self.preferences.as_ref(), likelihood.map(|l| &l.sums), self.log_odds.as_ref()];
-        let columns = columns.map(|column| column.map(|t| math::detached(t.clone())));
-        let held: Vec<Tensor<B, 1>> = columns.iter().flatten().cloned().collect();
-        let mut values = math::host(&Tensor::cat(held, 0)).into_iter().map(f64::from);
-        let [preferences, sums, log_odds] = columns
-            .map(|column| column.map(|column| values.by_ref().take(column.dims()[0]).collect::<Vec<f64>>()));
-
+        let Columns { preferences, likelihoods, log_odds } = &self.columns;
         let mut metrics = self.token_metrics.clone();
         if let Some(losses) = preferences {
-            metrics.add("loss", losses);
+            metrics.add("loss", losses.iter().copied());
         }
-        if let (Some(likelihood), Some(sums)) = (likelihood, sums) {
+        if let (Some(likelihood), Some(sums)) = (&self.likelihood, likelihoods) {
             let sum: f64 = sums.iter().sum();
             let tokens = likelihood.tokens as f64;
             metrics.add_mean("loss", Mean::Tokens, likelihood.weight * sum, tokens);
@@ -105,7 +112,7 @@ impl<B: Backend> LossOutput<B> {
         if let Some(log_odds) = log_odds {
             // log σ(x) = min(x, 0) - log(1 + exp(-|x|)).
             metrics.add("log_odds_ratio", log_odds.iter().map(|x| x.min(0.0) - (-x.abs()).exp().ln_1p()));
-            metrics.add("log_odds_chosen", log_odds);
+            metrics.add("log_odds_chosen", log_odds.iter().copied());
         }
         if let Some(rewards) = &self.rewards {
             add_rewards(&mut metrics, RewardNames::TRL, rewards);
@@ -127,17 +134,11 @@ impl<B: Backend> LossOutput<B> {
     }
 }
 
-/// What losses leave behind beside their values.
-pub(super) struct Seen<B: Backend> {
+/// What is told of losses beside their values.
+#[derive(Default)]
+pub(super) struct Seen {
     pub(super) weighed_rewards: Option<Sides>,
     pub(super) weighting: Option<Weighting>,
-    pub(super) log_odds: Option<Tensor<B, 1>>,
-}
-
-impl<B: Backend> Default for Seen<B> {
-    fn default() -> Self {
-        Self { weighed_rewards: None, weighting: None, log_odds: None }
-    }
 }
 
 /// The two means added up; none where there is neither.

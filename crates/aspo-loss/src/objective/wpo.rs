@@ -4,28 +4,24 @@
 
 use burn::prelude::*;
 
-use crate::layout::ResponseLayout;
+use super::sequences::Sequences;
 use crate::math;
-use crate::record::{HostLogps, PreferenceBatch};
+use crate::record::PreferenceBatch;
+use crate::sentence::response_sums;
 
 /// The exponent is capped so that the weight stays finite in f32.
 const MAX_LOG_WEIGHT: f64 = 80.0;
 
 /// `w(y_c) w(y_r)`, `[B]`.
-pub(super) fn weights<B: Backend>(batch: &PreferenceBatch<B>, scores: &HostLogps) -> Tensor<B, 1> {
-    let [chosen, rejected] = batch.stats.as_ref().expect("evaluated only where the statistics were given");
-    let chosen = log_weights(&scores.policy[0], &chosen.log_sum_sq_probs, &batch.layout().chosen);
-    let rejected = log_weights(&scores.policy[1], &rejected.log_sum_sq_probs, &batch.layout().rejected);
-    let weights =
-        chosen.iter().zip(&rejected).map(|(c, r)| (c + r).min(MAX_LOG_WEIGHT).exp() as f32).collect();
-    math::constant(weights, [batch.batch_size()], &batch.policy.chosen().device())
-}
-
-fn log_weights(log_probs: &[f32], agreement: &[f32], map: &ResponseLayout) -> Vec<f64> {
-    let row = |row: usize| {
-        let range = map.range(row);
-        let aligned = log_probs[range.clone()].iter().zip(&agreement[range]);
-        aligned.map(|(p, a)| f64::from(*p) - f64::from(*a)).sum::<f64>() / map.row_tokens(row) as f64
-    };
-    (0..map.batch_size()).map(row).collect()
+pub(super) fn weights<B: Backend>(batch: &PreferenceBatch<B>, sequences: &Sequences<'_, B>) -> Tensor<B, 1> {
+    let stats = batch.stats.as_ref().expect("evaluated only where the statistics were given");
+    let policy = [batch.policy.chosen(), batch.policy.rejected()];
+    let maps = [&batch.layout().chosen, &batch.layout().rejected];
+    let [chosen, rejected] = [0, 1].map(|side| {
+        let tokens = math::detached(policy[side].clone());
+        let agreement = &stats[side].log_sum_sq_probs;
+        let agreement = math::constant(agreement.clone(), [agreement.len()], &tokens.device());
+        response_sums(tokens - agreement, maps[side]) / sequences.lengths[side].clone()
+    });
+    (chosen + rejected).clamp_max(MAX_LOG_WEIGHT).exp()
 }

@@ -4,10 +4,11 @@ mod config;
 mod parts;
 
 use burn::module::{Initializer, Module, Param};
-use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
+use burn::tensor::{Tensor, TensorData, backend::Backend};
 
 use crate::checkpoint::Pretrained;
 use crate::error::{Error, Result};
+use crate::ids::Ids;
 use crate::nn::{Init, Linear, each_linear, initialize};
 
 pub(crate) use config::tower_init;
@@ -59,9 +60,10 @@ impl<B: Backend> Clip<B> {
     /// of another shape.
     pub fn text_embeds(
         &self,
-        ids: Tensor<B, 2, Int>,
-        attention_mask: Tensor<B, 2, Int>,
+        ids: impl Into<Ids<B>>,
+        attention_mask: impl Into<Ids<B>>,
     ) -> Result<Tensor<B, 2>> {
+        let (ids, attention_mask) = (ids.into(), attention_mask.into());
         let config = &self.config.text_config;
         let [texts, tokens] = ids.dims();
         if tokens > config.max_position_embeddings || texts * tokens == 0 {
@@ -79,9 +81,9 @@ impl<B: Backend> Clip<B> {
                 format!("{:?}, not [{texts}, {tokens}]", attention_mask.dims()),
             ));
         }
-        let host = crate::input::ids(&ids, config.vocab_size)?;
-        let device = ids.device();
-        let hidden = self.text_model.forward(ids, attention_mask);
+        crate::input::check_ids(&ids, config.vocab_size)?;
+        let (host, device) = (ids.values(), ids.device().clone());
+        let hidden = self.text_model.forward(ids.tensor(), attention_mask);
         let eos = config.eos_token_id;
         let places: Vec<i64> = host
             .chunks(tokens)

@@ -5,7 +5,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, backend::Backend};
 
 use super::config::{ClipTextConfig, ClipVisionConfig};
-use crate::input;
+use crate::ids::Ids;
 use crate::nn::{
     Activation, Before, Context, Embedding, Heads, LayerNorm, Linear, PatchEmbedding, attention, each_linear,
     linear, normal, unmasked,
@@ -132,11 +132,11 @@ impl<B: Backend> ClipTextModel<B> {
     }
 
     /// `[texts, tokens]` to `[texts, tokens, hidden]` after the final norm.
-    pub fn forward(&self, ids: Tensor<B, 2, Int>, attention_mask: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+    pub fn forward(&self, ids: Tensor<B, 2, Int>, attention_mask: Ids<B>) -> Tensor<B, 3> {
         let tokens = ids.dims()[1];
         let positions = self.embeddings.position_embedding.weight.val().slice(0..tokens);
         let segments: Vec<i64> =
-            input::host(&attention_mask).iter().map(|&real| if real == 0 { -1 } else { 0 }).collect();
+            attention_mask.values().iter().map(|&real| if real == 0 { -1 } else { 0 }).collect();
         let mask = BlockMask::causal(ids.dims()[0], tokens, &segments);
         let context = Context::new(mask, None, &ids.device());
         let mut x = self.embeddings.token_embedding.forward(ids) + positions.unsqueeze();

@@ -67,7 +67,7 @@ impl<B: Backend> InstructBlip<B> {
             );
             return Err(Error::input("instruction", reason));
         }
-        input::ids(&ids, qformer.vocab_size)?;
+        input::check_ids(&ids, qformer.vocab_size)?;
         if attention_mask.dims() != ids.dims() {
             let reason = format!("its mask has shape {:?}, not {:?}", attention_mask.dims(), ids.dims());
             return Err(Error::input("instruction", reason));

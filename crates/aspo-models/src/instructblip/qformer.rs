@@ -4,9 +4,10 @@
 
 use aspo_kernels::{Before, BlockMask, Heads, cross_attention, linear};
 use burn::module::Module;
-use burn::tensor::{Int, Tensor, backend::Backend, s};
+use burn::tensor::{Tensor, backend::Backend, s};
 
 use super::config::QFormerConfig;
+use crate::ids::Ids;
 use crate::nn::{Activation, Context, Embedding, LayerNorm, Linear, attention, bidirectional, each_linear};
 
 /// Queries from one sequence, keys and values from the same or another.
@@ -188,18 +189,21 @@ impl<B: Backend> QFormer<B> {
         &self,
         queries: Tensor<B, 3>,
         picture: Tensor<B, 3>,
-        instruction: Option<(Tensor<B, 2, Int>, Tensor<B, 2, Int>)>,
+        instruction: Option<(Ids<B>, Ids<B>)>,
     ) -> Tensor<B, 3> {
         let [images, count, _] = queries.dims();
-        let mut seen = Tensor::<B, 2, Int>::ones([images, count], &queries.device());
+        let mut seen = vec![vec![1; count]; images];
+        let device = queries.device();
         let mut x = queries;
         if let Some((ids, mask)) = instruction {
             let positions = self.embeddings.position_embeddings.weight.val().slice(0..ids.dims()[1]);
-            let words = self.embeddings.word_embeddings.forward(ids) + positions.unsqueeze();
+            let words = self.embeddings.word_embeddings.forward(ids.tensor()) + positions.unsqueeze();
             x = aspo_kernels::cat(vec![x, words], 1);
-            seen = Tensor::cat(vec![seen, mask], 1);
+            let rows = mask.values().chunks(mask.dims()[1].max(1));
+            seen.iter_mut().zip(rows).for_each(|(seen, row)| seen.extend(row));
         }
-        let context = bidirectional(&seen);
+        let columns = seen.first().map_or(0, Vec::len);
+        let context = bidirectional(&Ids::new(seen.concat(), [images, columns], &device));
         let patches = picture.dims()[1];
         let across = BlockMask::across(images, count, patches, &vec![true; images * patches]);
         let across = Context::new(across, None, &picture.device());

@@ -47,11 +47,11 @@ impl<B: Backend> LanguageModel<B> for Llama<B> {
 
     fn embed(&self, input: &ModelInput<B>) -> Result<Tensor<B, 3>> {
         input.check()?;
-        input::ids(&input.input_ids, self.config().vocab_size)?;
+        input::check_ids(&input.input_ids, self.config().vocab_size)?;
         if !input.image_features.is_empty() {
             return Err(Error::input("image_features", "a language model without vision was given pictures"));
         }
-        Ok(self.model.embed_tokens.forward(input.input_ids.clone()))
+        Ok(self.model.embed_tokens.forward(input.input_ids.tensor()))
     }
 
     fn end_tokens(&self) -> Vec<u32> {

@@ -1,9 +1,9 @@
 //! Who sees whom in a batch of rows.
 
 use aspo_kernels::{BlockMask, Context, Heads, KvCache, Rotary, Step, attention};
-use burn::tensor::{Bool, Int, Tensor, backend::Backend};
+use burn::tensor::{Bool, Tensor, backend::Backend};
 
-use crate::input;
+use crate::ids::Ids;
 use crate::positions::Positions;
 
 /// What the blocks of a causal decoder share in one pass: who sees whom, and the angles of rotary positions.
@@ -83,10 +83,10 @@ impl<B: Backend> CausalContext<B> {
 }
 
 /// Attention of padded rows where every token sees every real token. `attention_mask` is `[batch, tokens]`, 1 = real.
-pub fn bidirectional<B: Backend>(attention_mask: &Tensor<B, 2, Int>) -> Context<B> {
+pub fn bidirectional<B: Backend>(attention_mask: &Ids<B>) -> Context<B> {
     let [batch, tokens] = attention_mask.dims();
-    let real: Vec<bool> = input::host(attention_mask).iter().map(|real| *real != 0).collect();
-    Context::new(BlockMask::full(batch, tokens, &real), None, &attention_mask.device())
+    let real: Vec<bool> = attention_mask.values().iter().map(|real| *real != 0).collect();
+    Context::new(BlockMask::full(batch, tokens, &real), None, attention_mask.device())
 }
 
 /// Attention of rows without padding where every token sees every other.

@@ -10,7 +10,7 @@ use burn::tensor::{Tensor, backend::Backend};
 
 use crate::checkpoint::{Prefix, Pretrained};
 use crate::error::{Error, Result};
-use crate::input::{self, ModelInput};
+use crate::input::ModelInput;
 use crate::llama::{LlamaModel, llama_init};
 use crate::model::{LanguageModel, VisionLanguageModel, embed_with_images};
 use crate::nn::{Init, Linear, each_linear, initialize};
@@ -127,7 +127,7 @@ impl<B: Backend> LanguageModel<B> for QwenVl<B> {
         let mut pictures =
             input.image_features.iter().map(|picture| self.config.image_grid(picture.shape.tile));
         let mut axes = vec![Vec::new(); 3];
-        let ids = input::host(&input.input_ids);
+        let ids = input.input_ids.values();
         for (row, (ids, segments)) in ids.chunks(tokens).zip(segments.chunks(tokens)).enumerate() {
             let Some(row) = position::positions(ids, segments, self.image_token(), &mut pictures) else {
                 let reason = format!("the runs of image tokens of row {row} are not those of its pictures");

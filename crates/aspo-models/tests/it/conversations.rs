@@ -240,7 +240,7 @@ where
     let answers = [chosen.ids.len() - chosen.start, rejected.ids.len() - rejected.start];
     let segments = [vec![0; chosen.start], vec![1; answers[0]], vec![2; answers[1]]].concat();
     let mut input = ModelInput::new(ints(&ids), ints(&vec![1; ids.len()])).with_images(tracked.clone());
-    input.segment_ids = Some(ints(&segments));
+    input.segment_ids = Some(ints(&segments).into());
     // What follows the prompt is said by its last token in both rows.
     let at = |token: usize| if token < rejected.start { token } else { token + answers[0] };
     let packed = |hidden: Tensor<Autodiff<B>, 3>| {

@@ -137,13 +137,14 @@ fn generation_goes_on_beyond_the_largest_position<B: Backend>() {
 fn states_at_places_are_those_of_the_whole<B: Backend>() {
     let model = model::<B>();
     let input = input(&[vec![1, 7, 9, 30, 12], vec![3, 4, 5]]);
-    let places = Tensor::<B, 1, Int>::from_data([7, 2, 0], &Default::default());
-    let whole = model.hidden(&input).unwrap().reshape([10, 16]).select(0, places.clone());
-    let found = model.hidden_at(&input, places).unwrap();
+    let places = [7_i32, 2, 0];
+    let whole = model
+        .hidden(&input)
+        .unwrap()
+        .reshape([10, 16])
+        .select(0, Tensor::from_data(places, &Default::default()));
+    let found = model.hidden_at(&input, &places).unwrap();
     // The norm of fewer rows: the same values but for the order of sums.
     assert!(worst(&values(found), &values(whole)) < 1e-5);
-    let outside = Tensor::<B, 1, Int>::from_data([10], &Default::default());
-    assert!(
-        model.hidden_at(&input, outside).unwrap_err().to_string().contains("10, but the batch has 2 rows")
-    );
+    assert!(model.hidden_at(&input, &[10]).unwrap_err().to_string().contains("10, but the batch has 2 rows"));
 }

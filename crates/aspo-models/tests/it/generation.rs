@@ -119,7 +119,7 @@ fn a_packed_pair_equals_its_two_rows() {
         |v: Vec<i64>| Tensor::from_data(burn::tensor::TensorData::new(v.clone(), [1, v.len()]), &device);
     let ids = [&prompt[..], &chosen, &rejected].concat();
     let packed = ModelInput::<Flex> {
-        segment_ids: Some(int(vec![0, 0, 0, 1, 1, 2, 2, 2])),
+        segment_ids: Some(int(vec![0, 0, 0, 1, 1, 2, 2, 2]).into()),
         ..ModelInput::new(int(ids), int(vec![1; 8]))
     };
     let packed = model.hidden(&packed).unwrap();

@@ -90,7 +90,8 @@ fn check_first_tokens<B: Backend, M: LanguageModel<B>>(
                 &Default::default(),
             )
         };
-        let whole = ModelInput { input_ids: grid(ids), attention_mask: grid(mask), ..input.clone() };
+        let whole =
+            ModelInput { input_ids: grid(ids).into(), attention_mask: grid(mask).into(), ..input.clone() };
         let scores = model.logits(&whole).unwrap().slice([0..rows.len(), longest - 1..longest]);
         let scores = values(scores);
         for (tokens, scores) in found.iter().zip(scores.chunks(shape[2])) {
@@ -188,8 +189,8 @@ fn oracle_instructblip<B: Backend>() {
         let input = ModelInput::new(expected.int_tensor("input_ids"), expected.int_tensor("attention_mask"))
             .with_images(features)
             .with_instruction(Instruction {
-                ids: expected.int_tensor("qformer_input_ids"),
-                attention_mask: expected.int_tensor("qformer_attention_mask"),
+                ids: expected.int_tensor("qformer_input_ids").into(),
+                attention_mask: expected.int_tensor("qformer_attention_mask").into(),
             });
         assert_close(&case, model.query(&input).unwrap().unwrap(), &expected, "qformer_output", None);
         let logits = model.logits(&input).unwrap();

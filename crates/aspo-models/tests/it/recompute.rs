@@ -71,15 +71,13 @@ where
     assert!((values(out.loss)[0] - value).abs() <= 1e-5 * value.abs().max(1.0));
     same(&by_path(model, &out.grads), &want);
     // At some places, out of order and one of them twice.
-    let places = || Tensor::from_data([6i64, 1, 4, 4], &Default::default());
+    let places = &[6, 1, 4, 4];
     let rows = |hidden: Tensor<B, 2>| loss(model, hidden.unsqueeze_dim(0));
-    let grads = rows(model.hidden_at(input, places()).unwrap()).backward();
+    let grads = rows(model.hidden_at(input, places).unwrap()).backward();
     let some = by_path(model, &GradientsParams::from_grads(grads, model));
-    let out = recompute_backward_at(model, input, places(), |hidden| Ok((rows(hidden), ()))).unwrap();
+    let out = recompute_backward_at(model, input, places, |hidden| Ok((rows(hidden), ()))).unwrap();
     same(&by_path(model, &out.grads), &some);
-    let outside = Tensor::from_data([99i64], &Default::default());
-    let refused =
-        recompute_backward_at(model, input, outside, |hidden| Ok((rows(hidden), ()))).err().unwrap();
+    let refused = recompute_backward_at(model, input, &[99], |hidden| Ok((rows(hidden), ()))).err().unwrap();
     assert!(refused.to_string().contains("99"), "{refused}");
     want
 }
@@ -135,7 +133,7 @@ fn packed_rows_with_grouped_queries_are_the_same<B: Backend>() {
         Tensor::<Autodiff<B>, 2, Int>::from_data(TensorData::new(v.clone(), [1, v.len()]), &device)
     };
     let input = ModelInput {
-        segment_ids: Some(int(vec![0, 0, 0, 1, 1, 2, 2, 2])),
+        segment_ids: Some(int(vec![0, 0, 0, 1, 1, 2, 2, 2]).into()),
         ..ModelInput::new(int(vec![1, 8, 77, 30, 31, 5, 6, 7]), int(vec![1; 8]))
     };
     compare(&model, &input);

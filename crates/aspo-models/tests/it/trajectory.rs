@@ -211,10 +211,7 @@ fn follow<B: AutodiffBackend>(folder: &Path, name: &str, batch: &Expected, recom
                 .cloned()
                 .map(ImageFeatures::from_inner)
                 .collect(),
-            ..ModelInput::new(
-                Tensor::from_inner(inner.input.input_ids.clone()),
-                Tensor::from_inner(inner.input.attention_mask.clone()),
-            )
+            ..ModelInput::new(inner.input.input_ids.on::<B>(), inner.input.attention_mask.on::<B>())
         },
         sentences: inner.sentences.clone(),
         ids: inner.ids.clone(),

@@ -2,7 +2,7 @@
 
 use aspo_data::EncodedPair;
 use aspo_models::lora::without_adapters;
-use aspo_train::{MicroBatch, ReferenceRow, TrainConfig, accumulate, totals};
+use aspo_train::{MicroBatch, Reference, ReferenceRow, TrainConfig, accumulate, totals};
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::backend::Backend;
@@ -57,7 +57,7 @@ fn step_on<B: Backend>(
         let packed = config.pair_packing;
         let batch = MicroBatch::with_corrupted(rows, packed, pad, seed, &mut features, &plain, &device)?;
         let rows: Vec<ReferenceRow> = batch.reference(&reference, &Default::default())?;
-        Ok((batch, Some(rows)))
+        Ok((batch, Some(Reference::Rows(rows))))
     });
     let done = accumulate(&policy, batches, step_totals, &config, &objective, 1, "none").unwrap();
     let gradients = flat::<Autodiff<B>, _>(&policy, &done.gradients);

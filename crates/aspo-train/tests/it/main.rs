@@ -13,6 +13,7 @@ mod oracle;
 mod plan;
 #[cfg(feature = "mpi")]
 mod ranks;
+mod reads;
 mod reference;
 mod report;
 mod resume;

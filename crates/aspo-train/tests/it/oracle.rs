@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use aspo_data::{EncodedAnswer, EncodedPair, ImageSource};
 use aspo_models::lora::{load_adapter, save_adapter, without_adapters};
 use aspo_models::{Llava, LoadOptions, Picture, Pretrained, VisionLanguageModel};
-use aspo_train::{MicroBatch, TrainConfig, VisionFeatures, accumulate, adamw, totals};
+use aspo_train::{MicroBatch, Reference, TrainConfig, VisionFeatures, accumulate, adamw, totals};
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::optim::Optimizer;
@@ -88,7 +88,7 @@ fn follow<B: Backend>(case: &Path, batch: &Tensors, packed: bool, part: usize, r
         let batches = parts.chunks(part).map(|rows| {
             let batch = MicroBatch::new(rows, packed, 0, &mut features, &plain, &device)?;
             let rows = batch.reference(&reference, &Default::default())?;
-            Ok((batch, Some(rows)))
+            Ok((batch, Some(Reference::Rows(rows))))
         });
         let done =
             accumulate(&policy, batches, totals(&pairs), &config, &objective, step + 1, "none").unwrap();
