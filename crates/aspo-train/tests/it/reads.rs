@@ -8,7 +8,7 @@ use aspo_models::lora::{attach, without_adapters};
 use aspo_models::{Llava, LoadOptions, Pretrained};
 use aspo_train::{MicroBatch, Reference, ReferenceRow, TrainConfig, VisionFeatures, accumulate, totals};
 use burn::backend::Autodiff;
-use burn::module::AutodiffModule;
+use burn::module::{AutodiffModule, Module};
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Shape, TensorData};
 use burn_backend::{DTypeUsageSet, ExecutionError};
