@@ -81,6 +81,13 @@ struct Slot {
     text: String,
 }
 
+/// The sentences of some pairs, the images that they are about, and a hash of each.
+struct Slots {
+    slots: Vec<Slot>,
+    images: Vec<ImageSource>,
+    hashes: Vec<[u8; 32]>,
+}
+
 impl Slot {
     fn key(&self) -> (usize, &str) {
         (self.image, &self.text)
@@ -178,7 +185,7 @@ impl Scorer<'_> {
         embed_texts: &mut Embed<'_, Vec<u32>>,
         report: &mut SimilarityReport,
     ) -> Result<()> {
-        let (slots, images, hashes) = self.slots(pairs)?;
+        let Slots { slots, images, hashes } = self.slots(pairs)?;
         report.sentences += slots.len();
         let mut scores: HashMap<(usize, &str), f32> = HashMap::new();
         let mut missing: Vec<&Slot> = Vec::new();
@@ -218,8 +225,7 @@ impl Scorer<'_> {
         Ok(())
     }
 
-    /// The sentences, the images that they are about, and a hash of each.
-    fn slots(&self, pairs: &[EncodedPair]) -> Result<(Vec<Slot>, Vec<ImageSource>, Vec<[u8; 32]>)> {
+    fn slots(&self, pairs: &[EncodedPair]) -> Result<Slots> {
         let mut images: Vec<ImageSource> = Vec::new();
         let mut hashes = Vec::new();
         let mut known: HashMap<&ImageSource, usize> = HashMap::new();
@@ -251,7 +257,7 @@ impl Scorer<'_> {
                 }
             }
         }
-        Ok((slots, images, hashes))
+        Ok(Slots { slots, images, hashes })
     }
 
     fn embed_images(

@@ -71,7 +71,7 @@ impl Message {
     /// One typed part: texts are joined, a picture leaves its tag.
     fn part(&mut self, key: &'static str, part: &Value) -> Result<(), RowFault> {
         let kind_of = part.get("type").and_then(Value::as_str).unwrap_or_default();
-        match (kind_of, part.get("text")) {
+        match (kind_of, part.get("text").or_else(|| part.get("value"))) {
             ("text" | "input_text" | "output_text", Some(Value::String(text))) => self.push(text),
             ("image" | "image_url" | "input_image", _) => {
                 self.images.push(picture::of_part(key, part)?);

@@ -1,5 +1,6 @@
 //! LLaMA-Factory's ranking data: sharegpt (`conversations` or, with OpenAI's tags, `messages`; `chosen`, `rejected` as one
-//! message each) and alpaca (`instruction`, `input`, `chosen`, `rejected`, `history`). `system` is read in every format.
+//! message each) and alpaca (`instruction`, `input`, `chosen`, `rejected`, `history`). Its version 1 has both
+//! whole conversations, `chosen_messages` and `rejected_messages`. `system` is read in every format.
 
 use serde_json::Value;
 
@@ -10,6 +11,12 @@ use crate::pair::{Pair, Turn};
 pub(super) fn pair(row: &mut Row) -> Result<Pair, RowFault> {
     let mut pair = Pair::new(row.id(), "", "", "");
     let images = row.take_images()?;
+    if row.has("chosen_messages") {
+        let keys = ["chosen_messages", "rejected_messages"];
+        let [chosen, rejected] = keys.map(|key| chat::messages(key, &row.take(key)?));
+        chat::set_both(&mut pair, keys, chosen?, rejected?, images)?;
+        return Ok(pair);
+    }
     match ["conversations", "messages"].into_iter().find(|key| row.has(key)) {
         Some(key) => {
             let messages = chat::messages(key, &row.take(key)?)?;

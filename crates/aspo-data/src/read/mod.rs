@@ -35,7 +35,7 @@
 //! | [`Format::Trl`] | `prompt`, `chosen`, `rejected` as texts or messages; without `prompt` the shared beginning is it | JSON lines, JSON list, parquet |
 //! | [`Format::Seva`] | `question`, `chosen`, `reject`, `image_id` | JSON list |
 //! | [`Format::RlaifV`] | `question`, `chosen`, `rejected`, `image {bytes, path}`; RLHF-V's `text` holds the first three as JSON | parquet, JSON |
-//! | [`Format::LlamaFactory`] | `conversations` or `messages`, `chosen`, `rejected` as one message each; or `instruction`, `input`, `chosen`, `rejected`, `history` | JSON list |
+//! | [`Format::LlamaFactory`] | `conversations` or `messages`, `chosen`, `rejected` as one message each; or `chosen_messages`, `rejected_messages`; or `instruction`, `input`, `chosen`, `rejected`, `history` | JSON list |
 //! | [`Format::MsSwift`] | `messages` with the chosen answer, `rejected_response` or `rejected_messages`; or `query`, `response`, `rejected_response`, `history` | JSON lines |
 //! | [`Format::OpenAi`] | `input {messages}`, `preferred_output`, `non_preferred_output` | JSON lines |
 //! | [`Format::HaDpo`] | `{id: {"chosen": […], "rejected": […]}}`; or `image_id`, `question`, `chosen`, `reject`, `correct` | JSON object, JSON list |
@@ -141,6 +141,7 @@ impl Format {
             () if !both && (has("completions") || has("responses") && scored) => Some(Self::Ratings),
             () if has("reject") && has("correct") => Some(Self::HaDpo),
             () if has("reject") => Some(Self::Seva),
+            () if has("chosen_messages") && has("rejected_messages") => Some(Self::LlamaFactory),
             () if has("rejected_response") || has("rejected_messages") => Some(Self::MsSwift),
             () if has("preferred_output") && has("non_preferred_output") => Some(Self::OpenAi),
             // TRL's own sets carry `messages` beside their prompt.
@@ -207,6 +208,7 @@ const KEYS: &[&str] = &[
     "answer",
     "audio",
     "audios",
+    "chosen_messages",
     "chosen",
     "completions",
     "conversations",

@@ -35,8 +35,8 @@ pub(super) fn of_part(key: &str, part: &Value) -> Result<Option<ImageSource>, Ro
 }
 
 /// The fields in which objects have a picture; its bytes come before its path.
-const FIELDS: [&str; 9] =
-    ["bytes", "base64", "data", "path", "image", "image_url", "url", "source", "image_path"];
+const FIELDS: [&str; 10] =
+    ["bytes", "base64", "data", "path", "image", "image_url", "url", "source", "image_path", "value"];
 
 /// One picture: a text, or an object around it. `None` for null.
 fn of_value(key: &str, value: &Value) -> Result<Option<ImageSource>, RowFault> {

@@ -126,6 +126,11 @@ fn ms_swift_and_openai_rows_are_read() {
         ),
         r#"{"query": "What?", "response": "Yes", "rejected_response": "No", "images": ["a.jpg"], "history": []}"#.into(),
         format!(r#"{{"messages": [{user}], "chosen": {yes}, "rejected": {no}, "images": ["a.jpg"]}}"#),
+        // LLaMA-Factory's version 1.
+        r#"{"chosen_messages": [{"role": "user", "content": [{"type": "image_url", "value": "a.jpg"}, {"type": "text", "value": "What?"}], "loss_weight": 0.0},
+            {"role": "assistant", "content": [{"type": "text", "value": "Yes"}], "loss_weight": 1.0}],
+            "rejected_messages": [{"role": "user", "content": [{"type": "image_url", "value": "a.jpg"}, {"type": "text", "value": "What?"}], "loss_weight": 0.0},
+            {"role": "assistant", "content": [{"type": "text", "value": "No"}], "loss_weight": 1.0}]}"#.replace('\n', ""),
         format!(
             r#"{{"input": {{"messages": [{user}]}}, "preferred_output": [{yes}], "non_preferred_output": [{no}], "images": ["a.jpg"]}}"#
         ),
