@@ -205,7 +205,6 @@ pub struct Dropped {
 /// Every key that a format reads, or that is refused by name: other columns of a table are not decoded.
 #[cfg(feature = "parquet")]
 const KEYS: &[&str] = &[
-    "answer",
     "audio",
     "audios",
     "chosen_messages",
@@ -224,7 +223,6 @@ const KEYS: &[&str] = &[
     "instruction",
     "messages",
     "non_preferred_output",
-    "output",
     "preferred_output",
     "prompt",
     "query",
@@ -234,13 +232,10 @@ const KEYS: &[&str] = &[
     "ratings",
     "reject",
     "rejected",
-    "rejected_audio",
     "rejected_audios",
-    "rejected_image",
     "rejected_images",
     "rejected_messages",
     "rejected_response",
-    "rejected_video",
     "rejected_videos",
     "response",
     "responses",
@@ -248,11 +243,8 @@ const KEYS: &[&str] = &[
     "scores",
     "system",
     "text",
-    "tools",
-    "type",
     "video",
     "videos",
-    "label",
 ];
 
 type Rows = Box<dyn Iterator<Item = Result<Row>> + Send>;
