@@ -22,9 +22,10 @@ impl std::fmt::Debug for Ranks {
     }
 }
 
-/// Variables that MPI's launchers (Open MPI, MPICH, Slurm's PMI) set to the number of processes, and to this one's number on
-/// its machine.
-const SIZES: [&str; 3] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK"];
+/// Variables that MPI's launchers (Open MPI, MPICH, Slurm's PMI-2; Slurm's PMIx beside its own) set to the number of processes, and
+/// to this one's number on its machine.
+const SIZES: [&str; 2] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"];
+const PMIX: [&str; 2] = ["PMIX_RANK", "SLURM_NTASKS"];
 const LOCALS: [&str; 3] = ["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"];
 
 impl Ranks {
@@ -42,7 +43,7 @@ impl Ranks {
     /// # Errors
     /// A launcher, in a build without the feature `mpi`: each process would be a run of its own.
     pub fn started() -> Result<Self> {
-        if !SIZES.iter().any(|name| std::env::var_os(name).is_some()) {
+        if !starts_several(|name| std::env::var(name).ok()) {
             return Ok(Self::alone());
         }
         #[cfg(feature = "mpi")]
@@ -128,6 +129,31 @@ impl Ranks {
             over::sum(world, values);
         }
         let _ = values;
+    }
+}
+
+/// Whether a launcher has started more than one process, by its variables.
+fn starts_several(variable: impl Fn(&str) -> Option<String>) -> bool {
+    let several =
+        |name: &str| variable(name).and_then(|size| size.parse::<usize>().ok()).is_some_and(|size| size > 1);
+    let [rank, tasks] = PMIX;
+    SIZES.into_iter().any(several) || (variable(rank).is_some() && several(tasks))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_process_is_alone_whoever_started_it() {
+        let told = |set: &[(&str, &str)]| {
+            starts_several(|name| {
+                set.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+            })
+        };
+        assert!(!told(&[]) && !told(&[("PMI_SIZE", "1")]) && !told(&[("SLURM_NTASKS", "4")]));
+        assert!(!told(&[("PMIX_RANK", "0"), ("SLURM_NTASKS", "1")]));
+        assert!(told(&[("OMPI_COMM_WORLD_SIZE", "2")]) && told(&[("PMIX_RANK", "0"), ("SLURM_NTASKS", "2")]));
     }
 }
 
