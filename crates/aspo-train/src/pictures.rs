@@ -1,7 +1,7 @@
 //! A look at every picture before the first step.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::SystemTime;
 
 use aspo_data::set::{from_bytes, to_bytes};
@@ -148,7 +148,7 @@ impl<E: Into<Error>> From<E> for Stopped {
     }
 }
 
-fn is_unchanged(records: &Records, root: &PathBuf) -> Result<bool> {
+fn is_unchanged(records: &Records, root: &Path) -> Result<bool> {
     for index in 0..records.len() {
         let files: Vec<FileSeen> = from_bytes(records, &records.get(index)?)?;
         if files.into_par_iter().any(|file| FileSeen::of(root, file.path.clone()) != file) {

@@ -63,6 +63,9 @@ impl Carried {
     /// # Errors
     /// A full disk.
     pub fn finish(self) -> Result<()> {
-        self.writer.map_or(Ok(()), |writer| Ok(drop(writer.finish(&[])?)))
+        if let Some(writer) = self.writer {
+            writer.finish(&[])?;
+        }
+        Ok(())
     }
 }

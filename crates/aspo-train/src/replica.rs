@@ -34,7 +34,7 @@ enum Reference<B: Backend, P> {
     /// The policy with its adapter off.
     AdapterOff,
     /// A second checkpoint.
-    Model(ReferenceModel<B, P>),
+    Model(Box<ReferenceModel<B, P>>),
     /// Known before the first step.
     Cached(Arc<ReferenceRows>),
 }
@@ -79,7 +79,7 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
         let asked = cached.is_none() || !data.held_out.is_empty();
         let second = config.ref_model.as_ref().filter(|_| asked);
         replica.reference = match second {
-            Some(folder) => Reference::Model(replica.second(folder)?),
+            Some(folder) => Reference::Model(Box::new(replica.second(folder)?)),
             None => Reference::AdapterOff,
         };
         let size = config.per_device_train_batch_size;

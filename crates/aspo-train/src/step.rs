@@ -271,7 +271,8 @@ impl<B: Backend> MicroBatch<B> {
         let features = self.features.iter().cloned().map(ImageFeatures::from_inner);
         let input = self.input::<Ad<B>>(features.collect());
         let places = &self.host.responses.positions;
-        let loss = |hidden: Tensor<Ad<B>, 2>| -> Result<(Tensor<Ad<B>, 1>, UnreadLoss<Ad<B>>)> {
+        type Share<B> = (Tensor<Ad<B>, 1>, UnreadLoss<Ad<B>>);
+        let loss = |hidden: Tensor<Ad<B>, 2>| -> Result<Share<B>> {
             let scores = self.scores(hidden, &LmHead::hugging_face(policy.head()), objective, chunk)?;
             let unread = self.preference(scores, objective, reference)?;
             Ok((unread.share(totals), unread))

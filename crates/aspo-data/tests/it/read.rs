@@ -145,7 +145,7 @@ fn ms_swift_and_openai_rows_are_read() {
     // TRL's lines hold them; what cannot is refused.
     let (_folder, path) = file("");
     write_trl_jsonl(&path, [&pair]).unwrap();
-    assert_eq!(read_all(&path), [pair.clone()]);
+    assert_eq!(read_all(&path), std::slice::from_ref(&pair));
     assert!(write_seva(&path, [&pair]).unwrap_err().to_string().contains("rejected images"));
     assert!(write_llama_factory(&path, [&pair]).unwrap_err().to_string().contains("rejected images"));
     let (_folder, path) = file(other.replace(r#"["b.jpg"]"#, r#"["b.jpg", "c.jpg"]"#));
