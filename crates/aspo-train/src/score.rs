@@ -48,6 +48,9 @@ pub fn score<B: Backend>(
     let told = |error: &dyn std::fmt::Display| error.to_string();
     data.similarity = SimilarityReport::default();
     for (at, set) in [&mut data.pairs, &mut data.held_out].into_iter().enumerate() {
+        if set.is_empty() {
+            continue;
+        }
         let kept = kept.map(|pictures| (folder_of_scores.as_path(), pictures[at].as_str()));
         let (scored, report) = scorer.score_set(
             set,

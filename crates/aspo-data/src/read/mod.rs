@@ -455,6 +455,18 @@ fn no_format(path: &Path, row: &Row) -> Error {
     )
 }
 
+/// The keys under the names that `columns` gives them; a key that has such a name by itself is not meant.
+fn renamed(mut keys: Map<String, Value>, columns: &BTreeMap<String, String>) -> Map<String, Value> {
+    let taken: Vec<_> = columns.iter().map(|(ours, theirs)| (ours, keys.remove(theirs))).collect();
+    for (ours, value) in taken {
+        match value {
+            Some(value) => drop(keys.insert(ours.clone(), value)),
+            None => drop(keys.remove(ours)),
+        }
+    }
+    keys
+}
+
 /// JSON or parquet, by content, and the columns that are not looked at.
 fn open_rows(path: &Path, source: &Source) -> Result<(Rows, BTreeSet<String>)> {
     let mut start = [0; 4];
@@ -479,12 +491,7 @@ fn open_rows(path: &Path, source: &Source) -> Result<(Rows, BTreeSet<String>)> {
     let rows = rows.map(move |row| {
         let (number, value) = row?;
         match value {
-            Value::Object(mut keys) => {
-                for (ours, theirs) in &columns {
-                    keys.remove(theirs).map(|value| keys.insert(ours.clone(), value));
-                }
-                Ok(Row::new(number, keys, BTreeMap::new()))
-            }
+            Value::Object(keys) => Ok(Row::new(number, renamed(keys, &columns), BTreeMap::new())),
             other => Err(Error::row(&path, number, wrong("row", "an object", &other))),
         }
     });

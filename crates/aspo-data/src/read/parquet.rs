@@ -47,7 +47,9 @@ impl ParquetRows {
         let names: BTreeMap<String, String> =
             columns.iter().map(|(ours, theirs)| (theirs.clone(), ours.clone())).collect();
         let schema = reader.metadata().file_metadata().schema_descr().root_schema().clone();
-        let is_read = |name: &str| KEYS.contains(&name) || names.contains_key(name);
+        // A column that has one of our names by itself is not meant where that name is given to another.
+        let is_read =
+            |name: &str| names.contains_key(name) || KEYS.contains(&name) && !columns.contains_key(name);
         let (read, left): (Vec<_>, Vec<_>) =
             schema.get_fields().iter().cloned().partition(|field| is_read(field.name()));
         let left =
@@ -69,7 +71,9 @@ impl ParquetRows {
     fn row(&self, record: Record) -> Result<Row, RowFault> {
         let mut row = row(&self.path, self.number, record, &self.names)?;
         // For messages that tell what a row has.
-        row.add(self.left.iter().map(|(name, _)| (name.clone(), Value::Null)).collect());
+        let given = |name: &String| self.names.values().any(|ours| ours == name);
+        let left = self.left.iter().filter(|(name, _)| !given(name));
+        row.add(left.map(|(name, _)| (name.clone(), Value::Null)).collect());
         Ok(row)
     }
 }

@@ -39,6 +39,18 @@ fn a_column_map_gives_columns_the_names_that_a_format_has() {
     let columns = [("prompt".to_owned(), "question".to_owned())].into();
     let told = read_source(&Source { columns, ..path.as_path().into() }).unwrap_err().to_string();
     assert!(told.contains("`prompt` is to be read from `question`") && told.contains("query_text"), "{told}");
+    // Nor is one taken for it that has the name by itself; two may change places.
+    let columns =
+        |pairs: [(&str, &str); 2]| pairs.map(|(ours, theirs)| (ours.to_owned(), theirs.to_owned())).into();
+    let trl = file(folder.path(), &[json!({"prompt": "What?", "chosen": "A dog.", "rejected": "A cat."})]);
+    let wrong =
+        Source { columns: columns([("chosen", "better"), ("rejected", "rejected")]), ..trl.as_path().into() };
+    let told = read_source(&wrong).unwrap_err().to_string();
+    assert!(told.contains("`chosen` is to be read from `better`"), "{told}");
+    let turned =
+        Source { columns: columns([("chosen", "rejected"), ("rejected", "chosen")]), ..trl.as_path().into() };
+    let pair = read_source(&turned).unwrap().next().unwrap().unwrap();
+    assert_eq!((&*pair.chosen, &*pair.rejected), ("A cat.", "A dog."));
     // In a table too, pictures included.
     let table = folder.path().join("table.parquet");
     write_rlaif_parquet(
@@ -51,6 +63,12 @@ fn a_column_map_gives_columns_the_names_that_a_format_has() {
     let turned = Source { columns: columns.into(), ..table.as_path().into() };
     let pair = read_source(&turned).unwrap().next().unwrap().unwrap();
     assert_eq!((&*pair.chosen, &*pair.rejected, pair.images.len()), ("A cat.", "A dog.", 1));
+    let source = Source {
+        columns: [("chosen".to_owned(), "origin_split".to_owned())].into(),
+        ..table.as_path().into()
+    };
+    let told = read_source(&source).unwrap().next().unwrap().unwrap_err().to_string();
+    assert!(told.contains("`chosen` is empty"), "the column's own values, not those of `chosen`: {told}");
 }
 
 #[test]
