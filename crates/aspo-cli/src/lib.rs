@@ -11,6 +11,7 @@
 //! | `aspo validate` | gives an account of a file of pairs |
 //! | `aspo evaluate` | scores a model on a benchmark |
 //! | `aspo generate` | asks a model about pictures |
+//! | `aspo weigh` | shows how much each sentence of people's answers counts |
 //! | `aspo merge` | writes a model with its adapter merged in |
 //! | `aspo segment` | splits texts into sentences |
 //! | `aspo completions` | prints completions for a shell |
@@ -33,6 +34,7 @@ pub mod report;
 pub mod segment;
 pub mod train;
 pub mod validate;
+pub mod weigh;
 
 /// Anything that can go wrong: its text names the option or file, what was found, and the remedy.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use aspo_cli::backend::exit_on_error;
 use aspo_cli::options::TrainArgs;
-use aspo_cli::{evaluate, generate, merge, out, pairs, segment, train, validate};
+use aspo_cli::{evaluate, generate, merge, out, pairs, segment, train, validate, weigh};
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
@@ -25,6 +25,7 @@ enum Command {
     Validate(validate::ValidateArgs),
     Evaluate(evaluate::EvaluateArgs),
     Generate(generate::GenerateArgs),
+    Weigh(weigh::WeighArgs),
     Merge(merge::MergeArgs),
     Segment(segment::SegmentArgs),
     /// Prints completions for a shell: `aspo completions bash > /etc/bash_completion.d/aspo`.
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         Command::Validate(args) => return validate::run(&args),
         Command::Evaluate(args) => exit_on_error(evaluate::run(&args)),
         Command::Generate(args) => exit_on_error(generate::run(&args)),
+        Command::Weigh(args) => exit_on_error(weigh::run(&args)),
         Command::Merge(args) => exit_on_error(merge::run(&args)),
         Command::Segment(args) => exit_on_error(segment::run(&args)),
         Command::Completions { shell } => {

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::io::Cursor;
 
 use aspo_data::image::decode;
-use aspo_data::{EncodedPair, ImageLoader};
+use aspo_data::{EncodedPair, Encoder, ImageLoader};
 use aspo_models::VisionLanguageModel;
 use aspo_models::lora::without_adapters;
 use aspo_train::{
@@ -76,6 +76,27 @@ pub(crate) fn shown(bytes: Vec<u8>) -> Result<Vec<u8>, Failure> {
     Ok(written.into_inner())
 }
 
+/// The pictures of pairs and what is asked about them, without answers.
+///
+/// # Errors
+/// A picture that cannot be had.
+pub(crate) fn pictures(
+    pairs: &[EncodedPair],
+    images: &ImageLoader,
+    encoder: &Encoder,
+) -> Result<Vec<Picture>, Failure> {
+    let picture = |pair: &EncodedPair| {
+        let image = |image| shown(images.bytes(image)?.into_owned());
+        let seen = pair.images.iter().map(image).collect::<Result<_, _>>()?;
+        let of_image = |at: &usize| pair.image_spans.iter().any(|span| span.contains(at));
+        let prompt = pair.prompt_ids.iter().enumerate().filter(|(at, _)| !of_image(at));
+        let prompt: Vec<u32> = prompt.map(|(_, id)| *id).collect();
+        let question = encoder.tokenizer.decode(&prompt, true)?.trim().to_owned();
+        Ok(Picture { images: seen, question, answers: Vec::new() })
+    };
+    pairs.iter().map(picture).collect()
+}
+
 /// The first pairs of training that have a picture, each of another: the sentences of the chosen answer as the base and the
 /// trained model weigh them.
 ///
@@ -97,22 +118,9 @@ pub fn own_pictures<B: Backend, M: VisionLanguageModel<B>>(
             pairs.push(pair);
         }
     }
-    let pairs: Vec<&EncodedPair> = pairs.iter().collect();
     let images = ImageLoader::new(&config.images, config.processor(&config.model, trained.image_size())?)?;
-    let mut pictures = Vec::with_capacity(pairs.len());
-    for pair in &pairs {
-        let image = |image| shown(images.bytes(image)?.into_owned());
-        let seen = pair.images.iter().map(image).collect::<Result<_, _>>()?;
-        let prompt: Vec<u32> = pair
-            .prompt_ids
-            .iter()
-            .enumerate()
-            .filter(|(at, _)| !pair.image_spans.iter().any(|span| span.contains(at)))
-            .map(|(_, id)| *id)
-            .collect();
-        let question = data.encoder.tokenizer.decode(&prompt, true)?.trim().to_owned();
-        pictures.push(Picture { images: seen, question, answers: Vec::new() });
-    }
+    let mut pictures = self::pictures(&pairs, &images, &data.encoder)?;
+    let pairs: Vec<&EncodedPair> = pairs.iter().collect();
     let mut features = VisionFeatures::new(images);
     let alpha = if config.clip.is_some() { config.alpha } else { 0.0 };
     let pad = data.encoder.tokenizer.pad();

@@ -83,7 +83,7 @@ impl Report {
         let title = escape(&self.title);
         let _ = write!(
             html,
-            "<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style><h1>{title}</h1><table>"
+            "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\"><title>{title}</title><style>{STYLE}</style><h1>{title}</h1><table>"
         );
         for (name, value) in &self.facts {
             let _ = write!(html, "<tr><td>{}<td>{}", escape(name), escape(value));
@@ -100,7 +100,10 @@ impl Report {
             }
             html += "</table>";
         }
-        html += "<h2>Training</h2><div class=curves>";
+        if !self.metrics.is_empty() {
+            html += "<h2>Training</h2>";
+        }
+        html += "<div class=curves>";
         for (heading, names) in CURVES {
             let lines: Vec<(&str, Vec<(f64, f64)>)> = names
                 .iter()

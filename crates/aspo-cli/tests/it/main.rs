@@ -64,9 +64,18 @@ fn few_pairs(folder: &Path, count: usize) -> PathBuf {
 fn help_lists_every_command_and_the_defaults_that_count() {
     let folder = tempfile::tempdir().unwrap();
     let all = said(&aspo(folder.path(), &["--help"]));
-    for command in
-        ["train", "plan", "pairs", "validate", "evaluate", "generate", "merge", "segment", "completions"]
-    {
+    for command in [
+        "train",
+        "plan",
+        "pairs",
+        "validate",
+        "evaluate",
+        "generate",
+        "merge",
+        "segment",
+        "completions",
+        "weigh",
+    ] {
         assert!(all.contains(&format!("\n  {command} ")), "{all}");
         assert!(said(&aspo(folder.path(), &[command, "--help"])).contains("Usage: aspo"), "{command}");
     }
@@ -128,6 +137,72 @@ fn a_file_of_pairs_is_told_sound_faulty_or_unreadable_by_the_exit_code() {
     std::fs::write(folder.path().join("faulty.jsonl"), [row("A."), row("")].join("\n")).unwrap();
     assert_eq!(aspo(folder.path(), &["validate", "faulty.jsonl"]).status.code(), Some(1));
     assert!(complaint(&aspo(folder.path(), &["validate", "nowhere.json"]), 2).contains("nowhere.json"));
+}
+
+#[test]
+fn pairs_are_shown_as_a_model_sees_them_and_their_sentences_by_weight() {
+    let folder = tempfile::tempdir().unwrap();
+    let pairs = few_pairs(folder.path(), 5).display().to_string();
+    let path = |name: &str| assets(name).display().to_string();
+    let (model, clip, images) = (path("assets/llava"), path("assets/clip"), path("assets/scenes"));
+    let seen =
+        ["validate", &pairs, "--images", &images, "--decode", "--model", &model, "--html", "seen.html"];
+    let told = said(&aspo(folder.path(), &seen));
+    assert!(
+        told.contains("image tokens         min     9") && told.contains("image width          min    72"),
+        "{told}"
+    );
+    let page = std::fs::read_to_string(folder.path().join("seen.html")).unwrap();
+    assert_eq!(page.matches("data:image/png;base64,").count(), 5);
+    assert!(page.contains("ASSISTANT:</p>") && page.contains("tokens, 9 of them of pictures"));
+    let weighed = [
+        "weigh", "--model", &model, "--clip", &clip, "--data", &pairs, "--images", &images, "--count", "3",
+        "--json",
+    ];
+    let told = said(&aspo(folder.path(), &weighed));
+    let lines: Vec<serde_json::Value> =
+        told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 6, "two answers of three pairs");
+    for line in &lines {
+        let weights =
+            line["sentences"].as_array().unwrap().iter().map(|sentence| sentence["weight"].as_f64().unwrap());
+        assert!(weights.clone().all(|weight| (0.0..=1.0).contains(&weight)), "{line}");
+        assert!(weights.fold(0.0, f64::max) > 0.0, "some sentence counts more than another: {line}");
+    }
+    let page = std::fs::read_to_string(folder.path().join("weights.html")).unwrap();
+    assert!(page.contains("<b>rejected</b>") && page.contains("similarity"));
+    let without = ["weigh", "--model", &model, "--data", &pairs, "--images", &images];
+    assert!(complaint(&aspo(folder.path(), &without), 1).contains("option `clip`"));
+}
+
+#[test]
+fn several_sources_with_columns_and_weights_are_one_set() {
+    let folder = tempfile::tempdir().unwrap();
+    let few = few_pairs(folder.path(), 12);
+    let rows: Vec<serde_json::Value> = serde_json::from_slice(&std::fs::read(&few).unwrap()).unwrap();
+    let other: String = rows[8..]
+        .iter()
+        .map(|row| {
+            let row = serde_json::json!({
+                "query_text": row["question"], "good": row["chosen"], "bad": row["reject"], "picture": row["image_id"]
+            });
+            row.to_string() + "\n"
+        })
+        .collect();
+    std::fs::write(folder.path().join("other.jsonl"), other).unwrap();
+    std::fs::write(&few, serde_json::to_vec(&rows[..8]).unwrap()).unwrap();
+    let (model, images) = (assets("assets/llava"), assets("assets/scenes"));
+    let config = format!(
+        "model = {model:?}\nimages = {images:?}\ntemplate = \"llava_hf\"\nmax_length = 512\nalpha = 0.0\nmix_strategy = \"interleave_under\"\n\
+         [[data]]\npath = \"pairs.json\"\nweight = 1\n\
+         [[data]]\npath = \"other.jsonl\"\nweight = 2\ncolumns = {{ prompt = \"query_text\", chosen = \"good\", rejected = \"bad\", image = \"picture\" }}\n"
+    );
+    std::fs::write(folder.path().join("mix.toml"), config).unwrap();
+    let told = said(&aspo(folder.path(), &["plan", "--config", "mix.toml"]));
+    // Four of the scarcer one, which counts twice, and two of the other.
+    assert!(told.lines().any(|line| line.contains("pairs  ") && line.contains(" 6 ")), "{told}");
+    let wrong = ["validate", "other.jsonl", "--column", "chosen=better"];
+    assert!(complaint(&aspo(folder.path(), &wrong), 2).contains("`chosen` is to be read from `better`"));
 }
 
 #[test]
