@@ -13,12 +13,12 @@ use serde::{Deserialize, Serialize};
 use crate::chat::ChatTemplate;
 use crate::error::{Error, PairFault, Result};
 use crate::image::{ImageLoader, ImageShape};
-use crate::pair::{IMAGE_TAG, ImageSource, Pair};
+use crate::pair::{AnswerLogps, IMAGE_TAG, ImageSource, Pair, PairLogps};
 use crate::prompt::{Rendered, Template};
 use crate::tokenizer::{Tokenizer, Tokens};
 
 /// Changes whenever the same pair is encoded otherwise: what is kept of encoded pairs is keyed by it.
-const ENCODING_RULES: &str = "encoding 1";
+const ENCODING_RULES: &str = "encoding 2";
 
 /// One answer of a pair, encoded.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -34,6 +34,9 @@ pub struct EncodedAnswer {
     /// Cosine of each sentence with the image, unscaled; empty where it was not computed
     /// ([`crate::similarity`] does).
     pub similarity: Vec<f32>,
+    /// Log-probability of each token under the reference; empty where the file does not say
+    /// ([`Source::logps`](crate::Source::logps)).
+    pub reference: Vec<f32>,
     /// The end of the answer did not fit in `max_length`.
     pub truncated: bool,
 }
@@ -52,6 +55,7 @@ impl EncodedAnswer {
     /// Keeps the first `count` tokens, at least one.
     fn truncate(&mut self, count: usize, ends: &[usize]) {
         self.ids.truncate(count);
+        self.reference.truncate(count);
         self.sentences.truncate(count);
         self.truncated = true;
         let sentences = self.sentences.last().map_or(0, |last| *last as usize + 1);
@@ -220,8 +224,9 @@ impl Encoder {
             Some(tokenizer) => tokenizer.encode(&pair.prompt, true)?.ids,
             None => Vec::new(),
         };
-        let chosen = self.answer(&pair.id, &pair.chosen, chosen, room)?;
-        let rejected = self.answer(&pair.id, &pair.rejected, rejected, room)?;
+        let known = |side: fn(&PairLogps) -> &AnswerLogps| pair.logps.as_ref().map(side);
+        let chosen = self.answer(&pair.id, &pair.chosen, chosen, known(|of| &of.chosen), room)?;
+        let rejected = self.answer(&pair.id, &pair.rejected, rejected, known(|of| &of.rejected), room)?;
         if chosen.ids == rejected.ids {
             return Err(Error::pair(&pair.id, PairFault::Equal));
         }
@@ -414,14 +419,38 @@ impl Encoder {
         Ok((ids, spans))
     }
 
-    fn answer(&self, id: &str, text: &str, side: Side, room: usize) -> Result<EncodedAnswer> {
+    fn answer(
+        &self,
+        id: &str,
+        text: &str,
+        side: Side,
+        known: Option<&AnswerLogps>,
+        room: usize,
+    ) -> Result<EncodedAnswer> {
         let fail = |error: aspo_segment::Error| Error::pair(id, PairFault::Sentences(error.to_string()));
         let spans: Vec<Range<usize>> = aspo_segment::split(text, &self.split).collect();
         let sentences = aspo_segment::align(text, &spans, &side.offsets).map_err(fail)?;
         let (sentences, spans) = close_ranks(&sentences, &spans);
         let ends: Vec<usize> = side.offsets.iter().map(|offset| offset.1).collect();
-        let mut answer =
-            EncodedAnswer { ids: side.ids, sentences, text: text.to_owned(), spans, ..Default::default() };
+        let reference = match known {
+            None => Vec::new(),
+            Some(known) if known.tokens == side.ids.len() => {
+                known.values[known.values.len().saturating_sub(known.tokens)..].to_vec()
+            }
+            Some(known) => {
+                let fault = PairFault::Logps { known: known.tokens, tokens: side.ids.len() };
+                return Err(Error::pair(id, fault));
+            }
+        };
+        let mut answer = EncodedAnswer {
+            ids: side.ids,
+            sentences,
+            text: text.to_owned(),
+            spans,
+            similarity: Vec::new(),
+            reference,
+            truncated: false,
+        };
         if answer.ids.len() > room {
             answer.truncate(room, &ends);
         }

@@ -405,6 +405,17 @@ pub enum PairFault {
     /// The checkpoint's chat template does not render the conversation.
     #[error("the chat template does not take it: {0}")]
     Template(String),
+    /// The row's `logps` are of another number of tokens than the answer has here.
+    #[error(
+        "`logps` are of {known} tokens, the answer has {tokens} here: they are of another tokenizer or template; read the file \
+         without `logps`"
+    )]
+    Logps {
+        /// Tokens of the row's answer.
+        known: usize,
+        /// Tokens of the answer as encoded.
+        tokens: usize,
+    },
     /// Sentence spans and token offsets do not fit each other.
     #[error("sentences: {0}")]
     Sentences(String),

@@ -73,7 +73,9 @@ pub use encode::{EncodedAnswer, EncodedPair, Encoder, ImageTokens, SizedTokens};
 pub use error::{Error, FileFault, ImageFault, MAX_FAULTS_TOLD, OnFault, PairFault, Result, RowFault};
 pub use image::{Fit, ImageLoader, ImageProcessor, ImageShape, Pixels};
 pub use order::{Cursor, Order};
-pub use pair::{IMAGE_TAG, ImageBytes, ImagePlace, ImageSource, Pair, PlaceInFile, Turn};
+pub use pair::{
+    AnswerLogps, IMAGE_TAG, ImageBytes, ImagePlace, ImageSource, Pair, PairLogps, PlaceInFile, Turn,
+};
 pub use prompt::Template;
 pub use read::{Dropped, Format, Pairing, Pairs, Source, Sources, read_pairs, read_pairs_as, read_source};
 pub use records::Records;

@@ -176,7 +176,7 @@ pub struct Turn {
 /// `prompt` is the bare question without template. Where questions, earlier ones included, hold `<image>` tags, each is the
 /// place of one image, in order; where none does, the templates set the images in front of the first question (readers
 /// take out tags that all stand there).
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Pair {
     /// Identifies the pair in messages and caches; the row number where the file gives none.
     pub id: String,
@@ -194,6 +194,26 @@ pub struct Pair {
     pub chosen: String,
     /// The dispreferred answer.
     pub rejected: String,
+    /// What a reference model makes of both answers, where the file says ([`Source::logps`](crate::Source::logps)).
+    pub logps: Option<PairLogps>,
+}
+
+/// Log-probabilities of a pair's answers under a reference model, as RLAIF-V keeps them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PairLogps {
+    /// Of the chosen answer.
+    pub chosen: AnswerLogps,
+    /// Of the rejected answer.
+    pub rejected: AnswerLogps,
+}
+
+/// Log-probabilities (natural logarithms) of an answer's tokens, those of the end token included.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AnswerLogps {
+    /// Tokens that count: RLAIF-V's sum divided by its mean.
+    pub tokens: usize,
+    /// Of every position; the last `tokens` of them are the answer's.
+    pub values: Vec<f32>,
 }
 
 impl Pair {
@@ -213,6 +233,7 @@ impl Pair {
             rejected_images: Vec::new(),
             chosen: chosen.into(),
             rejected: rejected.into(),
+            logps: None,
         }
     }
 
@@ -238,7 +259,7 @@ impl Pair {
         self.questions().map(|text| text.matches(IMAGE_TAG).count()).sum()
     }
 
-    /// Hash of everything that decides how the pair is encoded; the id is not part of it.
+    /// Hash of the texts and images; the id is not part of it.
     pub fn content_hash(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
         let mut add = |text: &str| {

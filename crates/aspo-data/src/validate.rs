@@ -349,6 +349,7 @@ fn kind(error: &Error) -> &'static str {
             PairFault::ImageCount { .. } => "image-count",
             PairFault::Placed { .. } => "placed",
             PairFault::Template(_) => "template",
+            PairFault::Logps { .. } => "logps",
             PairFault::Sentences(_) => "sentences",
             PairFault::Tokenizer(_) => "tokenizer",
         },

@@ -319,12 +319,13 @@ impl TrainConfig {
     }
 
     /// Whether the reference's log-probabilities come from a file, in a run over `pairs` pairs: as `precompute_ref_log_probs`
-    /// says, else where the loss has a reference, no corrupted pictures, and some pair is seen twice.
+    /// says, else where the loss has a reference that the data do not bring, no corrupted pictures, and some pair is seen twice.
     pub fn caches_reference(&self, pairs: usize) -> bool {
         self.precompute_ref_log_probs.unwrap_or_else(|| {
             let objective = self.objective();
             let can = objective.is_ok_and(|loss| loss.needs_reference() && !loss.needs_corrupted());
-            can && self.total_steps(pairs) * self.global_batch() >= pairs + self.global_batch()
+            can && !self.gives_reference()
+                && self.total_steps(pairs) * self.global_batch() >= pairs + self.global_batch()
         })
     }
 
@@ -394,6 +395,34 @@ impl TrainConfig {
             }
         }
         Ok(())
+    }
+
+    /// Log-probabilities that the data bring are those of all pairs, and the only ones.
+    fn validate_logps(&self, objective: &Objective) -> Result<()> {
+        let refuse = |found: String, remedy: &str| Err(Error::option("data", found, remedy));
+        let Some(with) = self.data.0.iter().find(|source| source.logps) else { return Ok(()) };
+        let named = format!("{} with `logps`", with.path.display());
+        if let Some(without) = self.data.0.iter().find(|source| !source.logps) {
+            let found = format!("{named}, {} without", without.path.display());
+            return refuse(found, "set it for all sources or for none");
+        }
+        if !objective.needs_reference() || objective.needs_corrupted() {
+            let found = format!("{named}, but the loss is {}", self.loss_type.join(" + "));
+            return refuse(
+                found,
+                "leave it out: only losses with a reference, beside whole pictures, look at it",
+            );
+        }
+        if self.precompute_ref_log_probs == Some(true) {
+            let found = "true, but the data bring them (`logps`)";
+            return Err(Error::option("precompute_ref_log_probs", found, "leave one of them out"));
+        }
+        Ok(())
+    }
+
+    /// Whether the data bring the reference's log-probabilities.
+    pub(crate) fn gives_reference(&self) -> bool {
+        self.data.0.iter().any(|source| source.logps)
     }
 
     fn validate_sources(&self) -> Result<()> {
@@ -520,6 +549,7 @@ impl TrainConfig {
             return Err(Error::option("gradient_checkpointing", found, "set one of them to 0 or false"));
         }
         self.validate_sources()?;
+        self.validate_logps(&objective)?;
         if self.cache_vision_features && self.cache_dir.is_none() {
             let found = "true, but there is no `cache_dir`";
             return Err(Error::option("cache_vision_features", found, "name a folder to keep them in"));

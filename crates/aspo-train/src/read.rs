@@ -180,7 +180,7 @@ impl Reader<'_> {
                 known.modified().ok()
             ));
         }
-        let Source { path: _, format, columns, weight: _, pairing, min_margin } = source;
+        let Source { path: _, format, columns, weight: _, pairing, min_margin, logps } = source;
         // How many tokens a picture has follows from the model's config.
         let sized = match self.encoder.images {
             ImageTokens::Fixed(_) => String::new(),
@@ -188,7 +188,7 @@ impl Reader<'_> {
         };
         let images = std::path::absolute(&self.config.images).unwrap_or_default();
         Ok(records::key_of(&format!(
-            "pairs {files:?} {format:?} {columns:?} {pairing:?} {min_margin} {} {sized} {images:?} {} {} {:?} {:?}",
+            "pairs {files:?} {format:?} {columns:?} {pairing:?} {min_margin} {logps} {} {sized} {images:?} {} {} {:?} {:?}",
             self.encoder.fingerprint(),
             self.scored,
             self.corrupted,

@@ -1,5 +1,6 @@
 //! Reference log-probabilities that are kept: a file of records, keyed by everything they depend on, made resumably.
 
+use aspo_data::EncodedPair;
 use aspo_data::image::PIXEL_RULES;
 use aspo_data::records::{RecordWriter, Records, key_of};
 use aspo_data::set::{from_bytes, to_bytes};
@@ -53,6 +54,47 @@ impl ReferenceRows {
 pub(crate) fn add(writer: &mut RecordWriter, rows: &[ReferenceRow]) -> Result<()> {
     rows.iter().try_for_each(|row| writer.push(0, &to_bytes(row)))?;
     Ok(writer.sync()?)
+}
+
+/// The row that the pair's own file brought.
+pub(crate) fn given(pair: &EncodedPair) -> ReferenceRow {
+    let EncodedPair { chosen, rejected, .. } = pair;
+    ReferenceRow {
+        chosen: chosen.reference.clone(),
+        rejected: rejected.reference.clone(),
+        corrupted: Vec::new(),
+    }
+}
+
+/// Most that rows of the same model differ by from token to token, on average: products in bf16 differ by some hundredths,
+/// another model's by some tenths.
+const SAME_MODEL: f32 = 0.2;
+
+/// Compares what the files of the first pairs bring with what the reference says of them.
+///
+/// # Errors
+/// Log-probabilities of another model, prompt or picture.
+pub(crate) fn check_given(pairs: &[EncodedPair], live: &[ReferenceRow]) -> Result<()> {
+    for (pair, live) in pairs.iter().zip(live) {
+        let given = given(pair);
+        let all = given.chosen.iter().chain(&given.rejected).zip(live.chosen.iter().chain(&live.rejected));
+        let apart: Vec<f32> = all.map(|(given, live)| (given - live).abs()).collect();
+        let mean = apart.iter().sum::<f32>() / apart.len().max(1) as f32;
+        // A value that is no number is not close either.
+        if !(mean <= SAME_MODEL) {
+            let at = pair
+                .origin
+                .as_ref()
+                .map_or_else(String::new, |(file, row)| format!("{}: row {row}: ", file.display()));
+            let found = format!(
+                "{at}`logps` of pair {:?} differ from the reference's by {mean:.2} a token on average",
+                pair.id
+            );
+            let remedy = "they are of another model, prompt or picture: read the data without `logps`";
+            return Err(Error::option("data", found, remedy));
+        }
+    }
+    Ok(())
 }
 
 fn place(config: &TrainConfig, data: &Data) -> Result<(std::path::PathBuf, String)> {

@@ -37,6 +37,8 @@ enum Reference<B: Backend, P> {
     Model(Box<ReferenceModel<B, P>>),
     /// Known before the first step.
     Cached(Arc<ReferenceRows>),
+    /// The pairs bring it.
+    Given,
 }
 
 /// Policy, optimiser and reference on one device.
@@ -87,6 +89,12 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
             let pairs = data.held_out.get_all(start..data.held_out.len().min(start + size))?;
             let rows = replica.live(&pairs)?;
             replica.held_out.extend(rows);
+        }
+        if config.gives_reference() {
+            let first = data.pairs.get_all(0..data.pairs.len().min(size))?;
+            let rows = replica.live(&first)?;
+            reference::check_given(&first, &rows)?;
+            replica.reference = Reference::Given;
         }
         if caches {
             let rows = match cached {
@@ -159,6 +167,9 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
                     batch.reference_log_probs(&without, &ChunkOptions::default())?,
                 )),
                 Reference::Model(model) => Some(step::Reference::Live(model.log_probs(&rows)?)),
+                Reference::Given => {
+                    Some(step::Reference::Rows(rows.iter().map(|pair| reference::given(pair)).collect()))
+                }
                 Reference::Cached(cache) => {
                     let rows = part.iter().map(|&index| cache.row(index));
                     Some(step::Reference::Rows(rows.collect::<Result<_>>()?))

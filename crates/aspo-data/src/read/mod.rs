@@ -221,6 +221,7 @@ const KEYS: &[&str] = &[
     "images",
     "input",
     "instruction",
+    "logps",
     "messages",
     "non_preferred_output",
     "preferred_output",
@@ -324,6 +325,12 @@ impl Pairs {
             }
         };
         let mut pairs = pairs.map_err(|fault| row.of_another_format(fault, self.format))?;
+        if self.source.logps {
+            let [pair] = pairs.as_mut_slice() else {
+                return Err(RowFault::Turns("`logps` are of one pair, the row makes several".to_owned()));
+            };
+            pair.logps = Some(rlaif::logps(&mut row)?);
+        }
         for pair in &mut pairs {
             row.set_system(pair)?;
             row.set_rejected_images(pair)?;
@@ -476,7 +483,7 @@ fn open_rows(path: &Path, source: &Source) -> Result<(Rows, BTreeSet<String>)> {
     if read == 4 && &start == b"PAR1" {
         #[cfg(feature = "parquet")]
         {
-            let rows = parquet::ParquetRows::open(path, &source.columns)?;
+            let rows = parquet::ParquetRows::open(path, source)?;
             let unread = rows.unread().take(MAX_UNREAD).map(row::short).collect();
             return Ok((Box::new(rows), unread));
         }

@@ -17,7 +17,7 @@ use parquet::record::{Field, Row as Record};
 use parquet::schema::types::Type;
 use serde_json::{Map, Number, Value};
 
-use super::{KEYS, MAX_IMAGES, MAX_ROW_BYTES, Row, footer};
+use super::{KEYS, MAX_IMAGES, MAX_ROW_BYTES, Row, Source, footer};
 use crate::error::{Error, FileFault, Result, RowFault};
 use crate::image::MAX_FILE_BYTES;
 use crate::pair::{ImageBytes, ImageSource, PlaceInFile};
@@ -37,7 +37,8 @@ pub(super) struct ParquetRows {
 }
 
 impl ParquetRows {
-    pub(super) fn open(path: &Path, columns: &BTreeMap<String, String>) -> Result<Self> {
+    pub(super) fn open(path: &Path, source: &Source) -> Result<Self> {
+        let columns = &source.columns;
         let fail = |why: String| Error::file(path, FileFault::Parquet(why));
         let mut file = File::open(path).map_err(|source| Error::io(path, source))?;
         footer::check(&mut file).map_err(|source| Error::io(path, source))?.map_err(&fail)?;
@@ -48,8 +49,8 @@ impl ParquetRows {
             columns.iter().map(|(ours, theirs)| (theirs.clone(), ours.clone())).collect();
         let schema = reader.metadata().file_metadata().schema_descr().root_schema().clone();
         // A column that has one of our names by itself is not meant where that name is given to another.
-        let is_read =
-            |name: &str| names.contains_key(name) || KEYS.contains(&name) && !columns.contains_key(name);
+        let ours = |name: &str| KEYS.contains(&name) && (name != "logps" || source.logps);
+        let is_read = |name: &str| names.contains_key(name) || ours(name) && !columns.contains_key(name);
         let (read, left): (Vec<_>, Vec<_>) =
             schema.get_fields().iter().cloned().partition(|field| is_read(field.name()));
         let left =

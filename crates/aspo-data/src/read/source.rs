@@ -33,6 +33,10 @@ pub struct Source {
     /// Least difference of the scores of such a pair. Default 0: any.
     #[serde(skip_serializing_if = "is_default")]
     pub min_margin: f64,
+    /// The column `logps`, in which RLAIF-V keeps log-probabilities of both answers, is of the run's reference, and saves computing
+    /// them. Default: it is not read.
+    #[serde(skip_serializing_if = "is_default")]
+    pub logps: bool,
 }
 
 /// Which of several answers with scores make pairs.

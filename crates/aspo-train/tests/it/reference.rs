@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use aspo_data::{EncodedPair, ImageLoader};
+use aspo_data::{EncodedPair, ImageLoader, ImageSource, Source, Sources, read_pairs};
 use aspo_models::{Llava, LlavaConfig, LoadOptions, ModelConfig, Pretrained};
 use aspo_train::{MicroBatch, Plan, ReferenceRow, TrainConfig, VisionFeatures, processor};
 use burn::backend::Autodiff;
@@ -18,6 +18,7 @@ on_backends!(
     the_model_itself_as_second_checkpoint_is_the_adapter_turned_off,
     another_checkpoint_is_the_reference_through_its_own_eyes,
     cached_rows_of_a_second_checkpoint_train_as_live_ones_do,
+    log_probabilities_that_the_rows_bring_train_as_live_ones_do,
 );
 
 /// The loss of each step.
@@ -114,6 +115,101 @@ fn cached_rows_of_a_second_checkpoint_train_as_live_ones_do<B: Backend>() {
     assert!(apart(&live, &cached) < 1e-5, "{live:?} and {cached:?}");
     let off = losses::<B>(&into(&world, "off"));
     assert!((off[0] - live[0]).abs() > 1e-3, "{off:?} and {live:?}");
+}
+
+/// The world's pairs as RLAIF-V writes them, with the log-probabilities that a model gives.
+fn with_logps(world: &World, model: &Path, name: &str) -> Source {
+    let data = world.data();
+    let encoded = data.pairs.get_all(0..data.pairs.len()).unwrap();
+    let rows = rows::<Flex>(world, model, &encoded.iter().collect::<Vec<_>>());
+    let mut lines = String::new();
+    for (index, (pair, row)) in encoded.iter().zip(rows).enumerate() {
+        let of = |values: &[f32]| {
+            let sum = values.iter().map(|&value| f64::from(value)).sum::<f64>();
+            // Positions of the prompt come first, with values that mean nothing.
+            let all: Vec<f32> = [-50.0; 3].into_iter().chain(values.iter().copied()).collect();
+            [json!(sum), json!(sum / values.len() as f64), json!(all)]
+        };
+        let six = [of(&row.chosen), of(&row.rejected)].concat();
+        // Both ways in which they are written.
+        let logps = if index % 2 == 0 { json!(six) } else { json!({ "logps": six }) };
+        let ImageSource::Path(image) = &pair.images[0] else { panic!("a path") };
+        let question = read_pairs(&world.folder.join("pairs.json")).unwrap();
+        let question = question.map(Result::unwrap).find(|own| own.id == pair.id).unwrap().prompt;
+        let line = json!({
+            "idx": pair.id, "question": question, "chosen": pair.chosen.text, "rejected": pair.rejected.text,
+            "image": image, "logps": logps.to_string(),
+        });
+        lines += &format!("{line}\n");
+    }
+    let path = world.folder.join(name);
+    std::fs::write(&path, lines).unwrap();
+    Source { logps: true, ..path.as_path().into() }
+}
+
+fn log_probabilities_that_the_rows_bring_train_as_live_ones_do<B: Backend>() {
+    let world = World::new();
+    let given = with_logps(&world, &world.config.model, "given.jsonl");
+    let live = losses::<B>(&into(&world, "live"));
+    let data = Sources(vec![given.clone()]);
+    let brought =
+        TrainConfig { data: data.clone(), precompute_ref_log_probs: None, ..into(&world, "brought") };
+    let brought = losses::<B>(&brought);
+    // As in the test before.
+    assert!(apart(&live, &brought) < 1e-5, "{live:?} and {brought:?}");
+    // They are looked at: of an answer that `max_length` cuts, the tokens that are left.
+    let cut = |name: &str, data: Sources| TrainConfig { max_length: 60, data, ..into(&world, name) };
+    let plain = Sources(vec![Source { logps: false, ..given }]);
+    let (whole, cut) = (losses::<B>(&cut("cut-live", plain)), losses::<B>(&cut("cut", data)));
+    assert!(apart(&whole, &cut) < 1e-5, "{whole:?} and {cut:?}");
+}
+
+#[test]
+fn log_probabilities_of_another_model_tokenizer_or_loss_are_refused() {
+    let world = World::new();
+    let other = world.folder.join("other");
+    other_model(&other, "");
+    let source = with_logps(&world, &other, "other.jsonl");
+    let with = |sources: Vec<Source>| TrainConfig {
+        data: Sources(sources),
+        precompute_ref_log_probs: None,
+        ..into(&world, "out")
+    };
+    let told = refused(&with(vec![source.clone()]));
+    assert!(told.contains("other.jsonl: row 1") && told.contains("a token on average"), "{told}");
+
+    let text = std::fs::read_to_string(&source.path).unwrap();
+    let rows: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let mut broken = rows.clone();
+    let mut six: serde_json::Value = serde_json::from_str(rows[0]["logps"].as_str().unwrap()).unwrap();
+    six[1] = json!(six[1].as_f64().unwrap() * 2.0);
+    broken[0]["logps"] = json!(six.to_string());
+    let write = |name: &str, rows: &[serde_json::Value]| {
+        let path = world.folder.join(name);
+        std::fs::write(&path, rows.iter().map(|row| format!("{row}\n")).collect::<String>()).unwrap();
+        Source { logps: true, ..path.as_path().into() }
+    };
+    let told = refused(&with(vec![write("tokens.jsonl", &broken)]));
+    assert!(told.contains("tokens.jsonl: row 1") && told.contains("another tokenizer or template"), "{told}");
+    broken[0]["logps"] = json!("[1, 2");
+    let told = refused(&with(vec![write("json.jsonl", &broken)]));
+    assert!(told.contains("json.jsonl: row 1") && told.contains("logps"), "{told}");
+    broken[0].as_object_mut().unwrap().remove("logps");
+    let told = refused(&with(vec![write("without.jsonl", &broken)]));
+    assert!(told.contains("without.jsonl: row 1") && told.contains("logps"), "{told}");
+
+    let plain = Source { logps: false, ..source.clone() };
+    for (config, word) in [
+        (with(vec![source.clone(), plain]), "for all sources or for none"),
+        (
+            TrainConfig { loss_type: vec!["simpo".into()], alpha: 0.5, ..with(vec![source.clone()]) },
+            "reference",
+        ),
+        (TrainConfig { precompute_ref_log_probs: Some(true), ..with(vec![source]) }, "one of them"),
+    ] {
+        let told = refused(&config);
+        assert!(told.contains(word), "{told}");
+    }
 }
 
 #[test]
