@@ -81,7 +81,7 @@ pub(crate) fn check_given(pairs: &[EncodedPair], live: &[ReferenceRow]) -> Resul
         let apart: Vec<f32> = all.map(|(given, live)| (given - live).abs()).collect();
         let mean = apart.iter().sum::<f32>() / apart.len().max(1) as f32;
         // A value that is no number is not close either.
-        if !(mean <= SAME_MODEL) {
+        if mean.is_nan() || mean > SAME_MODEL {
             let at = pair
                 .origin
                 .as_ref()
