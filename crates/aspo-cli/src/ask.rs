@@ -9,13 +9,14 @@ use aspo_models::{
     Architecture, LoadOptions, OnArchitecture, Precision, Pretrained, VisionLanguageModel, lora,
     on_architecture,
 };
-use aspo_train::{folder_hash, processor};
+use aspo_train::{HandOut, Ranks, folder_hash, processor};
 use burn::tensor::backend::Backend;
 use clap::{Args, ValueEnum};
 
 use crate::answer::{Asked, encoder, replies};
 use crate::backend::{Device, OnBackend};
 use crate::checkpoint::{Known, asked_by, check_processor, is_instruct_blip, run_name};
+use crate::together::own_device;
 use crate::{Failure, note, out};
 
 /// A model on this machine that is asked.
@@ -72,7 +73,8 @@ pub(crate) fn answer_with_model(
     data: &Path,
     folder: &Path,
     out: &Path,
-) -> Result<Answers, Failure> {
+    ranks: &Ranks,
+) -> Result<Option<Answers>, Failure> {
     let questions = benchmark.questions(data, args.images.as_deref())?;
     let is_missing = |image: &&Image| matches!(image, Image::Path(path) if !path.is_file());
     let missing: Vec<&Image> = questions.iter().filter_map(|q| q.image.as_ref()).filter(is_missing).collect();
@@ -84,17 +86,17 @@ pub(crate) fn answer_with_model(
         )
         .into());
     }
-    let asking = Asking::new(args, benchmark, folder, &questions, out)?;
-    let done = answered(out, &questions, &asking.name, &asking.settings)?;
+    let asking = Asking::new(args, benchmark, folder, &questions, out, ranks)?;
+    let done = ranks.of_first(answered(out, &questions, &asking.name, &asking.settings)?);
     let answers = if done == questions.len() {
         note!("all {done} questions are answered in {}: not asked again", out.display());
-        Answers::read(out)?
+        ranks.is_first().then(|| Answers::read(out)).transpose()?
     } else {
         let device = args.device.unwrap_or_default();
         device.check()?;
         device.run(asking)?
     };
-    if let cut @ 1.. = answers.cut() {
+    if let Some(cut @ 1..) = answers.as_ref().map(Answers::cut) {
         let (all, most) = (questions.len(), benchmark.max_new_tokens());
         note!("{cut} of {all} answers were cut at {most} tokens");
     }
@@ -113,6 +115,7 @@ struct Asking<'a> {
     precision: Precision,
     max_new_tokens: usize,
     settings: Settings,
+    ranks: &'a Ranks,
 }
 
 impl<'a> Asking<'a> {
@@ -122,6 +125,7 @@ impl<'a> Asking<'a> {
         folder: &'a Path,
         questions: &'a [Question],
         out: &'a Path,
+        ranks: &'a Ranks,
     ) -> Result<Self, Failure> {
         let known_model = Known::of(folder)?;
         let (template, known) = match args.template {
@@ -183,14 +187,15 @@ impl<'a> Asking<'a> {
             precision,
             max_new_tokens,
             settings,
+            ranks,
         })
     }
 
     fn ask<B: Backend, M: Pretrained<B> + VisionLanguageModel<B>>(
         self,
         device: B::Device,
-    ) -> Result<Answers, Failure> {
-        let Self { args, folder, questions, .. } = self;
+    ) -> Result<Option<Answers>, Failure> {
+        let Self { args, folder, questions, ranks, .. } = self;
         let options = LoadOptions { precision: self.precision, ..Default::default() };
         let (mut model, _) = M::from_pretrained(folder, &options, &device)?;
         if let Some(adapter) = &args.adapter {
@@ -199,9 +204,7 @@ impl<'a> Asking<'a> {
             model = adapted;
         }
         let encoder = encoder(&model, folder, self.template, &self.processor)?;
-        let mut answerer = ModelAnswers {
-            name: self.name,
-            settings: self.settings,
+        let answerer = ModelAnswers {
             encoder,
             images: ImageLoader::new(".", self.processor)?,
             max_new_tokens: self.max_new_tokens,
@@ -210,10 +213,17 @@ impl<'a> Asking<'a> {
         };
         let (count, mut kept) = (questions.len(), 0);
         out::keep_on()?;
-        let asked = ask(&mut answerer, questions, self.out, args.batch, |done| {
-            kept = done;
-            note!("{done} of {count} questions answered");
-        });
+        let asked = ranks.lead(
+            |part| answerer.answer(part),
+            |hand_out| {
+                let mut shared =
+                    Shared { name: self.name, settings: self.settings, batch: args.batch.max(1), hand_out };
+                Ok(ask(&mut shared, questions, self.out, args.batch.max(1) * ranks.size(), |done| {
+                    kept = done;
+                    note!("{done} of {count} questions answered");
+                })?)
+            },
+        );
         if out::interrupted() && asked.is_err() {
             let place = partial(self.out);
             note!(
@@ -222,14 +232,15 @@ impl<'a> Asking<'a> {
             );
         }
         out::let_go();
-        Ok(asked?)
+        asked
     }
 }
 
 impl OnBackend for Asking<'_> {
-    type Output = Result<Answers, Failure>;
+    type Output = Result<Option<Answers>, Failure>;
 
     fn run<B: Backend>(self, device: B::Device) -> Self::Output {
+        let device = own_device::<B>(device, self.ranks)?;
         on_architecture(self.folder, AskOn::<B>(self, device))?
     }
 }
@@ -238,25 +249,26 @@ impl OnBackend for Asking<'_> {
 struct AskOn<'a, B: Backend>(Asking<'a>, B::Device);
 
 impl<B: Backend> OnArchitecture for AskOn<'_, B> {
-    type Output = Result<Answers, Failure>;
+    type Output = Result<Option<Answers>, Failure>;
 
     fn run<A: Architecture>(self, _: A) -> Self::Output {
         self.0.ask::<B, A::Model<B>>(self.1)
     }
 }
 
-/// A loaded model behind the benchmarks' one interface: greedy, one picture a question.
-struct ModelAnswers<B: Backend, M> {
+/// What a question asks: its id, its text and its picture.
+type Part = Vec<(String, String, Option<Image>)>;
+
+/// All processes behind the benchmarks' one interface.
+struct Shared<'a, 'f> {
     name: String,
     settings: Settings,
-    model: M,
-    encoder: Encoder,
-    images: ImageLoader,
-    max_new_tokens: usize,
-    device: B::Device,
+    /// Questions that one of them answers at once.
+    batch: usize,
+    hand_out: &'a mut HandOut<'f, Part, Vec<Said>, Failure>,
 }
 
-impl<B: Backend, M: VisionLanguageModel<B>> Answer for ModelAnswers<B, M> {
+impl Answer for Shared<'_, '_> {
     fn model_id(&self) -> String {
         self.name.clone()
     }
@@ -269,28 +281,45 @@ impl<B: Backend, M: VisionLanguageModel<B>> Answer for ModelAnswers<B, M> {
         if out::interrupted() {
             return Err("stopped".into());
         }
-        let pictures = batch
+        let one = |q: &Question| (q.id.to_string(), q.prompt.clone(), q.image.clone());
+        let parts = batch.chunks(self.batch).map(|part| part.iter().map(one).collect());
+        Ok((self.hand_out)(parts.collect())?.concat())
+    }
+}
+
+/// A loaded model: greedy, one picture a question.
+struct ModelAnswers<B: Backend, M> {
+    model: M,
+    encoder: Encoder,
+    images: ImageLoader,
+    max_new_tokens: usize,
+    device: B::Device,
+}
+
+impl<B: Backend, M: VisionLanguageModel<B>> ModelAnswers<B, M> {
+    fn answer(&self, part: Part) -> Result<Vec<Said>, Failure> {
+        let pictures = part
             .iter()
-            .map(|question| {
-                let bytes = match &question.image {
+            .map(|(id, _, image)| {
+                let bytes = match image {
                     Some(Image::Path(path)) => {
                         std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?
                     }
                     Some(Image::Bytes(bytes)) => bytes.clone(),
                     None => return Ok(Vec::new()),
                 };
-                let place = || match &question.image {
+                let place = || match image {
                     Some(Image::Path(path)) => path.display().to_string(),
-                    _ => format!("picture of question {}", question.id),
+                    _ => format!("picture of question {id}"),
                 };
                 let pixels = self.images.pixels(&ImageSource::from(bytes), true);
                 Ok(vec![pixels.map_err(|error| format!("{}: {error}", place()))?])
             })
-            .collect::<Result<Vec<Vec<Pixels>>, AnswerError>>()?;
-        let asked: Vec<Asked> = batch
+            .collect::<Result<Vec<Vec<Pixels>>, Failure>>()?;
+        let asked: Vec<Asked> = part
             .iter()
             .zip(&pictures)
-            .map(|(question, pictures)| Asked { question: &question.prompt, pictures })
+            .map(|((_, question, _), pictures)| Asked { question, pictures })
             .collect();
         let batch = asked.len().max(1);
         let said = replies(&self.model, &self.encoder, &asked, batch, self.max_new_tokens, &self.device)?;

@@ -16,9 +16,11 @@ use aspo_eval::choice::Letters;
 use aspo_eval::judge::{Judge, JudgeConfig, total_usage};
 use aspo_eval::table::Table;
 use aspo_eval::{Answers, Benchmark, Report};
+use aspo_train::Ranks;
 use clap::Parser;
 
 use crate::ask::{ModelArgs, answer_with_model};
+use crate::together::together;
 use crate::{Failure, note, out, say};
 
 /// Scores a model on a benchmark of the paper.
@@ -90,12 +92,25 @@ pub struct EvaluateArgs {
 /// # Errors
 /// Whatever cannot be read, asked or scored, and a model of which no answer could be read.
 pub fn run(args: &EvaluateArgs) -> Result<(), Failure> {
+    together(|ranks| run_on(ranks, args))
+}
+
+fn run_on(ranks: &Ranks, args: &EvaluateArgs) -> Result<(), Failure> {
+    if !ranks.is_first() {
+        // The first scores what all have answered.
+        if let (Some(benchmark), Some(data), (Some(model), Some(out))) =
+            (args.benchmark, &args.data, (&args.asked.model, &args.asked.out))
+        {
+            answer_with_model(&args.asked, benchmark, data, model, out, ranks)?;
+        }
+        return Ok(());
+    }
     let mut table = match &args.table {
         Some(path) if path.exists() => Table::read(path)?,
         _ => Table::default(),
     };
     let reports = match (args.benchmark, &args.data) {
-        (Some(benchmark), Some(data)) => evaluate(args, benchmark, data)?,
+        (Some(benchmark), Some(data)) => evaluate(ranks, args, benchmark, data)?,
         _ => Vec::new(),
     };
     for (model, report) in &reports {
@@ -131,6 +146,7 @@ pub fn run(args: &EvaluateArgs) -> Result<(), Failure> {
 
 /// Every model's name and figures.
 fn evaluate(
+    ranks: &Ranks,
     args: &EvaluateArgs,
     benchmark: Benchmark,
     data: &Path,
@@ -146,7 +162,7 @@ fn evaluate(
     }
     let mut answers = args.answers.iter().map(Answers::read).collect::<aspo_eval::Result<Vec<_>>>()?;
     if let (Some(model), Some(out)) = (&args.asked.model, &args.asked.out) {
-        answers.push(answer_with_model(&args.asked, benchmark, data, model, out)?);
+        answers.extend(answer_with_model(&args.asked, benchmark, data, model, out, ranks)?);
     }
     if args.asked.name.is_some() && answers.len() > 1 {
         return Err("--name is for one model: several answer files keep their own names".into());

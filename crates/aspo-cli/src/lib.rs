@@ -32,6 +32,7 @@ pub mod pairs;
 pub mod progress;
 pub mod report;
 pub mod segment;
+pub mod together;
 pub mod train;
 pub mod validate;
 pub mod weigh;

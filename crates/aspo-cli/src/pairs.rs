@@ -9,18 +9,19 @@ use aspo_data::read::read_conversations;
 use aspo_data::seva::{
     GenerateOptions, Newlines, OnCut, Progress, Provenance, Request, check_output, generate,
 };
-use aspo_data::{ImageLoader, ImageShape, OnFault, Pair, Template};
+use aspo_data::{ImageLoader, ImageShape, OnFault, Pair, Pixels, Template};
 use aspo_models::{
     Architecture, InstructBlipConfig, LoadOptions, ModelConfig, OnArchitecture, Precision, Pretrained,
     VisionLanguageModel, on_architecture,
 };
-use aspo_train::{folder_hash, processor};
+use aspo_train::{Ranks, folder_hash, processor};
 use burn::tensor::backend::Backend;
 use clap::{Args, Parser, ValueEnum};
 
 use crate::answer::{Asked, encoder, replies};
 use crate::backend::{Device, OnBackend};
 use crate::checkpoint::{check_processor, template};
+use crate::together::{own_device, together};
 use crate::{Failure, note, out, say};
 
 /// Makes preference pairs by SeVa's recipe: a model's answer about each picture is chosen, its answer about the noised
@@ -159,8 +160,10 @@ pub fn make(
     };
     let device = options.device.unwrap_or_default();
     device.check()?;
-    let questions = questions(on_fault)?;
-    device.run(Make { options, folder: model, template, on_fault, questions })
+    together(|ranks| {
+        let questions = questions(on_fault)?;
+        device.run(Make { options, folder: model, template, on_fault, questions, ranks })
+    })
 }
 
 /// Name of the file of pairs.
@@ -172,12 +175,14 @@ struct Make<'a> {
     template: Template,
     on_fault: OnFault,
     questions: Questions,
+    ranks: &'a Ranks,
 }
 
 impl OnBackend for Make<'_> {
     type Output = Result<ExitCode, Failure>;
 
     fn run<B: Backend>(self, device: B::Device) -> Self::Output {
+        let device = own_device::<B>(device, self.ranks)?;
         on_architecture(self.folder, MakeOn::<B>(self, device))?
     }
 }
@@ -197,7 +202,7 @@ impl Make<'_> {
         self,
         device: B::Device,
     ) -> Result<ExitCode, Failure> {
-        let Self { options, folder, template, on_fault, questions } = self;
+        let Self { options, folder, template, on_fault, questions, ranks } = self;
         let Questions { images: world, pairs: mut questions, mut left_out } = questions;
         let output = options.out.join(FILE);
         let cuda = options.device.unwrap_or_default().keeps_precision();
@@ -243,16 +248,13 @@ impl Make<'_> {
             seed: options.seed,
             newlines: Newlines::Keep,
         };
-        let mut reply = |requests: &[Request]| {
-            let asked: Vec<Asked> = requests
-                .iter()
-                .map(|request| Asked { question: &request.pair.prompt, pictures: &request.pixels })
-                .collect();
+        let reply = |part: Vec<(String, Vec<Pixels>)>| {
+            let asked = part.iter().map(|(question, pictures)| Asked { question, pictures });
+            let asked: Vec<Asked> = asked.collect();
             replies(&model, &encoder, &asked, asked.len().max(1), options.max_new_tokens, &device)
-                .map_err(|error| error.to_string())
         };
         let asking = GenerateOptions {
-            batch: options.batch,
+            batch: options.batch * ranks.size(),
             on_fault,
             on_cut: match options.on_cut {
                 Cut::Mark => OnCut::Mark,
@@ -261,15 +263,23 @@ impl Make<'_> {
         };
         out::keep_on()?;
         let mut told = Instant::now();
-        let done =
-            generate(&questions, &output, &images, &provenance, &asking, &mut reply, &mut |progress| {
+        let done = ranks.lead(reply, |hand_out| {
+            let mut answer = |requests: &[Request]| {
+                let request = |one: &Request| (one.pair.prompt.clone(), one.pixels.clone());
+                let parts = requests.chunks(options.batch).map(|part| part.iter().map(request).collect());
+                let done = hand_out(parts.collect());
+                done.map(|replies| replies.concat()).map_err(|error| error.to_string())
+            };
+            Ok(generate(&questions, &output, &images, &provenance, &asking, &mut answer, &mut |progress| {
                 if progress.done == 0 || progress.finished || told.elapsed() > Duration::from_secs(5) {
                     told = Instant::now();
                     let Progress { done, questions, pairs, equal, .. } = progress;
                     say!("{done} of {questions} questions, {pairs} pairs, {equal} equal");
                 }
                 if out::asked_to_stop() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            })?;
+            })?)
+        })?;
+        let Some(done) = done else { return Ok(ExitCode::SUCCESS) };
         if !done.finished {
             if out::interrupted() {
                 note!(

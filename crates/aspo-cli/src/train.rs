@@ -7,7 +7,7 @@ use aspo_data::Template;
 use aspo_models::{Architecture, OnArchitecture, Pretrained, VisionLanguageModel, on_architecture};
 use aspo_train::{
     Data, Finished, Output, Plan, Policy, Ranks, Report, Sight, TrainConfig, Trainer, check_ranks, human,
-    peak_memory, read, score,
+    peak_memory, read, score_on,
 };
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
@@ -18,6 +18,7 @@ use crate::checkpoint::{is_instruct_blip, template};
 use crate::options::TrainArgs;
 use crate::progress::{Progress, decoding, show_example};
 use crate::report::{own_pictures, report};
+use crate::together::{own_device, together};
 use crate::{Failure, note, out, say};
 
 /// Something that a program has around its trainings: of the model before, and beside it after. [`()`](unit) has nothing.
@@ -81,26 +82,7 @@ pub fn run(args: TrainArgs, around: &mut impl Around) -> Result<(), Failure> {
 /// # Errors
 /// As [`run`].
 pub fn run_config(args: TrainArgs, config: TrainConfig, around: &mut impl Around) -> Result<(), Failure> {
-    let ranks = Ranks::started()?;
-    if !ranks.is_first() {
-        out::be_quiet();
-    }
-    let done = on_rank(args, config, around, &ranks);
-    if let Err(error) = &done
-        && ranks.size() > 1
-    {
-        // What all have met, the first tells; it ends the others, who wait for it nowhere else.
-        if !ranks.is_first() {
-            std::thread::sleep(std::time::Duration::from_secs(2));
-        }
-        out::last_words(format_args!(
-            "error: rank {}: {}\n",
-            ranks.rank(),
-            error.to_string().replace('\n', " ")
-        ));
-        ranks.abort();
-    }
-    done
+    together(|ranks| on_rank(args, config, around, ranks))
 }
 
 fn on_rank(
@@ -144,7 +126,7 @@ impl<A: Around> OnBackend for Job<'_, A> {
                 "warning: template {template}, but {folder} was taught by a chat template of its own: `chat`"
             );
         }
-        let device = of_rank::<B>(device, self.ranks)?;
+        let device = own_device::<B>(device, self.ranks)?;
         on_architecture(folder.clone(), OnDevice::<B, A>(self, device))?
     }
 }
@@ -192,7 +174,7 @@ impl<A: Around> Job<'_, A> {
         if config.clip.is_some() {
             // Plain DPO has no use for the scores, but its report shows them.
             let rejected = config.objective()?.needs_rejected_similarity();
-            score::<B>(&config, &mut data, rejected, &device)?;
+            score_on::<B>(ranks, &config, &mut data, rejected, &device)?;
         }
         show_example(&data, &config)?;
 
@@ -315,23 +297,4 @@ fn check_vocabulary(
         }
     }
     Ok(())
-}
-
-/// The device of a rank: as many behind the chosen one as there are ranks before this one on the machine.
-fn of_rank<B: Backend>(device: B::Device, ranks: &Ranks) -> Result<B::Device, Failure> {
-    use burn::tensor::backend::{Device as _, DeviceId};
-    let DeviceId { type_id, index_id } = device.to_id();
-    let own = B::Device::from_id(DeviceId { type_id, index_id: index_id + ranks.local() as u16 });
-    // A CPU is one device whatever its index: several processes share it.
-    let there = B::device_count(type_id);
-    match own == device || ranks.local() < there {
-        true => Ok(own),
-        false => {
-            let (rank, local) = (ranks.rank(), ranks.local() + 1);
-            Err(format!(
-                "rank {rank} is number {local} on its machine, which has {there} devices: start fewer there"
-            )
-            .into())
-        }
-    }
 }

@@ -112,7 +112,7 @@ pub struct Request<'a> {
 }
 
 /// An answer of the model.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reply {
     /// Its text.
     pub text: String,

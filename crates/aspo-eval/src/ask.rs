@@ -5,6 +5,7 @@ use std::fs::{OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::answer::{AnswerRow, Answers};
@@ -16,7 +17,7 @@ use crate::question::Question;
 pub type Settings = BTreeMap<String, String>;
 
 /// What a model said to a question.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Said {
     /// Its text.
     pub text: String,

@@ -80,7 +80,7 @@ impl fmt::Display for Id {
 }
 
 /// Where a question's image is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Image {
     /// A file (it need not be there until the question is asked).
     Path(PathBuf),

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use aspo_data::records::{Records, key_of};
 use aspo_data::set::{from_bytes, to_bytes};
-use aspo_data::{EncodedPair, ImageLoader, ImageSource, PairSet};
+use aspo_data::{EncodedPair, ImageLoader, ImageSource};
 use aspo_models::{PictureShape, VisionLanguageModel};
 use burn::tensor::backend::Backend;
 use half::bf16;
@@ -15,6 +15,7 @@ use crate::config::TrainConfig;
 use crate::content::folder_hash;
 use crate::error::{Error, Result};
 use crate::features::{Seen, picture, picture_key};
+use crate::ranks::Ranks;
 use crate::read::Data;
 
 fn tag(key: &str) -> u64 {
@@ -43,6 +44,7 @@ impl FeatureFile {
     /// # Errors
     /// No `cache_dir`; a picture that cannot be had; a full disk.
     pub fn open<B: Backend, M: VisionLanguageModel<B>>(
+        ranks: &Ranks,
         config: &TrainConfig,
         data: &Data,
         loader: &ImageLoader,
@@ -63,32 +65,41 @@ impl FeatureFile {
             B::name(device),
         ));
         let path = folder.join(format!("features-{key:.16}.records"));
-        let records = Records::open_or(&path, &key, |writer| {
-            let mut known: HashSet<u64> = writer.tags().iter().copied().collect();
-            let mut keep = |set: &PairSet| -> Result<()> {
-                for pair in set.iter() {
+        let work = |(alone, images): (bool, Vec<ImageSource>)| {
+            let sources: Vec<_> = images.iter().map(|image| (image, alone)).collect();
+            let lines = images.iter().zip(loader.pixels_of_all(&sources)).map(|(image, pixels)| {
+                let seen = Seen::of(model, picture(&pixels?, device))?;
+                let PictureShape { tile, grid, size } = seen.picture;
+                let values = seen.values.iter().map(|value| bf16::from_f32(*value).to_bits()).collect();
+                let key = picture_key(loader, image, alone);
+                Ok(Line { picture: [tile, grid, size], shape: seen.shape, values, key })
+            });
+            lines.collect::<Result<Vec<Line>>>()
+        };
+        let records = ranks.share(work, |hand_out| {
+            Records::open_or(&path, &key, |writer| {
+                let mut known: HashSet<u64> = writer.tags().iter().copied().collect();
+                let mut keep = |parts: &mut Vec<(bool, Vec<ImageSource>)>| -> Result<()> {
+                    let lines = hand_out(std::mem::take(parts))?;
+                    let mut lines = lines.iter().flatten();
+                    Ok(lines.try_for_each(|line| writer.push(tag(&line.key), &to_bytes(line)))?)
+                };
+                let mut parts = Vec::new();
+                for pair in data.pairs.iter().chain(data.held_out.iter()) {
                     let EncodedPair { images, .. } = pair?;
                     let alone = images.len() == 1;
-                    let new: Vec<ImageSource> = images
-                        .into_iter()
-                        .filter(|image| known.insert(tag(&picture_key(loader, image, alone))))
-                        .collect();
-                    let sources: Vec<_> = new.iter().map(|image| (image, alone)).collect();
-                    for (image, pixels) in new.iter().zip(loader.pixels_of_all(&sources)) {
-                        let seen = Seen::of(model, picture(&pixels?, device))?;
-                        let key = picture_key(loader, image, alone);
-                        let PictureShape { tile, grid, size } = seen.picture;
-                        let values =
-                            seen.values.iter().map(|value| bf16::from_f32(*value).to_bits()).collect();
-                        let line = Line { picture: [tile, grid, size], shape: seen.shape, values, key };
-                        writer.push(tag(&line.key), &to_bytes(&line))?;
+                    let new = |image: &ImageSource| known.insert(tag(&picture_key(loader, image, alone)));
+                    let new: Vec<ImageSource> = images.into_iter().filter(new).collect();
+                    if !new.is_empty() {
+                        parts.push((alone, new));
+                    }
+                    if parts.len() == ranks.size() {
+                        keep(&mut parts)?;
                     }
                 }
-                Ok(())
-            };
-            keep(&data.pairs)?;
-            keep(&data.held_out)?;
-            Ok::<_, Error>(Vec::new())
+                keep(&mut parts)?;
+                Ok::<_, Error>(Vec::new())
+            })
         })?;
         let places = records.tags().iter().enumerate().map(|(index, tag)| (*tag, index)).collect();
         Ok(Self { records, places })

@@ -93,7 +93,7 @@ impl Output {
             Some(Err(error)) => Err(error.to_string()),
             None => Ok(None),
         };
-        let found = ranks.gather(found).swap_remove(0);
+        let found = ranks.of_first(found);
         if let Some(own) = own {
             return own;
         }

@@ -122,6 +122,32 @@ impl Ranks {
         vec![own]
     }
 
+    /// The first process's value, on all of them.
+    pub fn of_first<T: Serialize + DeserializeOwned>(&self, own: T) -> T {
+        self.gather(own).swap_remove(0)
+    }
+
+    /// Says something to another process, who [`receive`](Self::receive)s it.
+    pub(crate) fn send<T: Serialize>(&self, to: usize, what: &T) {
+        #[cfg(feature = "mpi")]
+        if let Some((world, _)) = &self.world {
+            return over::send(world, to, what);
+        }
+        let _ = (to, what);
+    }
+
+    /// What another process [`send`](Self::send)s next; waits for it.
+    ///
+    /// # Panics
+    /// Alone: there is nobody to wait for.
+    pub(crate) fn receive<T: DeserializeOwned>(&self, from: usize) -> T {
+        #[cfg(feature = "mpi")]
+        if let Some((world, _)) = &self.world {
+            return over::receive(world, from);
+        }
+        unreachable!("process {from} is not there")
+    }
+
     /// Sums numbers over all processes, who end with the same bits.
     pub(crate) fn sum(&self, values: &mut [f32]) {
         #[cfg(feature = "mpi")]
@@ -162,7 +188,7 @@ mod over {
     use mpi::collective::SystemOperation;
     use mpi::datatype::PartitionMut;
     use mpi::topology::SimpleCommunicator;
-    use mpi::traits::{Communicator, CommunicatorCollectives, Root};
+    use mpi::traits::{Communicator, CommunicatorCollectives, Destination, Root, Source};
     use serde::Serialize;
     use serde::de::DeserializeOwned;
 
@@ -170,7 +196,7 @@ mod over {
     const PART: usize = 1 << 22;
 
     pub(super) fn gather<T: Serialize + DeserializeOwned>(world: &SimpleCommunicator, own: &T) -> Vec<T> {
-        let own = serde_json::to_vec(own).expect("plain values have a text");
+        let own = bytes(own);
         let mut counts = vec![0_i32; world.size() as usize];
         world.all_gather_into(&(own.len() as i32), &mut counts[..]);
         let starts: Vec<i32> = counts
@@ -186,8 +212,23 @@ mod over {
             world.all_gather_varcount_into(&own[..], &mut parts);
         }
         let part = |(start, count): (&i32, &i32)| &all[*start as usize..(*start + *count) as usize];
-        let read = |bytes: &[u8]| serde_json::from_slice(bytes).expect("written by the same program");
         starts.iter().zip(&counts).map(part).map(read).collect()
+    }
+
+    pub(super) fn send<T: Serialize>(world: &SimpleCommunicator, to: usize, what: &T) {
+        world.process_at_rank(to as i32).send(&bytes(what)[..]);
+    }
+
+    pub(super) fn receive<T: DeserializeOwned>(world: &SimpleCommunicator, from: usize) -> T {
+        read(&world.process_at_rank(from as i32).receive_vec::<u8>().0)
+    }
+
+    fn bytes<T: Serialize>(value: &T) -> Vec<u8> {
+        postcard::to_stdvec(value).expect("plain values have bytes")
+    }
+
+    fn read<T: DeserializeOwned>(bytes: &[u8]) -> T {
+        postcard::from_bytes(bytes).expect("written by the same program")
     }
 
     /// To the first and back: sums that every process makes for itself may differ in their last bits.

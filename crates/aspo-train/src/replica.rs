@@ -1,5 +1,6 @@
 //! The policy on one device: its share of a step's gradients, and the step itself.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -50,8 +51,8 @@ pub(crate) struct Replica<'a, B: Backend, M: Policy<B>> {
     data: &'a Data,
     optimizer: OptimizerAdaptor<AdamW, M, Autodiff<B>>,
     reference: Reference<B, M::Plain>,
-    /// The reference's log-probabilities of the pairs held out, if the loss has a reference.
-    held_out: Vec<ReferenceRow>,
+    /// The reference's log-probabilities of [its own](Self::own_held_out) pairs held out, if the loss has a reference.
+    held_out: Vec<Vec<ReferenceRow>>,
 }
 
 impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
@@ -65,30 +66,30 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
         policy: M,
         checkpoint: Option<&Path>,
         device: &B::Device,
+        ranks: &Ranks,
     ) -> Result<Self> {
         let mut replica = Self::with(config, data, policy, Reference::None, checkpoint, device)?;
         if config.cache_vision_features {
             let loader = replica.batcher.features.loader.clone();
-            let file = FeatureFile::open(config, data, &loader, &replica.policy.valid(), device)?;
+            let file = FeatureFile::open(ranks, config, data, &loader, &replica.policy.valid(), device)?;
             replica.batcher.features.file = Some(file);
         }
         if !replica.objective.needs_reference() {
             return Ok(replica);
         }
         let caches = config.caches_reference(data.pairs.len());
-        let cached = if caches { ReferenceRows::open(config, data)? } else { None };
-        // A second checkpoint is read only if it has something to say.
-        let asked = cached.is_none() || !data.held_out.is_empty();
+        // A second checkpoint is read only if it has something to say, to whichever process.
+        let kept = caches && ReferenceRows::open(config, data)?.is_some();
+        let asked = !ranks.gather(kept).into_iter().all(|kept| kept) || !data.held_out.is_empty();
         let second = config.ref_model.as_ref().filter(|_| asked);
         replica.reference = match second {
             Some(folder) => Reference::Model(Box::new(replica.second(folder)?)),
             None => Reference::AdapterOff,
         };
         let size = config.per_device_train_batch_size;
-        for start in (0..data.held_out.len()).step_by(size) {
-            let pairs = data.held_out.get_all(start..data.held_out.len().min(start + size))?;
-            let rows = replica.live(&pairs)?;
-            replica.held_out.extend(rows);
+        for part in replica.own_held_out(ranks) {
+            let rows = replica.live(&data.held_out.get_all(part)?)?;
+            replica.held_out.push(rows);
         }
         if config.gives_reference() {
             let first = data.pairs.get_all(0..data.pairs.len().min(size))?;
@@ -97,16 +98,19 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
             replica.reference = Reference::Given;
         }
         if caches {
-            let rows = match cached {
-                Some(rows) => rows,
-                None => ReferenceRows::open_or(config, data, |writer| {
-                    while writer.len() < data.pairs.len() {
-                        let next = writer.len()..data.pairs.len().min(writer.len() + size);
-                        reference::add(writer, &replica.live(&data.pairs.get_all(next)?)?)?;
-                    }
-                    Ok(())
-                })?,
-            };
+            let rows = ranks.share(
+                |part| replica.live(&data.pairs.get_all(part)?),
+                |hand_out| {
+                    ReferenceRows::open_or(config, data, |writer| {
+                        let parts = parts(writer.len()..data.pairs.len(), size);
+                        for some in parts.chunks(ranks.size()) {
+                            let rows = hand_out(some.to_vec())?;
+                            rows.iter().try_for_each(|rows| reference::add(writer, rows))?;
+                        }
+                        Ok(())
+                    })
+                },
+            )?;
             replica.reference = Reference::Cached(Arc::new(rows));
         }
         Ok(replica)
@@ -234,6 +238,12 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
         }
     }
 
+    /// The batches of pairs held out that are this process's.
+    fn own_held_out(&self, ranks: &Ranks) -> Vec<Range<usize>> {
+        let all = parts(0..self.data.held_out.len(), self.config.per_device_train_batch_size);
+        all.into_iter().skip(ranks.rank()).step_by(ranks.size()).collect()
+    }
+
     /// Means over the pairs held out, by TRL's names, and the pairs left out of them because the loss of their batch is not
     /// finite and such are skipped. `step` and `checkpoint` are for the message.
     ///
@@ -246,14 +256,12 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
     /// The same of this rank's share of them.
     fn evaluate_own(&mut self, ranks: &Ranks, step: usize, checkpoint: &str) -> Result<(Metrics, usize)> {
         let plain = self.policy.valid();
-        let size = self.config.per_device_train_batch_size;
         let (mut metrics, mut skipped) = (Metrics::default(), 0);
-        for start in (0..self.data.held_out.len()).step_by(size).skip(ranks.rank()).step_by(ranks.size()) {
-            let pairs = self.data.held_out.get_all(start..self.data.held_out.len().min(start + size))?;
+        for (at, part) in self.own_held_out(ranks).into_iter().enumerate() {
+            let pairs = self.data.held_out.get_all(part)?;
             let rows: Vec<&EncodedPair> = pairs.iter().collect();
             let batch = self.batcher.batch(&rows, &plain)?;
-            let known = self.held_out.get(start..start + pairs.len());
-            let known = known.map(|rows| step::Reference::Rows(rows.to_vec()));
+            let known = self.held_out.get(at).map(|rows| step::Reference::Rows(rows.clone()));
             let told = batch.evaluate(&plain, &self.objective, known.as_ref(), &ChunkOptions::default());
             let found = match &told {
                 Err(Error::Loss(aspo_loss::Error::NotFinite { found, .. })) => Some(*found),
@@ -278,4 +286,9 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
         }
         Ok((metrics, skipped))
     }
+}
+
+/// A range in parts of `size`, the last of them what is left.
+fn parts(range: Range<usize>, size: usize) -> Vec<Range<usize>> {
+    range.clone().step_by(size).map(|start| start..range.end.min(start + size)).collect()
 }

@@ -113,7 +113,8 @@ impl<'a, B: Backend, M: Policy<B>> Trainer<'a, B, M> {
         }
         let (config, data) = (&config, &*data);
         let start = Start::new::<B>(config, model, data, &output)?;
-        let replica = Replica::<B, M>::new(config, data, start.model, start.checkpoint.as_deref(), &device)?;
+        let checkpoint = start.checkpoint.as_deref();
+        let replica = Replica::<B, M>::new(config, data, start.model, checkpoint, &device, ranks)?;
         let start = (start.adapter, start.state, start.checkpoint);
         Run::new(config, data, output, ranks, start, callbacks)?.steps(replica)
     }

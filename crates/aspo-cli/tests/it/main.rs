@@ -1,6 +1,8 @@
 //! The program, run as people run it.
 
 mod newer;
+#[cfg(feature = "mpi")]
+mod ranks;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -5,8 +5,10 @@
 //! `image_processing_llava_onevision.py`, `image_processing_utils.py` (`select_best_resolution`). Sizes are computed in f64 and cut
 //! to integers where these cut them.
 
+use serde::{Deserialize, Serialize};
+
 /// Sizes of a preprocessed picture: they decide how many tokens it takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ImageShape {
     /// Height and width of a tile in pixels.
     pub tile: [u32; 2],

@@ -1,6 +1,8 @@
 //! Resize, cut, crop or pad, normalise: what the image processors of CLIP, LLaVA, BLIP, Idefics3, SmolVLM, Qwen2-VL and
 //! LLaVA-OneVision do.
 
+use serde::{Deserialize, Serialize};
+
 use super::decode::{DecodeOptions, MAX_DECODED_BYTES, RgbImage};
 use super::layout::{ImageShape, best_pinpoint, dynamic_size, first_size, second_size, within};
 use super::resample::{Axis, Filter, resample, resize};
@@ -65,7 +67,7 @@ pub struct ImageProcessor {
 }
 
 /// A preprocessed picture.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Pixels {
     /// `[tiles, 3, height, width]`, normalised: tile by tile, channel by channel, row by row.
     pub values: Vec<f32>,
