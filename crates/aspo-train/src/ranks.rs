@@ -148,8 +148,8 @@ impl Ranks {
         unreachable!("process {from} is not there")
     }
 
-    /// Sums numbers over all processes, who end with the same bits.
-    pub(crate) fn sum(&self, values: &mut [f32]) {
+    /// Sums numbers over all processes, who end with the same bits; as many on each.
+    pub fn sum(&self, values: &mut [f32]) {
         #[cfg(feature = "mpi")]
         if let Some((world, _)) = &self.world {
             over::sum(world, values);
