@@ -119,7 +119,8 @@ fn rows(
     rng: &mut ChaCha8Rng,
 ) -> Result<Rows, Failure> {
     let row = |lesson: usize, question: &str, answer: &str| -> Result<Row, Failure> {
-        let pair = Pair::new(lesson.to_string(), question, answer, answer);
+        // Pairs are what an encoder takes; of these only the chosen answer is learned.
+        let pair = Pair::new(lesson.to_string(), question, answer, "This is not learned.");
         let pair = if pictures { pair.with_image("") } else { pair };
         let encoded = encoder.encode(&pair)?;
         let start = encoded.prompt_ids.len();
