@@ -28,7 +28,7 @@ pub struct Layer<B: Backend> {
     pub lora: Option<Factors<B>>,
 }
 
-/// A low-rank adapter of a [`Layer`].
+/// A low-rank adapter of a [`Layer`]. Its products are done in the type of `A`.
 #[derive(Debug, Clone)]
 pub struct Factors<B: Backend> {
     /// `A`, `[rank, in]`.

@@ -9,7 +9,7 @@ use crate::{cast, wider};
 /// The results of 1 to [`GROUP`] layers of `before(x)`, side by side, plus a residual: `[.., in]` to `[.., Σ out]`.
 ///
 /// The result has the type of `x`; products are done in the wider of the types of `x` and the weight, the adapter's in
-/// f32. On the CPU a frozen bf16 weight is widened 128 rows at a time, so that f32 values over a bf16 base take half the
+/// the type of its factors, and added up in f32. On the CPU a frozen bf16 weight is widened 128 rows at a time, so that f32 values over a bf16 base take half the
 /// memory of f32 weights.
 ///
 /// Kept for the backward, of a token: `x` as it came and `Σ rank` values between the factors (and a bit for each input of
@@ -57,7 +57,10 @@ pub fn linear<B: Backend, const D: usize>(
     }
     let kept: Vec<Option<Tensor<B, 2>>> = layers.iter().map(|layer| draw(layer, read, &x.device())).collect();
     #[cfg(feature = "flex")]
-    if crate::cpu::ops::takes(&x) && residual.as_ref().is_none_or(crate::cpu::ops::takes) {
+    if crate::cpu::ops::takes(&x)
+        && residual.as_ref().is_none_or(crate::cpu::ops::takes)
+        && layers.iter().flat_map(|layer| &layer.lora).all(|lora| crate::cpu::ops::takes(&lora.a))
+    {
         return crate::cpu::ops::linear(x, before, layers, kept, residual);
     }
     generic(x, before, layers, kept, residual)
@@ -92,12 +95,22 @@ fn generic<B: Backend, const D: usize>(
     };
     // Two axes make the weight's gradient one product instead of a batch of them and a sum.
     let x = x.reshape([rows, inputs]);
+    // Each type once, for all layers that read it.
+    let mut casts = vec![(dtype, x)];
+    let mut read = |dtype: DType| {
+        let known = casts.iter().find(|(known, _)| *known == dtype).map(|(_, x)| x.clone());
+        known.unwrap_or_else(|| {
+            let x = cast(casts[0].1.clone(), dtype);
+            casts.push((dtype, x.clone()));
+            x
+        })
+    };
     let results = layers.iter().zip(kept).map(|(layer, kept)| {
         let wide = wider(dtype, layer.weight.dtype());
         let bias = layer.bias.clone().map(|bias| cast(bias, wide));
-        let y = module::linear(cast(x.clone(), wide), cast(layer.weight.clone(), wide).transpose(), bias);
+        let y = module::linear(read(wide), cast(layer.weight.clone(), wide).transpose(), bias);
         let y = match &layer.lora {
-            Some(lora) => y + cast(delta(lora, cast(x.clone(), DType::F32), kept), wide),
+            Some(lora) => y + cast(delta(lora, read(lora.a.dtype()), kept), wide),
             None => y,
         };
         cast(y, dtype)
@@ -112,12 +125,12 @@ fn generic<B: Backend, const D: usize>(
     }
 }
 
-/// `scale · (drop(x) Aᵀ) Bᵀ` in f32; the scale goes onto the narrow middle.
+/// `scale · (drop(x) Aᵀ) Bᵀ` in the type of A and `x`; the scale goes onto the narrow middle.
 fn delta<B: Backend>(lora: &Factors<B>, x: Tensor<B, 2>, kept: Option<Tensor<B, 2>>) -> Tensor<B, 2> {
     let x = match kept {
-        Some(kept) => x * kept.div_scalar(1.0 - lora.dropout),
+        Some(kept) => x * cast(kept.div_scalar(1.0 - lora.dropout), lora.a.dtype()),
         None => x,
     };
-    let middle = module::linear(x, cast(lora.a.clone(), DType::F32).transpose(), None).mul_scalar(lora.scale);
-    module::linear(middle, cast(lora.b.clone(), DType::F32).transpose(), None)
+    let middle = module::linear(x, lora.a.clone().transpose(), None).mul_scalar(lora.scale);
+    module::linear(middle, cast(lora.b.clone(), lora.a.dtype()).transpose(), None)
 }

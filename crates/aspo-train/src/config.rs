@@ -131,6 +131,9 @@ pub struct TrainConfig {
     pub pair_packing: bool,
     /// Keep the base weights in bf16; adapters, moments and loss stay in f32. Not on ndarray and wgpu. Default false.
     pub bf16: bool,
+    /// What the adapter's products are done in: `f32` (default), or `bf16` as by torch's autocast, for GPUs with `bf16 = true`. Its
+    /// factors and moments are f32.
+    pub lora_dtype: LoraDtype,
 
     /// Compute what the vision tower sees in every picture first and keep it in `cache_dir`, in bf16, in place of computing it in
     /// every epoch and run. Default false.
@@ -183,6 +186,19 @@ fn one_or_several<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<String>, D:
         OneOrSeveral::One(name) => vec![name],
         OneOrSeveral::Several(names) => names,
     })
+}
+
+/// What the products of an adapter are done in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoraDtype {
+    /// 32 bits.
+    #[default]
+    #[serde(alias = "float32")]
+    F32,
+    /// bfloat16.
+    #[serde(alias = "bfloat16")]
+    Bf16,
 }
 
 /// What to do about a loss or a gradient that is not finite.
@@ -245,6 +261,7 @@ impl Default for TrainConfig {
             gradient_checkpointing: false,
             pair_packing: true,
             bf16: false,
+            lora_dtype: LoraDtype::F32,
             cache_vision_features: false,
             logging_steps: 10,
             eval_steps: 0,
@@ -515,6 +532,10 @@ impl TrainConfig {
             "use a number above 0",
         )?;
         within("lora.lora_dropout", self.lora.lora_dropout, 0.0..=0.999, "use 0 or more, below 1")?;
+        if self.lora_dtype == LoraDtype::Bf16 && !self.bf16 {
+            let found = "bf16, but bf16 is false";
+            return Err(Error::option("lora_dtype", found, "set bf16 = true, or leave it out"));
+        }
         self.lora.check_training().map_err(|error| {
             let found = error.to_string().trim_start_matches("adapter: ").to_owned();
             Error::option("lora", found, "see the options of `lora`")

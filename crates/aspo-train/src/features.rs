@@ -65,7 +65,7 @@ pub(crate) fn picture_key(loader: &ImageLoader, image: &ImageSource, alone: bool
 const TOGETHER: usize = 8;
 
 /// Whether a backend computes on the CPU.
-fn is_on_host<B: Backend>(device: &B::Device) -> bool {
+pub(crate) fn is_on_host<B: Backend>(device: &B::Device) -> bool {
     let name = B::name(device).to_lowercase();
     ["flex", "ndarray", "cpu"].iter().any(|host| name.contains(host))
 }

@@ -105,7 +105,7 @@ mod weigh;
 pub use account::Account;
 pub use callback::{Callback, Control, StepReport};
 pub use checkpoint::TrainerState;
-pub use config::{OnNonFinite, TrainConfig, user_cache};
+pub use config::{LoraDtype, OnNonFinite, TrainConfig, user_cache};
 pub use content::{Inputs, folder_hash};
 #[cfg(feature = "tui")]
 pub use dashboard::Dashboard;

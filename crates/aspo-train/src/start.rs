@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use aspo_models::lora::{attach, load_adapter};
+use aspo_models::lora::{attach, load_adapter, with_products_in_bf16};
 use aspo_models::{Adapter, stable_ids};
 use burn::tensor::backend::Backend;
 
 use crate::checkpoint::TrainerState;
-use crate::config::TrainConfig;
+use crate::config::{LoraDtype, TrainConfig};
 use crate::error::Result;
 use crate::output::Output;
 use crate::policy::{Policy, targets};
@@ -40,6 +40,7 @@ impl<M> Start<M> {
                 (attach(base, &lora, config.seed)?, Adapter::from(lora))
             }
         };
+        let model = with_products_in_bf16(model, config.lora_dtype == LoraDtype::Bf16);
         Ok(Self { model: stable_ids(model), adapter, state, checkpoint })
     }
 }

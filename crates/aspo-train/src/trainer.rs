@@ -8,8 +8,9 @@ use burn::tensor::DType;
 use burn::tensor::backend::Backend;
 
 use crate::callback::{Callback, Callbacks};
-use crate::config::TrainConfig;
+use crate::config::{LoraDtype, TrainConfig};
 use crate::error::{Error, Result};
+use crate::features::is_on_host;
 use crate::output::Output;
 use crate::paths::check_paths;
 use crate::policy::Policy;
@@ -107,6 +108,11 @@ impl<'a, B: Backend, M: Policy<B>> Trainer<'a, B, M> {
         let ranks = ranks.unwrap_or(&alone);
         config.validate()?;
         check_ranks(&config, ranks.size())?;
+        if config.lora_dtype == LoraDtype::Bf16 && is_on_host::<B>(&device) {
+            let found = format!("bf16 on {}", B::name(&device));
+            let remedy = "leave it out: a CPU has no such products, and would widen every weight for them";
+            return Err(Error::option("lora_dtype", found, remedy));
+        }
         if (model.head().dtype() == DType::BF16) != config.bf16 {
             let remedy = "load the model with `TrainConfig::load_options`";
             return Err(Error::option("bf16", format!("{}, but the model is not so", config.bf16), remedy));

@@ -317,6 +317,46 @@ fn a_frozen_half_precision_weight_gives_what_its_widened_values_give() {
 }
 
 #[test]
+fn an_adapter_of_bf16_factors_gives_what_theirs_and_the_input_rounded_give() {
+    type B = Autodiff<burn_flex::Flex>;
+    let (rows, inputs, out) = (19, 64, 48);
+    let rounded = |n: usize, seed: u64, dims: [usize; 2]| {
+        tensor::<burn_flex::Flex, 2>(&noise(n, seed), dims).cast(DType::BF16).cast(DType::F32)
+    };
+    let (x, a, b) = (
+        rounded(rows * inputs, 1, [rows, inputs]),
+        rounded(8 * inputs, 2, [8, inputs]),
+        rounded(out * 8, 3, [out, 8]),
+    );
+    let run = |dtype: DType| {
+        // The masters stay f32, and so do their gradients.
+        let [x, a, b] = [&x, &a, &b].map(|t| Tensor::<B, 2>::from_inner(t.clone()).require_grad());
+        let factors =
+            Factors { a: a.clone().cast(dtype), b: b.clone().cast(dtype), scale: 0.5, dropout: 0.0 };
+        let layer = Layer {
+            weight: Tensor::zeros([out, inputs], &Default::default()),
+            bias: None,
+            lora: Some(factors),
+        };
+        let y = linear(x.clone(), Before::Nothing, &[layer.clone(), layer], None);
+        assert_eq!(y.dtype(), DType::F32);
+        let grads = (y.clone() * y.clone().detach().sin()).sum().backward();
+        let of = |t: &Tensor<B, 2>| {
+            let grad = t.grad(&grads).unwrap();
+            assert_eq!(grad.dtype(), DType::F32);
+            values(grad)
+        };
+        [values(y), of(&x), of(&a), of(&b)]
+    };
+    let (narrow, wide) = (run(DType::BF16), run(DType::F32));
+    for (what, (narrow, wide)) in ["y", "dx", "da", "db"].into_iter().zip(narrow.iter().zip(&wide)) {
+        // Eight bits of the middle and of the result, each.
+        close(what, narrow, wide, 1.0 / 64.0);
+        assert!(narrow != wide, "{what}: bf16 rounds");
+    }
+}
+
+#[test]
 fn a_trained_half_precision_weight_has_its_gradient() {
     type B = Autodiff<burn_flex::Flex>;
     let weight = tensor::<B, 2>(&[1.0, 2.0, 3.0, 4.0], [2, 2]).cast(DType::BF16).require_grad();

@@ -89,6 +89,7 @@ where
                     scale: layer.scale,
                     merged: false,
                     dropout: config.lora_dropout,
+                    bf16: false,
                 });
             }
             Err(error) => failed = failed.take().or(Some(error)),
@@ -98,6 +99,17 @@ where
         Some(error) => Err(error),
         None => Ok(stable_ids(module)),
     }
+}
+
+/// The products of all adapters in bf16, as torch's autocast has them, or in f32; factors stay f32. The output head's, which is
+/// trained as one weight, is as before.
+pub fn with_products_in_bf16<B: Backend, M: EachLinear<B>>(mut module: M, bf16: bool) -> M {
+    module.each_linear("", &mut |_, linear| {
+        if let Some(lora) = &mut linear.lora {
+            lora.bf16 = bf16;
+        }
+    });
+    module
 }
 
 /// Paths of all linear layers, in the model's order.

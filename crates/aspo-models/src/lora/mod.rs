@@ -10,7 +10,7 @@ mod merge;
 mod target;
 mod whole;
 
-pub use attach::{adapted_layers, attach};
+pub use attach::{adapted_layers, attach, with_products_in_bf16};
 pub use config::{Indices, InitLora, LoraConfig, Names, Patterns};
 pub use file::{Adapter, load_adapter, save_adapter};
 pub use merge::{merge, unmerge, without_adapters};

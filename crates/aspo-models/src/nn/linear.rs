@@ -2,7 +2,7 @@
 
 use aspo_kernels::{self as kernels, Before, Factors, Layer, has_kernels};
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{DType, Tensor, backend::Backend};
 
 use super::init::{normal, zeros};
 use super::norm::{cast, to_f32};
@@ -44,6 +44,8 @@ pub struct Lora<B: Backend> {
     pub merged: bool,
     /// Probability that an input of `A` is zeroed in training (on an autodiff backend); 0 is off.
     pub dropout: f64,
+    /// Products are done in bf16; the factors stay `f32`.
+    pub bf16: bool,
 }
 
 impl<B: Backend> Linear<B> {
@@ -95,11 +97,10 @@ impl<B: Backend> Linear<B> {
         Layer {
             weight: self.weight.val(),
             bias: self.bias.as_ref().map(|bias| bias.val()),
-            lora: lora.map(|lora| Factors {
-                a: lora.lora_a.val(),
-                b: lora.lora_b.val(),
-                scale: lora.scale,
-                dropout: lora.dropout,
+            lora: lora.map(|lora| {
+                let dtype = if lora.bf16 { DType::BF16 } else { DType::F32 };
+                let [a, b] = [&lora.lora_a, &lora.lora_b].map(|factor| cast(factor.val(), dtype));
+                Factors { a, b, scale: lora.scale, dropout: lora.dropout }
             }),
         }
     }

@@ -293,7 +293,8 @@ fn dropout_drops_in_training_alone_and_its_gradients_follow_the_mask<B: Backend>
     let mut layer = Linear::<Ad<B>>::new(WIDTH, WIDTH, false, &device);
     layer.weight = Param::from_tensor(Tensor::zeros([WIDTH, WIDTH], &device));
     let one = || Param::from_tensor(Tensor::eye(WIDTH, &device));
-    layer.lora = Some(Lora { lora_a: one(), lora_b: one(), scale: 1.0, merged: false, dropout: 0.25 });
+    layer.lora =
+        Some(Lora { lora_a: one(), lora_b: one(), scale: 1.0, merged: false, dropout: 0.25, bf16: false });
     let x = Tensor::<Ad<B>, 1, Int>::arange(1..(ROWS * WIDTH + 1) as i64, &device).float();
     let x = x.div_scalar(100.0).reshape([ROWS, WIDTH]);
     let out = layer.forward(x.clone());

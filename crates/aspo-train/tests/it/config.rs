@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use aspo_train::{Schedule, TrainConfig};
+use aspo_train::{LoraDtype, Schedule, TrainConfig};
+
+use crate::support::{World, whole_run};
 
 fn ready() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/configs");
@@ -193,4 +195,15 @@ fn losses_and_their_options_are_asked_for_in_the_config() {
         let error = read(text).expect_err(text);
         assert!(parts.iter().all(|part| error.contains(part)), "{text}: {error}");
     }
+}
+
+#[test]
+fn products_of_the_adapter_in_bf16_are_refused_where_they_are_of_no_use() {
+    let world = World::new();
+    let bf16 = TrainConfig { lora_dtype: LoraDtype::Bf16, ..world.config.clone() };
+    let told = bf16.validate().unwrap_err().to_string();
+    assert!(told.contains("lora_dtype") && told.contains("bf16 = true"), "{told}");
+    let on_cpu = TrainConfig { bf16: true, ..bf16 };
+    let told = whole_run::<burn_flex::Flex>(&on_cpu, false, |_| (), |_| ()).unwrap_err().to_string();
+    assert!(told.contains("lora_dtype") && told.contains("flex"), "{told}");
 }
