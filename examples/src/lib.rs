@@ -5,7 +5,9 @@ pub mod around;
 pub mod measure;
 pub mod own;
 pub mod pretrain;
+pub mod rank;
 pub mod spread;
+pub mod study;
 
 /// The Rust of the book compiles and runs.
 #[cfg(all(doctest, feature = "flex"))]

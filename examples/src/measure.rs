@@ -42,12 +42,11 @@ pub struct Measured {
     #[serde(skip)]
     pub texts: Vec<String>,
     /// What was counted, scene by scene.
-    #[serde(skip)]
     pub tallies: Vec<Tally>,
 }
 
 /// What was counted on one scene.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Tally {
     /// Sentences of the description, and those of them that are false.
     pub sentences: [usize; 2],

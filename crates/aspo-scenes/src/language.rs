@@ -23,6 +23,8 @@ pub struct Question {
 pub struct Planted {
     /// The whole text.
     pub text: String,
+    /// The same without the mistakes: every other sentence is the same to the letter.
+    pub right: String,
     /// Indices of the sentences that are wrong, ascending.
     pub mistaken: Vec<usize>,
 }
@@ -98,12 +100,14 @@ pub fn plant_mistakes(scene: &Scene, count: usize, seed: u64) -> Planted {
         rand::seq::index::sample(&mut rng, scene.objects.len(), count.min(scene.objects.len())).into_vec();
     chosen.sort_unstable();
     let mut text = opening(scene.objects.len(), scene.background, &mut rng);
+    let mut right = text.clone();
     for (index, object) in scene.objects.iter().enumerate() {
         let said = if chosen.contains(&index) { wrong(scene, object, &mut rng) } else { *object };
-        text.push(' ');
-        text.push_str(&statement(&said, &mut rng));
+        let same_words = &mut rng.clone();
+        right += &format!(" {}", statement(object, same_words));
+        text += &format!(" {}", statement(&said, &mut rng));
     }
-    Planted { text, mistaken: chosen.into_iter().map(|index| index + 1).collect() }
+    Planted { text, right, mistaken: chosen.into_iter().map(|index| index + 1).collect() }
 }
 
 fn wrong(scene: &Scene, object: &Object, rng: &mut ChaCha8Rng) -> Object {

@@ -63,6 +63,12 @@ fn exactly_the_planted_mistakes_are_judged_false() {
             .map(|(index, _)| index)
             .collect();
         assert_eq!(wrong, planted.mistaken, "{} of {scene:?}", planted.text);
+        let right = judge(scene, &planted.right).sentences;
+        assert_eq!(right.len(), judgement.sentences.len());
+        for (at, (right, said)) in right.iter().zip(&judgement.sentences).enumerate() {
+            assert_eq!(right.1, Verdict::True, "{} of {scene:?}", planted.right);
+            assert_eq!(right.0 != said.0, planted.mistaken.contains(&at), "{} | {}", right.0, said.0);
+        }
     }
 }
 
