@@ -91,7 +91,8 @@ impl OnBackend for Job {
         let shape = LlavaConfig::load(&config.model)?;
         let mut data = read(&config, &Sight::of(&config, &shape.init::<B>(&device))?)?;
         data.decode_pictures(&config, |_, _| ())?;
-        score::<B>(&config, &mut data, false, &device)?;
+        // Both answers: some settings weigh both.
+        score::<B>(&config, &mut data, true, &device)?;
         same_study(&args, &out, &config, &data)?;
         let world = out.join("world");
         write(&world, args.world_seed, Split::Test, args.eval_scenes)?;

@@ -54,7 +54,8 @@ impl OnBackend for Job {
         let config = TrainConfig::from_toml(&path)?;
         let shape = LlavaConfig::load(&config.model)?;
         let mut data = read(&config, &Sight::of(&config, &shape.init::<B>(&device))?)?;
-        score::<B>(&config, &mut data, false, &device)?;
+        // Both answers are looked at.
+        score::<B>(&config, &mut data, true, &device)?;
         let scenes = load(&config.images, Split::Pairs)?;
         let scenes: HashMap<String, Scene> =
             scenes.into_iter().map(|line| (line.image, line.scene)).collect();
@@ -162,7 +163,7 @@ fn drawn(lines: &[(String, Vec<f64>)]) -> String {
         |value: f64| 220.0 - 200.0 * (value - low) / (high - low),
     );
     let mut svg = String::from(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"600\" height=\"262\" font-family=\"system-ui,sans-serif\" font-size=\"11\" \
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"580\" height=\"262\" font-family=\"system-ui,sans-serif\" font-size=\"11\" \
          fill=\"#444\"><rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>",
     );
     let mut value = low;

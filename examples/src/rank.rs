@@ -53,6 +53,6 @@ mod tests {
         let right = vec![known(0.9, 1.0, true), known(0.1, 9.0, true)];
         let at = |alpha| agreement(&[mixed.clone(), right.clone()], alpha).unwrap().mean;
         assert_eq!([at(1.0), at(0.0)], [0.5, 0.25]);
-        assert!(agreement(&[right.clone()], 0.5).is_none());
+        assert!(agreement(std::slice::from_ref(&right), 0.5).is_none());
     }
 }

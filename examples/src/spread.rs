@@ -23,7 +23,10 @@ impl Spread {
 
 impl fmt::Display for Spread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.1} ± {:.1}", self.mean, self.deviation)
+        match self.deviation.is_nan() {
+            true => write!(f, "{:.1}", self.mean),
+            false => write!(f, "{:.1} ± {:.1}", self.mean, self.deviation),
+        }
     }
 }
 
@@ -47,7 +50,10 @@ impl Interval {
 
 impl fmt::Display for Interval {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:+.1} [{:+.1}, {:+.1}]", self.mean, self.low, self.high)
+        match self.low.is_nan() {
+            true => write!(f, "{:+.1}", self.mean),
+            false => write!(f, "{:+.1} [{:+.1}, {:+.1}]", self.mean, self.low, self.high),
+        }
     }
 }
 
@@ -94,6 +100,9 @@ mod tests {
         let found = paired(&[2.0, 4.0, 6.0], &[1.0, 2.0, 3.0]);
         assert_eq!(found.to_string(), "+2.0 [-0.5, +4.5]");
         assert_eq!(Spread::of(&[1.0, 2.0, 3.0]).to_string(), "2.0 ± 1.0");
+        // One value leaves open how far others are.
+        assert_eq!(paired(&[2.0], &[1.0]).to_string(), "+1.0");
+        assert_eq!(Spread::of(&[1.0]).to_string(), "1.0");
     }
 
     #[test]

@@ -151,8 +151,11 @@ pub const COLUMNS: [Column; 6] = [
     ("Δ log π(chosen)", |o| o.displacement),
 ];
 
+/// All and part of what was counted on a scene.
+type Counts = fn(&Tally) -> [usize; 2];
+
 /// What is a share of counts over scenes.
-const SHARES: [(&str, fn(&Tally) -> [usize; 2]); 3] = [
+const SHARES: [(&str, Counts); 3] = [
     ("hallucinated sentences", |tally| tally.sentences),
     ("objects described", |tally| tally.objects),
     ("POPE accuracy", |tally| tally.questions),
@@ -223,7 +226,7 @@ pub fn tables(settings: &[Setting], base: &Measured, done: &BTreeMap<Run, Outcom
 }
 
 /// The change of a share, counts of all models on a scene added up.
-fn over_scenes(before: &[&Measured], after: &[&Measured], counts: fn(&Tally) -> [usize; 2]) -> Interval {
+fn over_scenes(before: &[&Measured], after: &[&Measured], counts: Counts) -> Interval {
     let sums = |models: &[&Measured]| {
         let mut sums = vec![[0; 2]; models.first().map_or(0, |model| model.tallies.len())];
         for model in models {
@@ -234,4 +237,48 @@ fn over_scenes(before: &[&Measured], after: &[&Measured], counts: fn(&Tally) -> 
         sums
     };
     share_change(&sums(before), &sums(after)).scaled(100.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_of_most_seeds_come_first_seed_by_seed() {
+        let runs = runs(&OWN);
+        assert_eq!(runs.len(), 2 * 10 + 7 * 5);
+        assert_eq!(runs[..4], [(0, 1), (1, 1), (0, 2), (1, 2)]);
+        assert_eq!(runs[20..22], [(2, 1), (3, 1)]);
+    }
+
+    #[test]
+    fn differences_are_of_the_same_seed_and_of_what_is_there() {
+        // Of ten sentences a scene, this many are false.
+        let measured = |wrong: [usize; 2]| Measured {
+            hallucinated: (wrong[0] + wrong[1]) as f64 / 20.0,
+            tallies: wrong
+                .map(|wrong| Tally { sentences: [10, wrong], objects: [1, 1], questions: [1, 1] })
+                .to_vec(),
+            ..Measured::default()
+        };
+        let outcome =
+            |wrong| Outcome { measured: measured(wrong), accuracy: 0.5, displacement: 0.0, steps: 1 };
+        // DPO with seeds 1 to 3, ASPO with 1 and 2: 10 and 20 points fewer.
+        let done = BTreeMap::from([
+            ((0, 1), outcome([4, 4])),
+            ((0, 2), outcome([4, 6])),
+            ((0, 3), outcome([9, 9])),
+            ((1, 1), outcome([3, 3])),
+            ((1, 2), outcome([2, 4])),
+        ]);
+        let text = tables(&OWN, &measured([5, 5]), &done);
+        let rows: Vec<&str> = text.lines().filter(|line| line.starts_with("| ASPO |")).collect();
+        assert!(rows[0].starts_with("| ASPO | 2 | 30.0 ± 0.0 |"), "{}", rows[0]);
+        // Student's t for one degree of freedom: 12.706 · 7.07 / √2.
+        assert!(rows[1].starts_with("| ASPO | 2 | -15.0 [-78.5, +48.5] |"), "{}", rows[1]);
+        // Both scenes differ by as much: nothing is left open over scenes.
+        assert!(rows[2].starts_with("| ASPO | 2 | -15.0 [-15.0, -15.0] |"), "{}", rows[2]);
+        assert!(rows[2].ends_with("| 2 of 2 |"), "{}", rows[2]);
+        assert!(rows[3].starts_with("| ASPO | 2 | -20.0 ["), "{}", rows[3]);
+    }
 }
