@@ -12,6 +12,10 @@ impl Activation {
         if crate::cpu::ops::takes(&x) {
             return crate::cpu::ops::activation(x, self);
         }
+        #[cfg(feature = "cube")]
+        if let Some(y) = crate::cube::activation(&x, self) {
+            return y;
+        }
         self.generic(x)
     }
 

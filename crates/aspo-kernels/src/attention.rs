@@ -37,6 +37,10 @@ pub fn attention<B: Backend>(qkv: Tensor<B, 3>, heads: Heads, context: &Context<
     if crate::cpu::ops::takes(&qkv) {
         return crate::cpu::ops::attention(qkv, None, heads, context);
     }
+    #[cfg(feature = "cube")]
+    if let Some(out) = crate::cube::attention(&qkv, None, heads, context) {
+        return out;
+    }
     let [q, k, v] = context.split(qkv, heads);
     merge_heads(attend(q, k, v, context.hidden(heads.groups)))
 }
@@ -67,6 +71,10 @@ pub fn cross_attention<B: Backend>(
     #[cfg(feature = "flex")]
     if crate::cpu::ops::takes(&q) {
         return crate::cpu::ops::attention(q, Some(kv), heads, context);
+    }
+    #[cfg(feature = "cube")]
+    if let Some(out) = crate::cube::attention(&q, Some(&kv), heads, context) {
+        return out;
     }
     let q = take_heads(&q, 0, heads.heads, heads.dim).swap_dims(1, 2);
     let [k, v] = [0, heads.groups].map(|from| take_heads(&kv, from, heads.groups, heads.dim).swap_dims(1, 2));

@@ -32,7 +32,7 @@ impl Heads {
         self.heads / self.groups
     }
 
-    #[cfg(feature = "flex")]
+    #[cfg(any(feature = "flex", feature = "cube"))]
     pub(crate) fn scale(&self) -> f32 {
         (1.0 / (self.dim as f64).sqrt()) as f32
     }
@@ -117,8 +117,13 @@ impl<B: Backend> Context<B> {
 
     /// [`split_heads`] with the angles of this context.
     pub fn split(&self, qkv: Tensor<B, 3>, heads: Heads) -> [Tensor<B, 4>; 3] {
+        split_heads(qkv, heads, self.tables())
+    }
+
+    /// The angles as tensors.
+    pub(crate) fn tables(&self) -> Option<&Tables<B>> {
         let make = |rotary: &Arc<Rotary>| self.tables.get_or_init(|| Tables::new(rotary, &self.device));
-        split_heads(qkv, heads, self.rotary.as_ref().map(make))
+        self.rotary.as_ref().map(make)
     }
 }
 
@@ -129,6 +134,10 @@ pub fn split_heads<B: Backend>(
     heads: Heads,
     tables: Option<&Tables<B>>,
 ) -> [Tensor<B, 4>; 3] {
+    #[cfg(feature = "cube")]
+    if let Some(parts) = crate::cube::split(&qkv, heads, tables) {
+        return parts;
+    }
     let take = |from: usize, count: usize| take_heads(&qkv, from, count, heads.dim);
     let (q, k) = (take(0, heads.heads), take(heads.heads, heads.groups));
     let v = take(heads.heads + heads.groups, heads.groups).swap_dims(1, 2);

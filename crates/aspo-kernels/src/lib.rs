@@ -63,9 +63,13 @@
 
 mod activation;
 mod attention;
+#[cfg(any(feature = "flex", feature = "cube"))]
+mod bridge;
 mod context;
 #[cfg(feature = "flex")]
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 mod decode;
 mod head;
 mod layer;

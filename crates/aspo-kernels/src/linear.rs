@@ -63,6 +63,10 @@ pub fn linear<B: Backend, const D: usize>(
     {
         return crate::cpu::ops::linear(x, before, layers, kept, residual);
     }
+    #[cfg(feature = "cube")]
+    if let Some(y) = crate::cube::linear(&x, &before, layers, &kept, residual.as_ref()) {
+        return y;
+    }
     generic(x, before, layers, kept, residual)
 }
 

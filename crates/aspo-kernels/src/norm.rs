@@ -14,6 +14,10 @@ pub fn rms_norm<B: Backend, const D: usize>(x: Tensor<B, D>, weight: Tensor<B, 1
     if crate::cpu::ops::takes(&x) {
         return crate::cpu::ops::rms_norm(x, weight, eps);
     }
+    #[cfg(feature = "cube")]
+    if let Some(y) = crate::cube::rms_norm(&x, &weight, eps) {
+        return y;
+    }
     let dtype = x.dtype();
     let x = cast(x, DType::F32);
     let inverse = (x.clone().square().mean_dim(D - 1) + eps).sqrt().recip();
@@ -35,6 +39,10 @@ pub fn layer_norm<B: Backend, const D: usize>(
     #[cfg(feature = "flex")]
     if crate::cpu::ops::takes(&x) {
         return crate::cpu::ops::layer_norm(x, weight, bias, eps);
+    }
+    #[cfg(feature = "cube")]
+    if let Some(y) = crate::cube::layer_norm(&x, &weight, &bias, eps) {
+        return y;
     }
     let dtype = x.dtype();
     let x = cast(x, DType::F32);

@@ -48,9 +48,9 @@ impl Rotary {
 #[derive(Debug, Clone)]
 pub struct Tables<B: Backend> {
     /// `[1, tokens · dim]`, each half of a head alike.
-    cos: Tensor<B, 2>,
+    pub(crate) cos: Tensor<B, 2>,
     /// As `cos`, the first half of a head negated.
-    sin: Tensor<B, 2>,
+    pub(crate) sin: Tensor<B, 2>,
 }
 
 impl<B: Backend> Tables<B> {

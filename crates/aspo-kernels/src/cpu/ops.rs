@@ -4,13 +4,14 @@ use core::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::{DType, Tensor, backend::Backend};
-use burn_flex::FlexTensor;
+use burn_flex::{Flex, FlexTensor};
 use half::bf16;
 
-use super::bridge::{Fast, Fused, is_flex, record, shape, tensor, values};
+use super::bridge::{Fast, is_flex, shape, solid, tensor, values};
 use super::decode::Cache;
 use super::linear::{Dropout, Factors, Grads, Wanted, Weight};
 use super::{attention as slices, head, linear as group, row};
+use crate::bridge::{Fused, record};
 use crate::cast;
 use crate::context::{Context, Heads};
 use crate::layer::Activation;
@@ -45,10 +46,11 @@ struct Attention {
     rotary: Option<Arc<Rotary>>,
 }
 
-impl Fused<2> for Attention {
+impl Fused<Flex, 2> for Attention {
     fn backward(self, grad: FlexTensor, _: [bool; 2]) -> [Option<FlexTensor>; 2] {
         let how = slices::Attention { heads: self.heads, mask: &self.mask, rotary: self.rotary.as_deref() };
         let read = slices::Read::new(values(&self.q), self.kv.as_ref().map(values), self.heads);
+        let grad = solid(grad);
         let [dq, dkv] = how.backward(read, values(&self.out), &self.sums, values(&grad));
         [Some(tensor(dq, shape(&self.q))), self.kv.map(|kv| tensor(dkv, shape(&kv)))]
     }
@@ -176,9 +178,9 @@ struct Prepared {
     x: FlexTensor,
 }
 
-impl Fused<3> for Prepared {
+impl Fused<Flex, 3> for Prepared {
     fn backward(self, grad: FlexTensor, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
-        self.what.backward(&self.x, grad, wanted[1] || wanted[2])
+        self.what.backward(&self.x, solid(grad), wanted[1] || wanted[2])
     }
 }
 
@@ -280,8 +282,9 @@ const OF_LAYER: usize = 4;
 
 const PARENTS: usize = SHARED + OF_LAYER * GROUP;
 
-impl Fused<PARENTS> for Group {
+impl Fused<Flex, PARENTS> for Group {
     fn backward(self, grad: FlexTensor, wanted: [bool; PARENTS]) -> [Option<FlexTensor>; PARENTS] {
+        let grad = solid(grad);
         let layers: Vec<_> = self.layers.iter().map(Kept::layer).collect();
         let of_layers: Vec<Wanted> = (0..layers.len())
             .map(|i| {

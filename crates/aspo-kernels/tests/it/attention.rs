@@ -261,3 +261,26 @@ fn full_attention_sees_every_real_token<B: Backend>() {
         }
     }
 }
+
+#[cfg(feature = "wgpu")]
+#[test]
+fn more_scores_than_are_held_at_once_give_what_the_cpu_gives() {
+    // 23 million scores, of which CHUNK_SCORES are held: two chunks, the second from amid a head's queries on.
+    let tokens = 2400;
+    let segments: Vec<i64> = (0..tokens).map(|t| [0, 1, 2][3 * t / tokens]).collect();
+    let heads = Heads { heads: 4, groups: 2, dim: 2 };
+    let positions = (0..tokens as i64).collect();
+    let case = Case { batch: 1, tokens, heads, segments, positions, rotary: true, seed: 4 };
+    fn run<B: Backend>(case: &Case) -> [Vec<f64>; 2] {
+        let x = leaf::<B, 3>(&case.qkv(), [1, case.tokens, case.heads.width()]);
+        let y = attention(x.clone(), case.heads, &case.context());
+        let shape = y.dims();
+        let grads = (y.clone() * tensor(&case.flow(), shape)).sum().backward();
+        [values(y), values(x.grad(&grads).unwrap())]
+    }
+    let [y, dx] = run::<burn::backend::Wgpu>(&case);
+    let [y_flex, dx_flex] = run::<burn_flex::Flex>(&case);
+    close("values", &y, &y_flex, 3e-6);
+    // Keys of the prompt gather the gradients of thousands of queries.
+    close("gradients", &dx, &dx_flex, 1e-5);
+}

@@ -7,6 +7,8 @@ mod cat;
 mod cross;
 mod decode;
 mod head;
+#[cfg(feature = "wgpu")]
+mod launches;
 mod linear;
 mod norm;
 mod support;
