@@ -22,12 +22,15 @@ pub fn head_pass<B: Backend>(
 ) -> Option<HeadPass<B>> {
     check(hidden, head, targets);
     #[cfg(feature = "flex")]
-    return crate::cpu::ops::head_pass(hidden, head, targets, tile, want);
-    #[cfg(not(feature = "flex"))]
-    {
-        let _ = (tile, want);
-        None
+    if let Some(pass) = crate::cpu::ops::head_pass(hidden, head, targets, tile, want) {
+        return Some(pass);
     }
+    #[cfg(feature = "cube")]
+    if let Some(pass) = crate::cube::head_pass(hidden, head, targets, tile, want) {
+        return Some(pass);
+    }
+    let _ = (tile, want);
+    None
 }
 
 impl<B: Backend> HeadPass<B> {
@@ -52,12 +55,18 @@ impl<B: Backend> HeadPass<B> {
         check(hidden, head, targets);
         assert!(grad.dims() == [targets.len()], "a gradient for each row");
         #[cfg(feature = "flex")]
-        return crate::cpu::ops::head_gradients(self, hidden, head, targets, grad, tile, want_hidden);
-        #[cfg(not(feature = "flex"))]
+        if let Some(found) =
+            crate::cpu::ops::head_gradients(self, hidden, head, targets, grad, tile, want_hidden)
         {
-            let _ = (tile, want_hidden);
-            None
+            return Some(found);
         }
+        #[cfg(feature = "cube")]
+        if let Some(found) = crate::cube::head_gradients(self, hidden, head, targets, grad, tile, want_hidden)
+        {
+            return Some(found);
+        }
+        let _ = (tile, want_hidden);
+        None
     }
 }
 

@@ -7,9 +7,11 @@
 //! scheduling.
 
 mod attention;
+mod head;
 mod join;
 mod launch;
 mod linear;
+mod logits;
 mod rotary;
 mod row;
 mod softmax;
@@ -21,6 +23,7 @@ use burn::tensor::{DType, Tensor, TensorPrimitive};
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement, tensor::CubeTensor};
 
 pub(crate) use attention::{attention, split};
+pub(crate) use head::{head_gradients, head_pass};
 pub(crate) use linear::{activation, layer_norm, linear, rms_norm};
 
 /// A backend whose tensors lie in CubeCL's memory.

@@ -169,3 +169,38 @@ fn other_backends_and_graphs_have_no_pass() {
     let found = head_pass(&h, &w, &[0], [1, 1], FROZEN).expect("no gradient is asked of these");
     assert_eq!(values(found.log_probs), [0.0], "of one token, that one is certain");
 }
+
+/// On wgpu in f32; it has no half precision to widen, and keeps no exponentials.
+#[cfg(feature = "wgpu")]
+#[test]
+fn every_tile_on_wgpu_gives_the_values_and_gradients_of_plain_loops() {
+    type B = burn::backend::Wgpu;
+    for (rows, width, vocabulary) in [(1, 1, 1), (5, 7, 11), (37, 16, 300), (3, 40, 65)] {
+        let h: Vec<f64> = noise(rows * width, 1).iter().map(|x| 4.0 * x).collect();
+        let (w, g) = (noise(vocabulary * width, 2), noise(rows, 3));
+        let targets: Vec<usize> = (0..rows).map(|i| (i * 7 + 3) % vocabulary).collect();
+        let [log_probs, log_sum_exp] = expected(&h, &w, width, &targets);
+        let [dh, dw] = gradients(&h, &w, width, &targets, &g);
+        let (h_t, w_t) = (tensor::<B, 2>(&h, [rows, width]), tensor(&w, [vocabulary, width]));
+        let g_t = tensor(&g, [rows]);
+        for tile in [[2, 3], [16, 64], [1000, 1000]] {
+            let pass = head_pass(&h_t, &w_t, &targets, tile, FROZEN).expect("wgpu has kernels");
+            let found = pass.gradients(&h_t, &w_t, &targets, &g_t, tile, true).unwrap();
+            close("log p", &values(pass.log_probs), &log_probs, 3e-6);
+            close("log sum", &values(pass.log_sum_exp), &log_sum_exp, 2e-6);
+            close("dlogp/dh", &values(pass.dlogp_dh.unwrap()), &dlogp_dh(&h, &w, width, &targets), 5e-6);
+            close("dh", &values(found.hidden.unwrap()), &dh, 5e-6);
+            close("dW", &values(found.head), &dw, 5e-6);
+        }
+    }
+}
+
+#[cfg(feature = "wgpu")]
+#[test]
+fn a_logit_that_is_no_number_shows_on_wgpu() {
+    let mut h = noise(4 * 8, 1);
+    h[9] = f64::NAN;
+    let (h, w) = (tensor::<burn::backend::Wgpu, 2>(&h, [4, 8]), tensor(&noise(40 * 8, 2), [40, 8]));
+    let found = values(head_pass(&h, &w, &[0, 1, 2, 39], [2, 16], FROZEN).unwrap().log_probs);
+    assert!(found[1].is_nan() && [0, 2, 3].iter().all(|i| found[*i].is_finite()), "{found:?}");
+}
