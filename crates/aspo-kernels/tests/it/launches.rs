@@ -30,7 +30,7 @@ struct Shape {
     width: usize,
     inner: usize,
     heads: Heads,
-    /// Kernels forward and backward.
+    /// Kernels forward and backward, at most.
     most: [usize; 2],
 }
 
@@ -100,7 +100,7 @@ fn count(folder: &Path) {
             [("forward", &forward[..], shape.most[0]), ("backward", backward, shape.most[1])]
         {
             println!("  {what}: {}", families(names));
-            assert!(names.len() <= most, "{} kernels {what}, {most} before", names.len());
+            assert!(names.len() <= most, "{} kernels {what}, {most} at most", names.len());
         }
     }
 }
