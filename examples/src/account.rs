@@ -7,13 +7,14 @@ use aspo_data::{EncodedPair, Encoder, ImageLoader, Pair};
 use aspo_models::VisionLanguageModel;
 use aspo_scenes::{Split, Verdict, judge, load};
 use aspo_train::{
-    Data, MarkedSentence, Picture, TrainConfig, VisionFeatures, WeighedSentence, processor, score, weigh,
+    Counts, Data, MarkedSentence, Picture, TrainConfig, VisionFeatures, WeighedSentence, processor, score,
+    weigh,
 };
 use burn::tensor::backend::Backend;
 
 use crate::measure::{Measured, Tally};
 use crate::pretrain::corpus::INSTRUCTIONS;
-use crate::spread::share_change;
+use aspo_eval::interval::share_change;
 
 /// Both models' figures and the change of each. What is a share of counts over scenes has the change's 95% interval.
 pub fn table(before: &Measured, after: &Measured) -> Vec<Vec<String>> {
@@ -45,6 +46,20 @@ pub fn table(before: &Measured, after: &Measured) -> Vec<Vec<String>> {
     }
     table.push(row("POPE mean accuracy, %", &Measured::pope_accuracy, Some(|t| t.questions)));
     table
+}
+
+/// What was counted of a model, scene by scene; `items` says which scenes.
+pub fn counts(measured: &Measured, items: String) -> Vec<Counts> {
+    let of = |name: &str, counts: fn(&Tally) -> [usize; 2]| Counts {
+        name: name.to_owned(),
+        items: items.clone(),
+        counts: measured.tallies.iter().map(counts).collect(),
+    };
+    vec![
+        of("hallucinated sentences", |tally| tally.sentences),
+        of("objects described rightly", |tally| tally.objects),
+        of("POPE mean accuracy", |tally| tally.questions),
+    ]
 }
 
 /// On a terminal.

@@ -10,7 +10,7 @@ use aspo_scenes::{Split, write};
 use aspo_train::{Data, Report, TrainConfig};
 use burn::tensor::backend::Backend;
 
-use crate::account::{pictures, print_table, table};
+use crate::account::{counts, pictures, print_table, table};
 use crate::measure::{HeldOut, Measured, measure};
 
 /// File of the figures, in the output folder.
@@ -87,6 +87,8 @@ impl Around for Scenes {
         let after = self.measure(trained, data, config, device)?;
         let table = table(&before, &after);
         print_table(&table);
+        report.counts =
+            counts(&after, format!("{} scenes of {:?}, seed {}", self.count, self.split, self.seed));
         report.tables.push((format!("{} scenes that no model has seen", self.count), table));
         let step = config.total_steps(data.pairs.len());
         let json = serde_json::json!({ "step": step, "base": before, "trained": after }).to_string();

@@ -1,4 +1,4 @@
-//! What the examples share: measuring on the scenes world, making its base models, means over seeds, a model of one's own.
+//! What the examples share: measuring on the scenes world, making its base models, a model of one's own.
 
 pub mod account;
 pub mod around;
@@ -6,7 +6,6 @@ pub mod measure;
 pub mod own;
 pub mod pretrain;
 pub mod rank;
-pub mod spread;
 pub mod study;
 
 /// The Rust of the book compiles and runs.

@@ -2,7 +2,7 @@
 
 use aspo_loss::weight::sentence_weights;
 
-use crate::spread::{Interval, share_change};
+use aspo_eval::interval::{Interval, share_change};
 
 /// A sentence whose truth is known.
 #[derive(Clone, Copy, Debug)]

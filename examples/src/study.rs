@@ -7,7 +7,7 @@ use aspo_train::{MetricLine, TrainConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::measure::{Measured, Tally};
-use crate::spread::{Interval, Spread, paired, share_change};
+use aspo_eval::interval::{Interval, Spread, paired, share_change};
 
 /// One way of training.
 #[derive(Clone, Copy, Debug)]

@@ -11,7 +11,7 @@ use aspo_models::{
 use aspo_train::processor;
 use burn::tensor::backend::Backend;
 use clap::Parser;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::answer::{Asked, encoder, stream};
 use crate::backend::{Device, OnBackend};
@@ -34,7 +34,7 @@ pub struct GenerateArgs {
     #[arg(required_unless_present = "prompts")]
     prompt: Option<String>,
     /// A JSONL file in place of one question: lines with `prompt` and, where there are pictures, `image` (a path or a list of them,
-    /// relative to the file); a line of JSON with `prompt` and `answer` is printed for each
+    /// relative to the file); the same line with `answer` is printed for each
     #[arg(long, conflicts_with = "prompt")]
     prompts: Option<PathBuf>,
     /// How the question is wrapped [default: as the adapter was trained, else by the model's chat template]
@@ -63,13 +63,15 @@ pub struct GenerateArgs {
     device: Option<Device>,
 }
 
-/// A question, and the files of its pictures.
-#[derive(Deserialize)]
+/// A question, the files of its pictures, and, once it was asked, the answer.
+#[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Question {
-    prompt: String,
-    #[serde(default, deserialize_with = "one_or_several")]
-    image: Vec<PathBuf>,
+pub(crate) struct Question {
+    pub prompt: String,
+    #[serde(default, deserialize_with = "one_or_several", skip_serializing_if = "Vec::is_empty")]
+    pub image: Vec<PathBuf>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
 }
 
 fn one_or_several<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<PathBuf>, D::Error> {
@@ -93,7 +95,11 @@ pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let questions = match (&args.prompts, &args.prompt) {
         (Some(file), _) => read(file)?,
         (None, prompt) => {
-            vec![Question { prompt: prompt.clone().unwrap_or_default(), image: args.image.clone() }]
+            vec![Question {
+                prompt: prompt.clone().unwrap_or_default(),
+                image: args.image.clone(),
+                answer: None,
+            }]
         }
     };
     let told = |error: aspo_models::Error| Failure::from(format!("option {error}"));
@@ -117,7 +123,8 @@ fn config(args: &GenerateArgs) -> GenerateConfig {
     }
 }
 
-fn read(file: &Path) -> Result<Vec<Question>, Failure> {
+/// The lines of a JSONL file; the paths in them are relative to it.
+pub(crate) fn read(file: &Path) -> Result<Vec<Question>, Failure> {
     let told = |error: &dyn std::fmt::Display| Failure::from(format!("{}: {error}", file.display()));
     let lines = BufReader::new(std::fs::File::open(file).map_err(|error| told(&error))?).lines();
     let mut questions = Vec::new();
@@ -127,11 +134,7 @@ fn read(file: &Path) -> Result<Vec<Question>, Failure> {
             continue;
         }
         let fault = |error: serde_json::Error| told(&format!("line {}: {error}", row + 1));
-        let mut question: Question = serde_json::from_str(&line).map_err(fault)?;
-        if let Some(folder) = file.parent() {
-            question.image.iter_mut().for_each(|image| *image = folder.join(&*image));
-        }
-        questions.push(question);
+        questions.push(serde_json::from_str(&line).map_err(fault)?);
     }
     Ok(questions)
 }
@@ -178,11 +181,12 @@ impl<B: Backend> OnArchitecture for JobOn<'_, B> {
         let encoder = encoder(&model, folder, template, &processor)?;
         let images = ImageLoader::new(".", processor)?;
         let config = config(args);
-        for Question { prompt, image } in &questions {
-            let alone = image.len() == 1;
-            let pictures =
-                image.iter().map(|path| load(&images, path, alone)).collect::<Result<Vec<_>, _>>()?;
-            let asked = Asked { question: prompt, pictures: &pictures };
+        let folder = args.prompts.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
+        for mut question in questions {
+            let alone = question.image.len() == 1;
+            let load = |path: &PathBuf| load(&images, &folder.join(path), alone);
+            let pictures = question.image.iter().map(load).collect::<Result<Vec<_>, _>>()?;
+            let asked = Asked { question: &question.prompt, pictures: &pictures };
             let one = args.prompts.is_none();
             let answer = stream(&model, &encoder, &asked, &config, &device, |text| {
                 if one {
@@ -191,7 +195,10 @@ impl<B: Backend> OnArchitecture for JobOn<'_, B> {
             })?;
             match one {
                 true => say!(),
-                false => say!("{}", serde_json::json!({ "prompt": prompt, "answer": answer })),
+                false => {
+                    question.answer = Some(answer);
+                    say!("{}", serde_json::to_string(&question)?);
+                }
             }
         }
         Ok(())

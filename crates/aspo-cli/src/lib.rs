@@ -12,6 +12,7 @@
 //! | `aspo evaluate` | scores a model on a benchmark |
 //! | `aspo generate` | asks a model about pictures |
 //! | `aspo weigh` | shows how much each sentence of people's answers counts |
+//! | `aspo report` | lays several runs side by side, as a page |
 //! | `aspo merge` | writes a model with its adapter merged in |
 //! | `aspo segment` | splits texts into sentences |
 //! | `aspo completions` | prints completions for a shell |
@@ -21,6 +22,7 @@ mod ask;
 pub mod backend;
 mod card;
 pub mod checkpoint;
+pub mod compare;
 pub mod evaluate;
 pub mod generate;
 mod hub;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use aspo_cli::backend::exit_on_error;
 use aspo_cli::options::TrainArgs;
-use aspo_cli::{evaluate, generate, merge, out, pairs, segment, train, validate, weigh};
+use aspo_cli::{compare, evaluate, generate, merge, out, pairs, segment, train, validate, weigh};
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
@@ -26,6 +26,7 @@ enum Command {
     Evaluate(evaluate::EvaluateArgs),
     Generate(generate::GenerateArgs),
     Weigh(weigh::WeighArgs),
+    Report(compare::ReportArgs),
     Merge(merge::MergeArgs),
     Segment(segment::SegmentArgs),
     /// Prints completions for a shell: `aspo completions bash > /etc/bash_completion.d/aspo`.
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         Command::Evaluate(args) => exit_on_error(evaluate::run(&args)),
         Command::Generate(args) => exit_on_error(generate::run(&args)),
         Command::Weigh(args) => exit_on_error(weigh::run(&args)),
+        Command::Report(args) => exit_on_error(compare::run(&args)),
         Command::Merge(args) => exit_on_error(merge::run(&args)),
         Command::Segment(args) => exit_on_error(segment::run(&args)),
         Command::Completions { shell } => {

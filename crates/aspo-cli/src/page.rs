@@ -10,16 +10,6 @@ use aspo_train::{embedded, escape};
 use crate::Failure;
 use crate::report::shown;
 
-const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}\
-h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid #ddd;overflow-wrap:anywhere}\
-.wide{overflow-x:auto}table{border-collapse:collapse}\
-td,th{padding:.25em .8em;border-bottom:1px solid #eee;text-align:right}td:first-child,th:first-child{text-align:left}\
-.pair{display:flex;flex-wrap:wrap;gap:1em;margin:1em 0;padding-top:1em;border-top:1px solid #eee;align-items:flex-start}\
-.pair>div:last-child{flex:1 1 20em;min-width:0;overflow-wrap:anywhere}.pair img{display:block;width:144px;margin-bottom:.5em;\
-border:1px solid #ccc}.small{image-rendering:pixelated}.masked{color:#888;white-space:pre-wrap}p{margin:.3em 0}\
-.a{background:#dcecf8}.b{background:#e4f3dd}.a,.b{padding:.1em .15em;border-radius:3px}.note{color:#888;font-size:.85em}\
-.fault{color:#a30}b{display:inline-block;min-width:5em;margin-right:.4em}";
-
 /// Writes the page: to a temporary name, then renamed.
 ///
 /// # Errors
@@ -30,10 +20,7 @@ pub fn write(
     encoder: Option<&Encoder>,
     images: Option<&Path>,
 ) -> Result<(), Failure> {
-    let mut html = format!(
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\">\
-         <title>Preference pairs</title><style>{STYLE}</style><h1>Preference pairs</h1>"
-    );
+    let mut html = String::new();
     let loader = ImageLoader::new(images.unwrap_or(Path::new("")), ImageProcessor::default())?;
     for report in reports {
         let _ = write!(html, "<h2>{}</h2>", escape(&report.path.display().to_string()));
@@ -54,7 +41,7 @@ pub fn write(
             html += &pair(sample, encoder, &loader, images.is_some())?;
         }
     }
-    html += "</html>\n";
+    let html = aspo_train::page("Preference pairs", &html);
     aspo_data::files::write_atomic(path, |file| {
         file.write_all(html.as_bytes()).map_err(|source| aspo_data::Error::Io { path: path.into(), source })
     })?;
@@ -125,7 +112,7 @@ fn pair(
     with_images: bool,
 ) -> Result<String, Failure> {
     let Sample { path, row, pair, encoded } = sample;
-    let mut html = String::from("<div class=pair>");
+    let mut html = String::from("<div class=picture>");
     if with_images && !pair.images.is_empty() {
         html += "<div>";
         for image in &pair.images {
@@ -174,7 +161,7 @@ fn answer(name: &str, answer: &EncodedAnswer) -> String {
 }
 
 fn sentences_of<'a>(name: &str, sentences: impl Iterator<Item = (&'a str, String)>, note: &str) -> String {
-    let mut html = format!("<p><b>{name}</b>");
+    let mut html = format!("<p class=said><b>{name}</b>");
     for (index, (text, told)) in sentences.enumerate() {
         let class = if index % 2 == 0 { "a" } else { "b" };
         let _ = write!(html, "<span class={class} title=\"{told}\">{}</span> ", escape(text.trim()));

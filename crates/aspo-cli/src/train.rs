@@ -212,6 +212,7 @@ impl<A: Around> Job<'_, A> {
         around.after([&plain, &trained], &data, &config, &device, &mut report)?;
         let own = own_pictures(&config, &data, &trained, &device)?;
         report.pictures.push(("Pairs of the training, their sentences by weight".into(), own));
+        report.keep(&config.output_dir)?;
         report.write(&report_file)?;
         card::write(&finished.adapter, &config, &report)?;
         say!("\nadapter  {}", finished.adapter.display());
@@ -241,7 +242,7 @@ fn is_done(
     say!("going on from {}, step {step} of {total}", checkpoint.display());
     longer.iter().for_each(|text| say!("{text}"));
     if step < total {
-        for file in ["report.html"].iter().chain(around.files()) {
+        for file in ["report.html", "report.json"].iter().chain(around.files()) {
             keep(&config.output_dir.join(file), step)?;
         }
     }

@@ -71,6 +71,7 @@ pub mod choice;
 mod error;
 mod file;
 pub mod gqa;
+pub mod interval;
 pub mod judge;
 pub mod llava_bench;
 pub mod mm_vet;

@@ -6,14 +6,14 @@ use aspo_loss::sentence::perplexity;
 use aspo_loss::weight::sentence_weights;
 use aspo_models::VisionLanguageModel;
 use burn::tensor::backend::Backend;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::features::VisionFeatures;
 use crate::step::MicroBatch;
 
 /// One sentence of a chosen answer.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WeighedSentence {
     /// Its text.
     pub text: String,

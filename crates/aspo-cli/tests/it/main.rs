@@ -1,5 +1,6 @@
 //! The program, run as people run it.
 
+mod compare;
 mod newer;
 #[cfg(feature = "mpi")]
 mod ranks;
@@ -77,6 +78,7 @@ fn help_lists_every_command_and_the_defaults_that_count() {
         "segment",
         "completions",
         "weigh",
+        "report",
     ] {
         assert!(all.contains(&format!("\n  {command} ")), "{all}");
         assert!(said(&aspo(folder.path(), &[command, "--help"])).contains("Usage: aspo"), "{command}");
@@ -173,6 +175,29 @@ fn pairs_are_shown_as_a_model_sees_them_and_their_sentences_by_weight() {
     }
     let page = std::fs::read_to_string(folder.path().join("weights.html")).unwrap();
     assert!(page.contains("<b>rejected</b>") && page.contains("similarity"));
+    // Answers alone, their pictures beside the file.
+    let picture = std::fs::read_dir(assets("assets/scenes/pairs")).unwrap().next().unwrap().unwrap().path();
+    std::fs::copy(picture, folder.path().join("seen.png")).unwrap();
+    let row = |answer: &str| {
+        serde_json::json!({ "prompt": "What is there?", "image": "seen.png", "answer": answer }).to_string()
+            + "\n"
+    };
+    std::fs::write(folder.path().join("answers.jsonl"), row("A red circle. It is small.")).unwrap();
+    let weigh = |file: &str| {
+        let words =
+            ["weigh", "--model", &model, "--clip", &clip, "--answers", file, "--out", "alone.html", "--json"];
+        aspo(folder.path(), &words)
+    };
+    let told: serde_json::Value = serde_json::from_str(&said(&weigh("answers.jsonl"))).unwrap();
+    assert_eq!((&told["answer"], told["sentences"].as_array().unwrap().len()), (&"answer".into(), 2));
+    let page = std::fs::read_to_string(folder.path().join("alone.html")).unwrap();
+    assert!(
+        page.contains("<b>answer</b>")
+            && page.contains("data:image/png;base64,")
+            && !page.contains("rejected")
+    );
+    std::fs::write(folder.path().join("empty.jsonl"), row("A dot.") + &row(" ")).unwrap();
+    assert!(complaint(&weigh("empty.jsonl"), 1).contains("empty.jsonl: answer 2: `answer` is empty"));
     let without = ["weigh", "--model", &model, "--data", &pairs, "--images", &images];
     assert!(complaint(&aspo(folder.path(), &without), 1).contains("option `clip`"));
 }
@@ -262,7 +287,10 @@ fn a_model_is_trained_asked_merged_and_asked_again_and_scored() {
     // The same folder is not written twice, and a longer run goes on there.
     assert!(complaint(&train(&["--max-steps", "2"]), 1).contains("holds a run"));
     assert!(said(&train(&["--max-steps", "3", "--resume"])).contains("step 2 of 3"));
-    assert!(at("run/report-000002.html").exists());
+    assert!(at("run/report-000002.html").exists() && at("run/report-000002.json").exists());
+    said(&aspo(folder.path(), &["report", "run"]));
+    let page = std::fs::read_to_string(at("runs.html")).unwrap();
+    assert!(page.contains("<b>chosen, trained, run</b>") && page.contains("aria-label=\"Loss: loss\""));
 
     let model = assets("assets/llava");
     let picture = std::fs::read_dir(assets("assets/scenes/pairs")).unwrap().next().unwrap().unwrap().path();
