@@ -56,6 +56,8 @@
 //!
 //! - **f32 values in flex's memory** (`Flex`, `Autodiff<Flex>`; feature `flex`, on by default) go to kernels over slices: AVX2
 //!   or AVX-512 as found at run time, NEON as compiled, on all of rayon's threads. [`has_kernels`] tells.
+//! - **Values in CubeCL's memory** (`Wgpu`, `Cuda` and their `Autodiff`; features `wgpu`, `cuda`) go to kernels in CubeCL for what is between
+//!   products, which are Burn's.
 //! - **Every other backend or type** goes to Burn's own operations, held to the same tests.
 //!
 //! Results do not depend on the number of threads: work is cut by shapes alone, and every value is summed in one order. They
