@@ -59,8 +59,9 @@ impl<H: Home> Read<H> {
         let (mut out, mut sums) = (vec![], vec![]);
         for chunk in self.chunks(heads) {
             let scores = unwrap(self.scores(chunk));
-            sums.push(softmax(&scores, hidden.cloned(), chunk));
-            out.push(wrap::<H, 4>(scores).matmul(self.v.clone()));
+            let [weights, own] = softmax(scores, hidden.cloned(), chunk);
+            sums.push(own);
+            out.push(wrap::<H, 4>(weights).matmul(self.v.clone()));
         }
         (whole(out, &self.q), sums)
     }
@@ -79,8 +80,8 @@ impl<H: Home> Read<H> {
             let grad = part(grad, chunk);
             let weights = unwrap(self.scores(chunk));
             let scores = unwrap(grad.clone().matmul(self.v.clone().swap_dims(2, 3)));
-            softmax_backward(&weights, &scores, hidden.cloned(), sums.clone(), chunk);
-            let (weights, scores) = (wrap::<H, 4>(weights), wrap::<H, 4>(scores));
+            let [weights, scores] =
+                softmax_backward(weights, scores, hidden.cloned(), sums.clone(), chunk).map(wrap::<H, 4>);
             dq.push(scores.clone().matmul(self.k.clone()));
             let dk = scores.swap_dims(2, 3).matmul(part(&self.q, chunk));
             let dv = weights.swap_dims(2, 3).matmul(grad);

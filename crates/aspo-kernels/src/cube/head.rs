@@ -81,9 +81,9 @@ fn pass<H: Home>(
         for [column, width] in parts(vocabulary, tile[1]) {
             let w = wide(&head, [column, width]);
             let logits = unwrap(h.clone().matmul(w.clone().transpose()));
-            let factor = rows.take(&logits, [from, column]);
+            let [exp, factor] = rows.take(logits, [from, column]);
             if want.dlogp_dh {
-                let own = wrap::<H, 2>(logits).matmul(w);
+                let own = wrap::<H, 2>(exp).matmul(w);
                 mixed = Some(match mixed {
                     Some(mixed) => mixed * wrap(factor) + own,
                     None => own,
@@ -140,9 +140,9 @@ fn gradients<H: Home>(
         let mut own = None;
         for ([from, len], dh) in parts(n, tile[0]).zip(&mut dh) {
             let h = wide(&hidden, [from, len]);
-            let dz = unwrap(h.clone().matmul(w.clone().transpose()));
-            logits::gradient(&dz, ids.clone(), log_sum_exp.clone(), grad.clone(), [from, column]);
-            let dz = wrap::<H, 2>(dz);
+            let logits = unwrap(h.clone().matmul(w.clone().transpose()));
+            let of_rows = [ids.clone(), log_sum_exp.clone(), grad.clone()];
+            let dz = wrap::<H, 2>(logits::gradient(logits, of_rows, [from, column]));
             if want_hidden {
                 add(dh, dz.clone().matmul(w.clone()));
             }

@@ -5,7 +5,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
-use super::launch::{a_unit_a_value, array, arrays, rows};
+use super::launch::{a_unit_a_value, array, arrays, rows, written};
 
 /// The parts of a layer's result.
 pub struct Layer<R: CubeRuntime> {
@@ -33,7 +33,7 @@ pub fn join<R: CubeRuntime>(
     let (count, dim) = a_unit_a_value(&client, n * width);
     let types: [StorageType; 2] = [layer.product.dtype.into(), out.dtype.into()];
     let (product, bias, adapter) = (array(layer.product), arrays(layer.bias), arrays(layer.adapter));
-    let (residual, out) = (arrays(residual), array(out.clone()));
+    let (residual, out) = (arrays(residual), written(out));
     unsafe {
         join_layer::launch_unchecked(
             &client,

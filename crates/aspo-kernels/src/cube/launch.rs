@@ -37,6 +37,17 @@ pub fn array<R: CubeRuntime>(tensor: CubeTensor<R>) -> ArrayArg<R> {
     into_contiguous(tensor).into_array_arg()
 }
 
+/// Values that a kernel writes, which must lie in their order: a [solid] tensor or an [empty] one.
+pub fn written<R: CubeRuntime>(tensor: &CubeTensor<R>) -> ArrayArg<R> {
+    assert!(tensor.is_contiguous(), "a kernel would write into a copy");
+    tensor.clone().into_array_arg()
+}
+
+/// The tensor, its values in their order. Burn's results need not be so: on CUDA rows are padded.
+pub fn solid<R: CubeRuntime>(tensor: CubeTensor<R>) -> CubeTensor<R> {
+    into_contiguous(tensor)
+}
+
 /// As [`array`], none or several.
 pub fn arrays<R: CubeRuntime, E: Float>(
     tensors: impl IntoIterator<Item = CubeTensor<R>>,

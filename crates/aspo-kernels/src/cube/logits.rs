@@ -1,11 +1,11 @@
-//! What is between the products of the output head, in the place of a tile of logits.
+//! What is between the products of the output head, in the memory of a tile of logits.
 
 use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::launch::{a_cube_a_row, a_unit_a_value, array, empty, largest, rows, total};
+use super::launch::{a_cube_a_row, a_unit_a_value, array, empty, largest, rows, solid, total, written};
 
 /// Below any logit.
 const LOWEST: f32 = -1e30;
@@ -22,26 +22,26 @@ pub struct Rows<R: CubeRuntime> {
 }
 
 impl<R: CubeRuntime> Rows<R> {
-    /// Takes in the tile of logits whose first row and column are these: `exp(z - max)` stands in its place, `max` that of all
-    /// columns so far. What was summed before is to be multiplied by the result, `[rows, 1]`.
-    pub fn take(&self, logits: &CubeTensor<R>, [from, column]: [usize; 2]) -> CubeTensor<R> {
-        let [n, width] = rows(logits);
-        let factor = empty(logits, [n, 1], DType::F32);
+    /// Takes in the tile of logits whose first row and column are these: `exp(z - max)`, `max` that of all columns so far, and
+    /// what is to be multiplied with what was summed before, `[rows, 1]`.
+    pub fn take(&self, logits: CubeTensor<R>, [from, column]: [usize; 2]) -> [CubeTensor<R>; 2] {
+        let logits = solid(logits);
+        let [n, width] = rows(&logits);
+        let factor = empty(&logits, [n, 1], DType::F32);
         let client = logits.client.clone();
         let (count, dim) = a_cube_a_row(&client, n, width);
         let units = dim.num_elems() as usize;
-        let own = self.clone();
         unsafe {
             online_softmax::launch_unchecked(
                 &client,
                 count,
                 dim,
-                array(logits.clone()),
-                array(own.targets),
-                array(own.running),
-                array(own.log_sum_exp),
-                array(own.log_probs),
-                array(factor.clone()),
+                written(&logits),
+                array(self.targets.clone()),
+                written(&self.running),
+                written(&self.log_sum_exp),
+                written(&self.log_probs),
+                written(&factor),
                 n,
                 width,
                 from,
@@ -50,19 +50,18 @@ impl<R: CubeRuntime> Rows<R> {
                 units,
             );
         }
-        factor
+        [logits, factor]
     }
 }
 
-/// `grad (onehot(target) - exp(z - log Σ exp))` in the place of a tile of logits; the other tensors are of all rows.
+/// `grad (onehot(target) - exp(z - log Σ exp))` of a tile of logits `z`; the other tensors are of all rows.
 pub fn gradient<R: CubeRuntime>(
-    logits: &CubeTensor<R>,
-    targets: CubeTensor<R>,
-    log_sum_exp: CubeTensor<R>,
-    grad: CubeTensor<R>,
+    logits: CubeTensor<R>,
+    [targets, log_sum_exp, grad]: [CubeTensor<R>; 3],
     [from, column]: [usize; 2],
-) {
-    let [n, width] = rows(logits);
+) -> CubeTensor<R> {
+    let logits = solid(logits);
+    let [n, width] = rows(&logits);
     let client = logits.client.clone();
     let (count, dim) = a_unit_a_value(&client, n * width);
     unsafe {
@@ -70,7 +69,7 @@ pub fn gradient<R: CubeRuntime>(
             &client,
             count,
             dim,
-            array(logits.clone()),
+            written(&logits),
             array(targets),
             array(log_sum_exp),
             array(grad),
@@ -80,6 +79,7 @@ pub fn gradient<R: CubeRuntime>(
             column,
         );
     }
+    logits
 }
 
 #[cube(launch_unchecked)]

@@ -16,6 +16,8 @@ mod rotary;
 mod row;
 mod softmax;
 mod stack;
+#[cfg(all(test, feature = "wgpu"))]
+mod tests;
 
 use burn::tensor::backend::{Backend, BackendTypes};
 use burn::tensor::ops::FloatTensor;

@@ -6,7 +6,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
-use super::launch::{a_unit_a_value, array, arrays, empty};
+use super::launch::{a_unit_a_value, array, arrays, empty, written};
 use crate::context::Heads;
 
 /// Cosines and sines as [`Tables`](crate::Tables) hold them, `[tokens · dim]`: both halves of a head alike, the sines of the
@@ -28,7 +28,7 @@ pub fn split<R: CubeRuntime>(
     if values > 0 {
         let client = qkv.client.clone();
         let (count, dim) = a_unit_a_value(&client, values);
-        let [q, k, v] = parts.clone().map(array);
+        let [q, k, v] = parts.each_ref().map(written);
         let turns = angles.is_some();
         let Heads { heads, groups, dim: channels } = heads;
         unsafe {
@@ -81,7 +81,7 @@ pub fn join<R: CubeRuntime>(
                 array(k),
                 array(v),
                 arrays(angles.into_iter().flatten()),
-                array(out.clone()),
+                written(&out),
                 values,
                 tokens,
                 heads,

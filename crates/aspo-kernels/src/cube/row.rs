@@ -8,7 +8,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
-use super::launch::{a_cube_a_row, a_unit_a_value, array, arrays, empty, rows, sum_at, total};
+use super::launch::{a_cube_a_row, a_unit_a_value, array, arrays, empty, rows, sum_at, total, written};
 use crate::layer::Activation;
 
 /// A gradient as parts of one shape, to be summed.
@@ -62,7 +62,7 @@ impl<R: CubeRuntime> Parts<R> {
             let types: [StorageType; 2] = [self.dtype().into(), dtype.into()];
             let (wide, single) = (arrays(self.wide), arrays(self.single));
             unsafe {
-                sum::launch_unchecked(&like.client, count, dim, wide, single, array(out.clone()), types);
+                sum::launch_unchecked(&like.client, count, dim, wide, single, written(&out), types);
             }
         }
         out
@@ -89,7 +89,7 @@ pub fn rms_norm<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>, eps: f3
     if n * width > 0 {
         let client = x.client.clone();
         let (count, dim) = a_cube_a_row(&client, n, width);
-        let (y, units) = (array(out.clone()), dim.num_elems() as usize);
+        let (y, units) = (written(&out), dim.num_elems() as usize);
         unsafe {
             rms_forward::launch_unchecked(
                 &client,
@@ -154,7 +154,7 @@ pub fn rms_norm_backward<R: CubeRuntime>(
     if n * width > 0 {
         let client = x.client.clone();
         let (count, dim) = a_cube_a_row(&client, n, width);
-        let (dx, units) = (array(out.clone()), dim.num_elems() as usize);
+        let (dx, units) = (written(&out), dim.num_elems() as usize);
         let types: [StorageType; 2] = [dtype.into(), grad.dtype().into()];
         let (wide, single) = (arrays(grad.wide), arrays(grad.single));
         unsafe {
@@ -230,7 +230,7 @@ pub fn layer_norm<R: CubeRuntime>(
     if n * width > 0 {
         let client = x.client.clone();
         let (count, dim) = a_cube_a_row(&client, n, width);
-        let (y, units) = (array(out.clone()), dim.num_elems() as usize);
+        let (y, units) = (written(&out), dim.num_elems() as usize);
         let (x, weight, bias) = (array(x), array(weight), array(bias));
         unsafe {
             layer_forward::launch_unchecked(
@@ -318,7 +318,7 @@ pub fn layer_norm_backward<R: CubeRuntime>(
     if n * width > 0 {
         let client = x.client.clone();
         let (count, dim) = a_cube_a_row(&client, n, width);
-        let (dx, units) = (array(out.clone()), dim.num_elems() as usize);
+        let (dx, units) = (written(&out), dim.num_elems() as usize);
         let types: [StorageType; 2] = [dtype.into(), grad.dtype().into()];
         let (wide, single) = (arrays(grad.wide), arrays(grad.single));
         unsafe {
@@ -392,7 +392,7 @@ pub fn activation<R: CubeRuntime>(x: CubeTensor<R>, kind: Activation, gated: boo
     if n * inner > 0 {
         let client = x.client.clone();
         let (count, dim) = a_unit_a_value(&client, n * inner);
-        let y = array(out.clone());
+        let y = written(&out);
         unsafe {
             act_forward::launch_unchecked(&client, count, dim, array(x), y, inner, kind, gated, dtype.into());
         }
@@ -434,7 +434,7 @@ pub fn activation_backward<R: CubeRuntime>(
     if n * inner > 0 {
         let client = x.client.clone();
         let (count, dim) = a_unit_a_value(&client, n * inner);
-        let dx = array(out.clone());
+        let dx = written(&out);
         let types: [StorageType; 2] = [dtype.into(), grad.dtype().into()];
         let (wide, single) = (arrays(grad.wide), arrays(grad.single));
         unsafe {

@@ -1,4 +1,4 @@
-//! What is between the two products of an attention, forward and backward, in place.
+//! What is between the two products of an attention, forward and backward, in the memory of the products.
 
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::CubeRuntime;
@@ -6,7 +6,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
-use super::launch::{a_cube_a_row, array, empty, largest, rows, total};
+use super::launch::{a_cube_a_row, array, empty, largest, rows, solid, total, written};
 
 /// Below any score.
 const LOWEST: f32 = -1e30;
@@ -21,28 +21,29 @@ pub struct Chunk {
     pub groups: usize,
 }
 
-/// `softmax(scores)` in their place, over what is not `hidden` (`[batch, 1, queries, keys]`); `log Σ exp` of each row.
+/// `softmax(scores)` over what is not `hidden` (`[batch, 1, queries, keys]`); `log Σ exp` of each row.
 pub fn softmax<R: CubeRuntime>(
-    scores: &CubeTensor<R>,
+    scores: CubeTensor<R>,
     hidden: Option<CubeTensor<R>>,
     chunk: Chunk,
-) -> CubeTensor<R> {
-    let [n, keys] = rows(scores);
-    let sums = empty(scores, [n], DType::F32);
+) -> [CubeTensor<R>; 2] {
+    let scores = solid(scores);
+    let [n, keys] = rows(&scores);
+    let sums = empty(&scores, [n], DType::F32);
     if n * keys > 0 {
         let client = scores.client.clone();
         let (count, dim) = a_cube_a_row(&client, n, keys);
         let units = dim.num_elems() as usize;
-        let types = types(scores, hidden.as_ref());
+        let types = types(&scores, hidden.as_ref());
         let Chunk { from, len, queries, groups } = chunk;
         unsafe {
             softmax_forward::launch_unchecked(
                 &client,
                 count,
                 dim,
-                array(scores.clone()),
+                written(&scores),
                 hidden.into_iter().map(array).collect(),
-                array(sums.clone()),
+                written(&sums),
                 n,
                 keys,
                 from,
@@ -54,34 +55,35 @@ pub fn softmax<R: CubeRuntime>(
             );
         }
     }
-    sums
+    [scores, sums]
 }
 
-/// From scores and the gradient of their softmax `p`, each in its place: `p`, and the gradient of the scores,
+/// From scores and the gradient of their softmax `p`: `p`, and the gradient of the scores,
 /// `p (dp - Σ p dp)`.
 pub fn softmax_backward<R: CubeRuntime>(
-    scores: &CubeTensor<R>,
-    grads: &CubeTensor<R>,
+    scores: CubeTensor<R>,
+    grads: CubeTensor<R>,
     hidden: Option<CubeTensor<R>>,
     sums: CubeTensor<R>,
     chunk: Chunk,
-) {
-    let [n, keys] = rows(scores);
+) -> [CubeTensor<R>; 2] {
+    let (scores, grads) = (solid(scores), solid(grads));
+    let [n, keys] = rows(&scores);
     if n * keys == 0 {
-        return;
+        return [scores, grads];
     }
     let client = scores.client.clone();
     let (count, dim) = a_cube_a_row(&client, n, keys);
     let units = dim.num_elems() as usize;
-    let types = types(scores, hidden.as_ref());
+    let types = types(&scores, hidden.as_ref());
     let Chunk { from, len, queries, groups } = chunk;
     unsafe {
         softmax_gradient::launch_unchecked(
             &client,
             count,
             dim,
-            array(scores.clone()),
-            array(grads.clone()),
+            written(&scores),
+            written(&grads),
             hidden.into_iter().map(array).collect(),
             array(sums),
             n,
@@ -94,6 +96,7 @@ pub fn softmax_backward<R: CubeRuntime>(
             types,
         );
     }
+    [scores, grads]
 }
 
 /// Of scores and mask.

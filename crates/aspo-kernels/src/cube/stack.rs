@@ -5,7 +5,7 @@ use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::launch::{a_unit_a_value, array, arrays, empty, rows};
+use super::launch::{a_unit_a_value, arrays, empty, rows, written};
 
 /// `[rows, Σ width]` in f32 of parts `[rows, width]` in f32, each times its scale.
 pub fn side_by_side<R: CubeRuntime>(parts: Vec<(CubeTensor<R>, f32)>) -> CubeTensor<R> {
@@ -29,7 +29,7 @@ pub fn side_by_side<R: CubeRuntime>(parts: Vec<(CubeTensor<R>, f32)>) -> CubeTen
                 parts,
                 widths,
                 scales,
-                array(out.clone()),
+                written(&out),
                 n * whole,
                 whole,
             );
