@@ -144,9 +144,11 @@ fn differences(runs: &[Run]) -> String {
             let same = run.report.counts.iter().find(|other| {
                 (&other.name, &other.items, other.counts.len()) == (&own.name, &own.items, own.counts.len())
             });
-            row.push(same.map_or("not on the same items".into(), |other| {
-                share_change(&own.counts, &other.counts).scaled(100.0).to_string()
-            }));
+            row.push(match same {
+                Some(other) => share_change(&own.counts, &other.counts).scaled(100.0).to_string(),
+                None if run.report.counts.is_empty() => "–".to_owned(),
+                None => "not on the same items".to_owned(),
+            });
         }
         rows.push(row);
     }
@@ -231,8 +233,12 @@ fn together(runs: &[Run], heading: &str) -> Vec<Picture> {
                 }
             };
             for (name, sentences) in &picture.answers {
-                let named =
-                    if name.contains(TRAINED) { format!("{name}, {}", run.name) } else { name.clone() };
+                // Bases may differ too, in their weights by another α.
+                let other = at.answers.iter().any(|(own, said)| own == name && said != sentences);
+                let named = match other || name.contains(TRAINED) {
+                    true => format!("{name}, {}", run.name),
+                    false => name.clone(),
+                };
                 if !at.answers.iter().any(|(own, said)| *own == named && said == sentences) {
                     at.answers.push((named, sentences.clone()));
                 }
@@ -253,11 +259,13 @@ const BASE: &str = "base";
 /// Whether a sentence is another than the base's: not among those it wrote, or weighed differently.
 fn changed(picture: &Picture, row: usize, index: usize) -> bool {
     let (name, sentences) = &picture.answers[row];
-    let Some((kind, _)) = name.split_once(TRAINED) else { return false };
+    let Some((kind, run)) = name.split_once(TRAINED) else { return false };
     let own = &sentences[index].sentence;
     let alike = |other: &MarkedSentence| {
         other.sentence.text.trim() == own.text.trim() && (other.sentence.weight - own.weight).abs() < 0.1
     };
-    let mut bases = picture.answers.iter().filter(|(base, _)| *base == format!("{kind}{BASE}")).peekable();
-    bases.peek().is_some() && !bases.flat_map(|(_, said)| said).any(alike)
+    let said_by = |base: String| picture.answers.iter().find(|(own, _)| *own == base);
+    // The run's own, where it is another than the first run's.
+    let base = said_by(format!("{kind}{BASE}{run}")).or_else(|| said_by(format!("{kind}{BASE}")));
+    base.is_some_and(|(_, said)| !said.iter().any(alike))
 }

@@ -72,6 +72,24 @@ fn runs_are_compared_on_the_same_items_and_what_training_changed_is_marked() {
 }
 
 #[test]
+fn a_base_that_is_weighed_otherwise_is_told_apart_and_each_run_is_held_to_its_own() {
+    let here = tempfile::tempdir().unwrap();
+    let counts = [[3, 0], [1, 0]];
+    folder(&here.path().join("a"), 0.7, Some(&report("1", counts, vec![sentence("A red dot.", 0.5)])));
+    let mut other = report("1", counts, vec![sentence("A red dot.", 0.9)]);
+    other.pictures[0].1[0].answers[0].1 = vec![sentence("A red dot.", 0.9)];
+    folder(&here.path().join("b"), 0.7, Some(&other));
+    // Weighed as its own base, and unlike the other's.
+    let like_a = report("1", counts, vec![sentence("A red dot.", 0.5)]).pictures;
+    other.pictures[0].1[0].answers[1].1 = like_a[0].1[0].answers[1].1.clone();
+    folder(&here.path().join("c"), 0.7, Some(&other));
+    said(&aspo(here.path(), &["report", "a", "b", "c"]));
+    let page = std::fs::read_to_string(here.path().join("runs.html")).unwrap();
+    assert!(page.contains("<b>base</b>") && page.contains("<b>base, b</b>"), "{page}");
+    assert_eq!(page.matches("class=\"s changed\"").count(), 1, "that of c alone: {page}");
+}
+
+#[test]
 fn what_was_counted_on_other_items_is_not_compared() {
     let here = tempfile::tempdir().unwrap();
     folder(&here.path().join("a"), 0.7, Some(&report("1", [[3, 0], [1, 0]], Vec::new())));
