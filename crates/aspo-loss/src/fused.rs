@@ -78,10 +78,10 @@ pub fn chunked_log_probs_with_stats<B: AutodiffBackend>(
     head: &LmHead<B>,
     targets: impl Into<Labels<B>>,
     options: &ChunkOptions,
-) -> Result<(Tensor<B, 1>, TokenStats)> {
+) -> Result<(Tensor<B, 1>, TokenStats<B>)> {
     let (hidden, weight) = head.product(hidden)?;
     let (log_probs, stats) = tracked(hidden, weight, targets.into(), options, true)?;
-    Ok((log_probs, TokenStats::read(stats)))
+    Ok((log_probs, TokenStats { rows: Tensor::from_inner(Tensor::cat(stats, 1)) }))
 }
 
 /// [`chunked_log_probs`] without a backward, on any backend: for the reference model and for evaluation. No gradient

@@ -178,7 +178,7 @@ pub use weight::{RewardScaling, Weigh};
 /// What the full distribution says of each response token, for WPO and for TRL's metrics of tokens.
 pub mod stats {
     pub use crate::fused::chunked_log_probs_with_stats;
-    pub use crate::log_prob::{TokenStats, dense_log_probs_with_stats};
+    pub use crate::log_prob::{TokenStats, TokenValues, dense_log_probs_with_stats};
 }
 
 /// The examples of the README compile and run too.

@@ -3,9 +3,11 @@
 //! `log p(y) = z_y - log Σ_v exp(z_v)`, in f32 whatever the logits' type, shifted by the row's maximum so that nothing
 //! overflows. [`chunked_log_probs`](crate::chunked_log_probs) calls the same functions tile by tile.
 
+use core::ops::Range;
+
 use burn::prelude::*;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::labels::Labels;
 use crate::math;
 
@@ -33,7 +35,7 @@ pub fn dense_log_probs<B: Backend>(
 pub fn dense_log_probs_with_stats<B: Backend>(
     logits: Tensor<B, 2>,
     targets: impl Into<Labels<B>>,
-) -> Result<(Tensor<B, 1>, TokenStats)> {
+) -> Result<(Tensor<B, 1>, TokenStats<B>)> {
     let ([rows, vocab], targets) = (logits.dims(), targets.into());
     targets.check("targets", rows, vocab)?;
     let (logits, targets) = (math::to_f32(logits), Targets::new(targets.tensor().clone()));
@@ -41,7 +43,7 @@ pub fn dense_log_probs_with_stats<B: Backend>(
     let (softmax, exp) = OnlineSoftmax::of(constant.clone(), &targets);
     let stats = Moments::of(constant, &softmax, &exp, &targets).stats(&softmax, vocab);
     let (softmax, _) = OnlineSoftmax::of(logits, &targets);
-    Ok((softmax.log_probs(), TokenStats::read(vec![stats])))
+    Ok((softmax.log_probs(), TokenStats { rows: stats }))
 }
 
 /// Which column of a tile each row's target is, and whether it is in the tile at all; [n, 1] each.
@@ -144,9 +146,9 @@ pub(crate) struct Shift<B: Backend> {
     pub(crate) factor: Tensor<B, 2>,
 }
 
-/// What the full distribution says of each response token, on the host and detached.
+/// What the full distribution says of each token.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct TokenStats {
+pub struct TokenValues {
     /// `log Σ_v p_v²`: the log of the expected agreement, which WPO aligns with (Eq. 2 of arXiv 2406.11827).
     pub log_sum_sq_probs: Vec<f32>,
     /// Entropy `-Σ p log p`, nats.
@@ -157,34 +159,65 @@ pub struct TokenStats {
     pub is_argmax: Vec<bool>,
 }
 
-impl TokenStats {
+/// [`TokenValues`] of the tokens of a batch, as constants on the device: a loss takes them without waiting for them.
+#[derive(Debug, Clone)]
+pub struct TokenStats<B: Backend> {
+    /// [4, N]: a row for each field of the values, in their order.
+    pub(crate) rows: Tensor<B, 2>,
+}
+
+impl<B: Backend> TokenStats<B> {
+    /// From values that are known.
+    ///
+    /// # Errors
+    /// Fields of different lengths.
+    pub fn new(values: &TokenValues, device: &B::Device) -> Result<Self> {
+        let n = values.entropy.len();
+        let is_argmax: Vec<f32> = values.is_argmax.iter().map(|&hit| f32::from(u8::from(hit))).collect();
+        let rows = [&values.log_sum_sq_probs, &values.entropy, &values.mean_logit, &is_argmax];
+        if let Some(other) = rows.iter().find(|row| row.len() != n) {
+            return Err(Error::shape("token statistics", other.len(), n, "as many values as entropies"));
+        }
+        let all: Vec<f32> = rows.into_iter().flatten().copied().collect();
+        Ok(Self { rows: math::constant(all, [4, n], device) })
+    }
+
     /// Number of tokens.
     pub fn len(&self) -> usize {
-        self.entropy.len()
+        self.rows.dims()[1]
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.entropy.is_empty()
+        self.len() == 0
     }
 
-    /// The first `n` tokens and the rest: chosen and rejected of a joined vector.
-    pub fn split_at(mut self, n: usize) -> (Self, Self) {
-        let n = n.min(self.len());
-        let rest = Self {
-            log_sum_sq_probs: self.log_sum_sq_probs.split_off(n),
-            entropy: self.entropy.split_off(n),
-            mean_logit: self.mean_logit.split_off(n),
-            is_argmax: self.is_argmax.split_off(n),
-        };
-        (self, rest)
+    /// Those of a range of the tokens: of one side of a joined vector.
+    ///
+    /// # Errors
+    /// A range that is empty or ends behind the last token.
+    pub fn part(&self, range: Range<usize>) -> Result<Self> {
+        if range.is_empty() || range.end > self.len() {
+            return Err(Error::shape("token statistics", range.end, self.len(), "a range of the tokens"));
+        }
+        Ok(Self { rows: self.rows.clone().narrow(1, range.start, range.len()) })
     }
 
-    /// Reads blocks of [4, n] (see [`Moments::stats`]) back in one piece.
-    pub(crate) fn read<B: Backend>(blocks: Vec<Tensor<B, 2>>) -> Self {
-        let all = Tensor::cat(blocks, 1);
-        let n = all.dims()[1];
-        let values = math::host(&all);
+    /// The values, read back from the device.
+    pub fn read(&self) -> TokenValues {
+        TokenValues::of(&math::host(&self.rows))
+    }
+
+    /// `log Σ_v p_v²` of each token, [N].
+    pub(crate) fn log_sum_sq_probs(&self) -> Tensor<B, 1> {
+        self.rows.clone().narrow(0, 0, 1).squeeze_dim(0)
+    }
+}
+
+impl TokenValues {
+    /// From the values of [4, N], row after row.
+    pub(crate) fn of(values: &[f32]) -> Self {
+        let n = values.len() / 4;
         Self {
             log_sum_sq_probs: values[..n].to_vec(),
             entropy: values[n..2 * n].to_vec(),

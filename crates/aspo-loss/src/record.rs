@@ -4,7 +4,7 @@ use burn::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::layout::{PairLayout, ResponseLayout};
-use crate::log_prob::TokenStats;
+use crate::log_prob::{TokenStats, TokenValues};
 use crate::logps::Logps;
 use crate::math;
 
@@ -93,7 +93,7 @@ pub struct PreferenceBatch<B: Backend> {
     pub(crate) rejected_similarity: Option<Similarity>,
     pub(crate) changed: Option<[Vec<bool>; 2]>,
     pub(crate) corrupted: Option<CorruptedLogps<B>>,
-    pub(crate) stats: Option<[TokenStats; 2]>,
+    pub(crate) stats: Option<[TokenStats<B>; 2]>,
 }
 
 /// Log-probabilities of the *chosen* tokens when the model sees a corrupted image (mDPO's conditional term), `[N_chosen]`.
@@ -218,28 +218,37 @@ impl<B: Backend> PreferenceBatch<B> {
     /// `mean_token_accuracy`, `logits/chosen` and `logits/rejected`.
     ///
     /// # Errors
-    /// A length other than the layout's number of tokens, a statistic that is not finite.
-    pub fn with_stats(mut self, chosen: TokenStats, rejected: TokenStats) -> Result<Self> {
+    /// A length other than the layout's number of tokens. (One that is not finite is told when the loss is read.)
+    pub fn with_stats(mut self, chosen: TokenStats<B>, rejected: TokenStats<B>) -> Result<Self> {
         for (side, stats, layout) in
             [("chosen", &chosen, &self.layout().chosen), ("rejected", &rejected, &self.layout().rejected)]
         {
-            if stats.len() != layout.num_tokens() {
+            let (found, expected) = (stats.len(), layout.num_tokens());
+            if found != expected {
                 let what = format!("{side} token statistics");
-                return Err(Error::shape(
-                    what,
-                    stats.len(),
-                    layout.num_tokens(),
-                    "one value per response token",
-                ));
+                return Err(Error::shape(what, found, expected, "one value per response token"));
             }
+        }
+        self.stats = Some([chosen, rejected]);
+        Ok(self)
+    }
+
+    /// The statistics of both sides, from what was read of them.
+    ///
+    /// # Errors
+    /// A statistic that is not finite.
+    pub(crate) fn stats_of(&self, read: [&[f32]; 2]) -> Result<[TokenValues; 2]> {
+        let stats = read.map(TokenValues::of);
+        for ((side, layout), stats) in
+            [("chosen", &self.layout().chosen), ("rejected", &self.layout().rejected)].into_iter().zip(&stats)
+        {
             for row in 0..layout.batch_size() {
                 for values in [&stats.log_sum_sq_probs, &stats.entropy] {
                     check_finite(&format!("{side} token statistics"), row, &values[layout.range(row)])?;
                 }
             }
         }
-        self.stats = Some([chosen, rejected]);
-        Ok(self)
+        Ok(stats)
     }
 
     /// All log-probabilities, by name, and the layout of each.

@@ -224,7 +224,7 @@ impl<B: Backend> MicroBatch<B> {
         head: &LmHead<A>,
         objective: &Objective,
         chunk: &ChunkOptions,
-    ) -> Result<(Tensor<A, 1>, Option<TokenStats>)> {
+    ) -> Result<(Tensor<A, 1>, Option<TokenStats<A>>)> {
         let targets = Labels::new(&self.host.responses.targets, &self.device);
         if objective.needs_stats() {
             let (log_probs, stats) = chunked_log_probs_with_stats(hidden, head, targets, chunk)?;
@@ -302,7 +302,7 @@ impl<B: Backend> MicroBatch<B> {
 
     fn preference(
         &self,
-        (log_probs, stats): (Tensor<Autodiff<B>, 1>, Option<TokenStats>),
+        (log_probs, stats): (Tensor<Autodiff<B>, 1>, Option<TokenStats<Autodiff<B>>>),
         objective: &Objective,
         reference: Option<&Reference<B>>,
     ) -> Result<UnreadLoss<Autodiff<B>>> {
@@ -342,11 +342,8 @@ impl<B: Backend> MicroBatch<B> {
             batch = batch.with_rejected_similarity(Similarity::new(rejected)?)?;
         }
         if let Some(stats) = stats {
-            let [_, corrupted, rejected] = self.ranges();
-            let (chosen, rest) = stats.split_at(corrupted.start);
-            let (_, rest) = rest.split_at(corrupted.len());
-            let (rejected, _) = rest.split_at(rejected.len());
-            batch = batch.with_stats(chosen, rejected)?;
+            let [chosen, _, rejected] = self.ranges();
+            batch = batch.with_stats(stats.part(chosen)?, stats.part(rejected)?)?;
         }
         if objective.needs_changed() {
             let (chosen, rejected) = self.changed(&map);

@@ -33,6 +33,7 @@ use pairwise::{aot, mean_difference, smoothed};
 use sequences::Sequences;
 
 use crate::error::{Error, Result};
+use crate::log_prob::TokenValues;
 use crate::math::{self, log_sigmoid};
 use crate::metric::Metrics;
 use crate::record::PreferenceBatch;
@@ -337,14 +338,13 @@ impl Objective {
     }
 }
 
-fn token_metrics<B: Backend>(batch: &PreferenceBatch<B>) -> Metrics {
+/// What is told of the tokens' whole distributions.
+fn token_metrics([chosen, rejected]: &[TokenValues; 2]) -> Metrics {
     let mut metrics = Metrics::default();
-    if let Some([chosen, rejected]) = &batch.stats {
-        let wide = |values: &[f32]| values.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
-        metrics.add("entropy", wide(&chosen.entropy).into_iter().chain(wide(&rejected.entropy)));
-        metrics.add("mean_token_accuracy", chosen.is_argmax.iter().map(|&hit| f64::from(u8::from(hit))));
-        metrics.add("logits/chosen", wide(&chosen.mean_logit));
-        metrics.add("logits/rejected", wide(&rejected.mean_logit));
-    }
+    let wide = |values: &[f32]| values.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+    metrics.add("entropy", wide(&chosen.entropy).into_iter().chain(wide(&rejected.entropy)));
+    metrics.add("mean_token_accuracy", chosen.is_argmax.iter().map(|&hit| f64::from(u8::from(hit))));
+    metrics.add("logits/chosen", wide(&chosen.mean_logit));
+    metrics.add("logits/rejected", wide(&rejected.mean_logit));
     metrics
 }

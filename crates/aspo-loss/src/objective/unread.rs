@@ -8,6 +8,7 @@ use super::{Objective, aspo, ddpo, sequences, token_metrics};
 use crate::error::Result;
 use crate::logps::check_log_probs;
 use crate::math;
+use crate::metric::Metrics;
 use crate::record::{HostLogps, PreferenceBatch};
 
 /// What [`Objective::forward`] gives.
@@ -37,13 +38,15 @@ impl<B: Backend> UnreadLoss<B> {
         let mut parts: Vec<Tensor<B, 1>> =
             self.batch.held().into_iter().map(|(_, part, _)| part.clone()).collect();
         parts.extend(self.columns().into_iter().flatten().cloned());
+        parts.extend(self.batch.stats.iter().flatten().map(|stats| stats.rows.clone().flatten(0, 1)));
         Tensor::cat(parts.into_iter().map(math::detached).collect(), 0)
     }
 
     /// How many values [`values`](Self::values) has.
     pub fn len(&self) -> usize {
         let held: usize = self.batch.held().iter().map(|(_, part, _)| part.dims()[0]).sum();
-        held + self.columns().into_iter().flatten().map(|part| part.dims()[0]).sum::<usize>()
+        let columns: usize = self.columns().into_iter().flatten().map(|part| part.dims()[0]).sum();
+        held + columns + self.batch.stats.iter().flatten().map(|stats| 4 * stats.len()).sum::<usize>()
     }
 
     /// Never: a batch has pairs.
@@ -69,7 +72,7 @@ impl<B: Backend> UnreadLoss<B> {
     /// them.
     ///
     /// # Errors
-    /// A log-probability that is not finite or above 0, by record, row and element.
+    /// A log-probability that is not finite or above 0, or a token statistic that is not finite, by record, row and element.
     pub fn read_from(self, values: &[f32]) -> Result<LossOutput<B>> {
         let mut rest = values;
         let mut take = |count: usize| rest.split_off(..count).unwrap_or_default();
@@ -86,6 +89,13 @@ impl<B: Backend> UnreadLoss<B> {
         let columns = self.columns().map(|column| {
             column.map(|column| take(column.dims()[0]).iter().map(|&value| f64::from(value)).collect())
         });
+        let token_metrics = match &self.batch.stats {
+            Some([chosen, rejected]) => {
+                let read = [chosen, rejected].map(|stats| take(4 * stats.len()));
+                token_metrics(&self.batch.stats_of(read)?)
+            }
+            None => Metrics::default(),
+        };
 
         let Self { loss, losses, objective, batch, preferences, likelihood, .. } = self;
         let layout = batch.layout();
@@ -114,7 +124,7 @@ impl<B: Backend> UnreadLoss<B> {
             weighed_rewards: seen.weighed_rewards,
             logps,
             weighting: seen.weighting,
-            token_metrics: token_metrics(&batch),
+            token_metrics,
             columns: Columns::of(columns),
             preferences,
             likelihood,

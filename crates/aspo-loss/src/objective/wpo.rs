@@ -19,9 +19,7 @@ pub(super) fn weights<B: Backend>(batch: &PreferenceBatch<B>, sequences: &Sequen
     let maps = [&batch.layout().chosen, &batch.layout().rejected];
     let [chosen, rejected] = [0, 1].map(|side| {
         let tokens = math::detached(policy[side].clone());
-        let agreement = &stats[side].log_sum_sq_probs;
-        let agreement = math::constant(agreement.clone(), [agreement.len()], &tokens.device());
-        response_sums(tokens - agreement, maps[side]) / sequences.lengths[side].clone()
+        response_sums(tokens - stats[side].log_sum_sq_probs(), maps[side]) / sequences.lengths[side].clone()
     });
     (chosen + rejected).clamp_max(MAX_LOG_WEIGHT).exp()
 }

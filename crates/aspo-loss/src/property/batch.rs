@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use crate::error::Result;
 use crate::layout::PairLayout;
-use crate::log_prob::TokenStats;
+use crate::log_prob::{TokenStats, TokenValues};
 use crate::logps::Logps;
 use crate::math;
 use crate::record::{PreferenceBatch, Similarity};
@@ -29,7 +29,7 @@ pub struct HostResponse {
     /// Whether the token differs from the other response.
     pub changed: Vec<bool>,
     /// What the policy's whole distributions say of each token.
-    pub stats: TokenStats,
+    pub stats: TokenValues,
     /// Similarity of each sentence to the image.
     pub similarity: Vec<f32>,
 }
@@ -135,13 +135,14 @@ impl HostBatch {
         let rows = |side: usize| sides[side].iter().map(|r| r.similarity.clone()).collect::<Vec<_>>();
         let changed = |side: usize| sides[side].iter().map(|r| r.changed.clone()).collect::<Vec<_>>();
         let stats = |side: usize| {
-            sides[side].iter().map(|r| &r.stats).fold(TokenStats::default(), |mut all, one| {
+            let all = sides[side].iter().map(|r| &r.stats).fold(TokenValues::default(), |mut all, one| {
                 all.log_sum_sq_probs.extend(&one.log_sum_sq_probs);
                 all.entropy.extend(&one.entropy);
                 all.mean_logit.extend(&one.mean_logit);
                 all.is_argmax.extend(&one.is_argmax);
                 all
-            })
+            });
+            TokenStats::new(&all, &device)
         };
         PreferenceBatch::new(policy)
             .with_reference(reference)?
@@ -152,7 +153,7 @@ impl HostBatch {
                 of(0, |r| r.corrupted.iter().map(|c| c.0).collect()),
                 of(0, |r| r.corrupted.iter().map(|c| c.1).collect()),
             )?
-            .with_stats(stats(0), stats(1))
+            .with_stats(stats(0)?, stats(1)?)
     }
 
     /// One batch for each pair.
@@ -250,7 +251,7 @@ fn response(log_prob: core::ops::Range<f32>) -> impl Strategy<Value = HostRespon
                     .map(|t| ((t.0 + t.2.0).min(-0.001), (t.0 + t.2.1).min(-0.001)))
                     .collect(),
                 changed: tokens.iter().map(|t| t.3).collect(),
-                stats: TokenStats {
+                stats: TokenValues {
                     log_sum_sq_probs: tokens.iter().map(|t| t.4.0).collect(),
                     entropy: tokens.iter().map(|t| t.4.1).collect(),
                     mean_logit: tokens.iter().map(|t| t.4.2).collect(),

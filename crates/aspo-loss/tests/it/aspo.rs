@@ -2,7 +2,7 @@
 
 use aspo_loss::property::{HostResponse, batches};
 use aspo_loss::sentence::{response_sums, sentence_sums};
-use aspo_loss::stats::TokenStats;
+use aspo_loss::stats::TokenValues;
 use aspo_loss::weight::{min_max, rejected_weights, sentence_weights};
 use aspo_loss::{Aspo, LossOutput, Objective, PreferenceBatch, RewardScaling, Weigh};
 use burn::prelude::*;
@@ -140,7 +140,7 @@ fn equal_weights_reduce_to_dpo<B: Backend>() {
                 r.reference = vec![-1.0, -1.5];
                 r.corrupted = vec![(-1.0, -1.0); 2];
                 r.changed = vec![true; 2];
-                r.stats = TokenStats {
+                r.stats = TokenValues {
                     log_sum_sq_probs: vec![-1.0; 2],
                     entropy: vec![1.0; 2],
                     mean_logit: vec![0.0; 2],

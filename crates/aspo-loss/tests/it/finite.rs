@@ -1,7 +1,7 @@
 //! Finite everywhere: values and gradients at the edges of f32 and of half precision.
 
 use aspo_loss::property::{HostBatch, HostPair, HostResponse};
-use aspo_loss::stats::{TokenStats, chunked_log_probs_with_stats, dense_log_probs_with_stats};
+use aspo_loss::stats::{TokenValues, chunked_log_probs_with_stats, dense_log_probs_with_stats};
 use aspo_loss::{
     Aspo, ChunkOptions, FDivergence, LmHead, Logps, LossType, Objective, PairLayout, PreferenceBatch,
     RewardScaling, Similarity, Weigh, chunked_log_probs, dense_log_probs,
@@ -52,7 +52,7 @@ fn one_token(policy: [f32; 2], reference: [f32; 2]) -> HostBatch {
         reference: vec![reference[i]],
         corrupted: vec![(reference[i], policy[i])],
         changed: vec![true],
-        stats: TokenStats {
+        stats: TokenValues {
             log_sum_sq_probs: vec![-1.0],
             entropy: vec![1.0],
             mean_logit: vec![0.5],
@@ -184,6 +184,7 @@ fn tiles_far_apart_and_masked_vocabulary_keep_statistics_finite<B: Backend>() {
         let head = LmHead::hugging_face(logits.transpose());
         let one = tensor::<Autodiff<B>, 2>(&[1.0], [1, 1]);
         let (chunked, tiled) = chunked_log_probs_with_stats(one, &head, targets, &options).unwrap();
+        let (tiled, dense) = (tiled.read(), dense.read());
         let wide = |v: &[f32]| v.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
         assert_close("log-probabilities", &values(&chunked), &values(&log_probs), 1e-6, 1e-6);
         for (what, found, expected) in [

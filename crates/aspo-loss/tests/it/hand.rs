@@ -8,7 +8,7 @@
 //! so Δ = 1.5 and βΔ = 0.375. Values are to 9 digits; f32 carries 1e-6.
 
 use aspo_loss::property::{HostBatch, HostPair, HostResponse};
-use aspo_loss::stats::TokenStats;
+use aspo_loss::stats::TokenValues;
 use aspo_loss::{Aspo, FDivergence, LossType, Objective, RewardScaling, Weigh};
 use burn::prelude::*;
 
@@ -35,7 +35,7 @@ fn response(policy: &[f32], reference: &[f32], similarity: &[f32]) -> HostRespon
         // The first token of each response is changed.
         changed: (0..n).map(|i| i == 0).collect(),
         // Chosen: mean of log p - log Σp² is (0.5 - 0.5)/2 = 0. Rejected: -3 + 2 = -1.
-        stats: TokenStats {
+        stats: TokenValues {
             log_sum_sq_probs: vec![if n == 1 { -2.0 } else { -1.5 }; n],
             entropy: vec![1.0; n],
             mean_logit: vec![0.0; n],

@@ -193,7 +193,7 @@ impl<'a> Run<'a> {
     }
 
     /// The statistics of one side from its logits, dense and in tiles, each token held against the file.
-    fn token_stats<B: Backend>(&mut self, side: usize, map: &ResponseLayout) -> TokenStats {
+    fn token_stats<B: Backend>(&mut self, side: usize, map: &ResponseLayout) -> TokenStats<A<B>> {
         let name = SIDES[side];
         let logits = format!("policy_{name}_logits");
         self.compared.insert(logits.clone());
@@ -207,7 +207,8 @@ impl<'a> Run<'a> {
         let options = ChunkOptions { byte_budget: 4 * 15, rows: Some(3) };
         let (tiled, tiled_stats) = chunked_log_probs_with_stats(logits, &head, labels, &options).unwrap();
         let places = map.flat_positions(shape[1]);
-        for (way, log_probs, stats) in [("dense", dense, &stats), ("tiled", tiled, &tiled_stats)] {
+        for (way, log_probs, stats) in [("dense", dense, stats.read()), ("tiled", tiled, tiled_stats.read())]
+        {
             let wide = |values: &[f32]| values.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
             for (what, found) in [
                 (format!("policy_{name}_logps"), values(&log_probs)),

@@ -1,6 +1,6 @@
 //! Three ways to a log-probability, one mathematics.
 
-use aspo_loss::stats::{TokenStats, chunked_log_probs_with_stats, dense_log_probs_with_stats};
+use aspo_loss::stats::{TokenStats, TokenValues, chunked_log_probs_with_stats, dense_log_probs_with_stats};
 use aspo_loss::{ChunkOptions, LmHead, chunked_log_probs, chunked_log_probs_forward, dense_log_probs};
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::{BalancedCheckpointing, CheckpointStrategy};
@@ -252,6 +252,9 @@ fn token_statistics_are_as_by_hand<B: Backend>() {
     let logits = tensor::<B, 2>(&[z, z].concat(), [2, 3]);
     let (_, stats) = dense_log_probs_with_stats(logits, ints(&[2, 1], [2])).unwrap();
     let twice = |x: f64| [x, x];
+    let [first, rest] = [0..1, 1..2].map(|range| stats.part(range).unwrap());
+    assert!(stats.part(2..2).is_err() && stats.part(1..3).is_err());
+    let stats = stats.read();
     let wide = |v: &[f32]| v.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
     assert_close("collision", &wide(&stats.log_sum_sq_probs), &twice((30.0_f64 / 64.0).ln()), 1e-5, 0.0);
     let entropy = 8_f64.ln() - (2.0 * 2_f64.ln() + 5.0 * 5_f64.ln()) / 8.0;
@@ -261,9 +264,17 @@ fn token_statistics_are_as_by_hand<B: Backend>() {
     // Of tokens as likely as each other the first is the likeliest, as in TRL.
     let tied = tensor::<B, 2>(&[1.0, 2.0, 2.0, 2.0].repeat(3), [3, 4]);
     let (_, ties) = dense_log_probs_with_stats(tied, ints(&[1, 2, 3], [3])).unwrap();
-    assert_eq!(ties.is_argmax, [true, false, false]);
-    let (first, rest) = stats.split_at(1);
-    assert_eq!((first.len(), rest.len(), rest.is_argmax), (1, 1, vec![false]));
+    assert_eq!(ties.read().is_argmax, [true, false, false]);
+    assert_eq!((first.len(), rest.len(), rest.read().is_argmax), (1, 1, vec![false]));
+    let again = TokenStats::<B>::new(&stats, &Default::default()).unwrap();
+    assert_eq!(again.read(), stats);
+    let uneven = TokenValues { entropy: vec![0.0], ..stats };
+    assert!(
+        TokenStats::<B>::new(&uneven, &Default::default())
+            .unwrap_err()
+            .to_string()
+            .contains("token statistics")
+    );
 }
 
 fn token_statistics_do_not_depend_on_the_tile<B: Backend>() {
@@ -274,10 +285,11 @@ fn token_statistics_do_not_depend_on_the_tile<B: Backend>() {
         let (chunked, stats) =
             chunked_log_probs_with_stats(hidden, &head, problem.labels(), &problem.options).unwrap();
         agree(&[values(&chunked), vec![], vec![]], &[values(&dense), vec![], vec![]])?;
+        let (stats, expected) = (stats.read(), expected.read());
         // Rounding may tell two logits apart in one way that tie in the other; none of these do.
         prop_assert_eq!(&stats.is_argmax, &expected.is_argmax);
         let columns =
-            |s: &TokenStats| [s.log_sum_sq_probs.clone(), s.entropy.clone(), s.mean_logit.clone()].concat();
+            |s: &TokenValues| [s.log_sum_sq_probs.clone(), s.entropy.clone(), s.mean_logit.clone()].concat();
         let (found, expected) = (columns(&stats), columns(&expected));
         // Entropies near 0 are differences of terms near the logits' size: 1e-4 of them.
         let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-4 * (1.0 + b.abs());

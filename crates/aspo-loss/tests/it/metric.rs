@@ -1,7 +1,7 @@
 //! Metrics by TRL's names, exact over micro-batches.
 
 use aspo_loss::property::{HostBatch, HostPair, HostResponse};
-use aspo_loss::stats::TokenStats;
+use aspo_loss::stats::TokenValues;
 use aspo_loss::{Aspo, LossType, Metrics, Objective, Totals};
 use burn::prelude::*;
 
@@ -24,7 +24,7 @@ fn response(policy: &[f32], reference: &[f32], rank: usize) -> HostResponse {
         reference: reference.to_vec(),
         corrupted: vec![(-1.0, -1.0); n],
         changed: vec![true; n],
-        stats: TokenStats {
+        stats: TokenValues {
             log_sum_sq_probs: vec![-1.0; n],
             entropy: (0..n).map(|i| (rank + i) as f32).collect(),
             mean_logit: (0..n).map(|i| 0.5 - (rank * i) as f32).collect(),

@@ -1,6 +1,6 @@
 //! Records refuse what does not fit, naming record, row and remedy.
 
-use aspo_loss::stats::TokenStats;
+use aspo_loss::stats::{TokenStats, TokenValues};
 use aspo_loss::{
     Aspo, ChunkOptions, Error, FDivergence, LmHead, Logps, LossType, Objective, PairLayout, PreferenceBatch,
     ResponseLayout, RewardScaling, Similarity, Weigh, chunked_log_probs_forward, dense_log_probs,
@@ -17,6 +17,7 @@ on_every_backend!(
     log_probabilities_of_another_layout_are_refused,
     an_objective_names_the_record_it_lacks,
     a_score_that_is_not_finite_is_named,
+    a_statistic_that_is_no_number_is_told_by_side_row_and_element,
     labels_outside_the_vocabulary_are_an_error,
 );
 
@@ -259,7 +260,32 @@ fn scores_have_one_value_per_response_token<B: Backend>() {
     assert!(error.contains("chosen similarity, row 0: found 1, expected 2"), "{error}");
     assert!(batch::<B>().with_changed(&[vec![true; 2], vec![]], &[vec![true; 2], vec![true]]).is_err());
     assert!(batch::<B>().with_corrupted(three(), tensor(&[-1.0], [1])).is_err());
-    assert!(batch::<B>().with_stats(TokenStats::default(), TokenStats::default()).is_err());
+    assert!(batch::<B>().with_stats(stats(2, 0.0), stats(3, 0.0)).is_err());
+}
+
+fn stats<B: Backend>(tokens: usize, entropy: f32) -> TokenStats<B> {
+    let mut values = TokenValues {
+        log_sum_sq_probs: vec![-1.0; tokens],
+        entropy: vec![0.5; tokens],
+        mean_logit: vec![0.0; tokens],
+        is_argmax: vec![true; tokens],
+    };
+    values.entropy[tokens - 1] = entropy;
+    TokenStats::new(&values, &Default::default()).unwrap()
+}
+
+fn a_statistic_that_is_no_number_is_told_by_side_row_and_element<B: Backend>() {
+    let loss = |entropy: f32| {
+        let batch = batch::<B>().with_stats(stats(3, 0.5), stats(3, entropy)).unwrap();
+        Objective::new(LossType::Simpo { gamma: 0.5, label_smoothing: 0.0 }).forward(&batch).unwrap().read()
+    };
+    assert!(loss(0.5).is_ok());
+    match loss(f32::NAN).unwrap_err() {
+        Error::NotFinite { what, row, element, .. } => {
+            assert_eq!((what.as_str(), row, element), ("rejected token statistics", 1, 0));
+        }
+        other => panic!("{other}"),
+    }
 }
 
 fn padded_joined_flat_and_host_scores_are_the_same<B: Backend>() {
