@@ -190,6 +190,10 @@ impl<B: Backend> KvCache<B> {
             _ => [k, v].map(|new| grown(None, at, new)),
         };
         self.kept = Kept::Tensors([keys.clone(), values.clone()]);
+        #[cfg(feature = "cube")]
+        if let Some(mixed) = crate::cube::attend([&q, &keys, &values], heads, &step.hidden()) {
+            return merge_heads(mixed);
+        }
         merge_heads(attend(q, keys, values, Some(step.hidden())))
     }
 

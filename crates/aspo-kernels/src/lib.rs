@@ -64,6 +64,7 @@
 //! do depend on the instruction set, in the last bits.
 
 mod activation;
+pub mod adamw;
 mod attention;
 #[cfg(any(feature = "flex", feature = "cube"))]
 mod bridge;
@@ -96,10 +97,26 @@ pub use rotary::{Rotary, Tables};
 
 /// Whether f32 tensors of this backend go to kernels of this crate. What is kept for a backward depends on it.
 pub fn has_kernels<B: Backend>() -> bool {
+    #[cfg(feature = "cube")]
+    if cube::is_cube::<B>() {
+        return true;
+    }
+    widens::<B>()
+}
+
+/// Whether the kernels of this backend take f32 values over a base of any type, so that values need never be narrowed to the
+/// type of the base (on the CPU, where narrow types are no faster).
+pub fn widens<B: Backend>() -> bool {
     #[cfg(feature = "flex")]
     return cpu::bridge::is_flex::<B>();
     #[cfg(not(feature = "flex"))]
     return false;
+}
+
+/// Whether a device of this backend is the CPU.
+pub fn on_cpu<B: Backend>(device: &B::Device) -> bool {
+    let name = B::name(device).to_lowercase();
+    ["flex", "ndarray", "cpu"].iter().any(|host| name.contains(host))
 }
 
 /// `Tensor::cat`, whose inputs stay in the graph meanwhile.

@@ -56,15 +56,16 @@ pub fn linear<B: Backend, const D: usize>(
         assert_eq!(residual.dims(), shape, "the residual has the shape of the result");
     }
     let kept: Vec<Option<Tensor<B, 2>>> = layers.iter().map(|layer| draw(layer, read, &x.device())).collect();
-    // The kernels compute adapters in f32.
-    #[cfg(any(feature = "flex", feature = "cube"))]
-    let fits = layers.iter().flat_map(|layer| &layer.lora).all(|lora| lora.a.dtype() == DType::F32);
     #[cfg(feature = "flex")]
-    if fits && crate::cpu::ops::takes(&x) && residual.as_ref().is_none_or(crate::cpu::ops::takes) {
-        return crate::cpu::ops::linear(x, before, layers, kept, residual);
+    {
+        // On the CPU adapters are computed in f32.
+        let fits = layers.iter().flat_map(|layer| &layer.lora).all(|lora| lora.a.dtype() == DType::F32);
+        if fits && crate::cpu::ops::takes(&x) && residual.as_ref().is_none_or(crate::cpu::ops::takes) {
+            return crate::cpu::ops::linear(x, before, layers, kept, residual);
+        }
     }
     #[cfg(feature = "cube")]
-    if fits && let Some(y) = crate::cube::linear(&x, &before, layers, &kept, residual.as_ref()) {
+    if let Some(y) = crate::cube::linear(&x, &before, layers, &kept, residual.as_ref()) {
         return y;
     }
     generic(x, before, layers, kept, residual)

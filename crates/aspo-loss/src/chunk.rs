@@ -2,6 +2,7 @@
 
 use core::ops::Range;
 
+use aspo_kernels::on_cpu;
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +15,7 @@ use crate::log_prob::Targets;
 pub struct ChunkOptions {
     /// Bytes of f32 logits held at a time. Up to three times as much is in use at the peak, for the exponentials beside
     /// them and the tile of the head. (Where the head trains, kernels keep up to one and a half times its gradient's memory
-    /// beside that, which saves making logits again.) Default: 8 MiB.
+    /// beside that, which saves making logits again.) Default: 8 MiB, a CPU's; [`of`](Self::of) knows other devices.
     pub byte_budget: usize,
     /// Tokens of a chunk. Default, as none: as many as make a square tile of the budget (1,448 for 8 MiB).
     pub rows: Option<usize>,
@@ -27,6 +28,13 @@ impl Default for ChunkOptions {
 }
 
 impl ChunkOptions {
+    /// The default of a device: 8 MiB on a CPU, whose caches hold a tile of that size; 128 MiB elsewhere, where a tile is a
+    /// launch or two of each kernel and must be large to fill the device (1,024 tokens by 32,000 columns in one).
+    pub fn of<B: Backend>(device: &B::Device) -> Self {
+        let byte_budget = if on_cpu::<B>(device) { 8 << 20 } else { 128 << 20 };
+        Self { byte_budget, rows: None }
+    }
+
     /// Tokens and vocabulary columns of a tile: their product times 4 bytes stays within the budget, but neither falls
     /// below 1 and the tokens are as given, if given.
     ///

@@ -1,9 +1,10 @@
-//! What the frozen vision tower sees in each picture, computed once while it fits.
+//! What the frozen vision tower sees in each picture: on a CPU computed once while it fits, elsewhere where it is needed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use aspo_data::{Fit, HostBatch, ImageLoader, ImageSource, Pixels};
+use aspo_kernels::on_cpu;
 use aspo_models::{ImageFeatures, Picture, PictureShape, VisionLanguageModel};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
@@ -14,7 +15,9 @@ use crate::feature_file::FeatureFile;
 use crate::prefetch::{KeptKeys, Ready};
 use crate::sight::picture_shape;
 
-/// Bytes of features kept in memory; pictures beyond are computed again when they are met.
+/// Bytes of features kept in memory on a CPU; pictures beyond are computed again when they are met. From another device nothing is
+/// read back to be kept: that would stop it in every micro-batch, and a file (`cache_vision_features`) holds more than
+/// memory could.
 const BUDGET: usize = 1 << 30;
 
 /// Features by picture.
@@ -63,12 +66,6 @@ pub(crate) fn picture_key(loader: &ImageLoader, image: &ImageSource, alone: bool
 /// their batch anyhow; on a CPU a run that is resumed is the same to the bit, and which pictures are new together is another
 /// matter after a resume: one at a time.
 const TOGETHER: usize = 8;
-
-/// Whether a backend computes on the CPU.
-pub(crate) fn is_on_host<B: Backend>(device: &B::Device) -> bool {
-    let name = B::name(device).to_lowercase();
-    ["flex", "ndarray", "cpu"].iter().any(|host| name.contains(host))
-}
 
 impl VisionFeatures {
     /// Features of the pictures that `loader` finds.
@@ -160,21 +157,28 @@ impl VisionFeatures {
             }
             pictures.push((run, picture(&pixels, device)));
         }
-        let together = if is_on_host::<B>(device) { 1 } else { TOGETHER };
+        let (mut made, together) = (HashMap::new(), if on_cpu::<B>(device) { 1 } else { TOGETHER });
         while let Some((_, first)) = pictures.first() {
             let tile = first.shape.tile;
             let alike =
                 pictures.iter().take(together).take_while(|(_, picture)| picture.shape.tile == tile).count();
             let (runs, group): (Vec<usize>, Vec<Picture<B>>) = pictures.drain(..alike).unzip();
-            let seen = model.vision_features(&group)?.into_iter().map(Seen::from);
-            fresh.extend(runs.into_iter().map(|run| &*keys[run]).zip(seen));
+            let seen = model.vision_features(&group)?;
+            made.extend(runs.into_iter().map(|run| &*keys[run]).zip(seen));
         }
         let mut all = Vec::with_capacity(keys.len());
         for key in keys.iter().map(String::as_str) {
+            if let Some(seen) = made.get(key) {
+                all.push(ImageFeatures::clone(seen));
+                continue;
+            }
             let seen = fresh.get(key).or_else(|| self.kept.get(key));
             let seen = seen.ok_or_else(|| unlike(key, "no features were made".into()))?;
             let values = TensorData::new(seen.values.clone(), seen.shape);
             all.push(ImageFeatures { values: Tensor::from_data(values, device), shape: seen.picture });
+        }
+        if on_cpu::<B>(device) {
+            fresh.extend(made.into_iter().map(|(key, seen)| (key, Seen::from(seen))));
         }
         for (key, seen) in fresh {
             self.keep(key, seen.picture, seen.shape, seen.values)?;

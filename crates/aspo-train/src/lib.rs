@@ -58,6 +58,7 @@
 //!   from seed and counters and are not stored (C).
 
 mod account;
+mod adamw;
 mod batcher;
 mod callback;
 mod checkpoint;
@@ -104,6 +105,7 @@ mod trainer;
 mod weigh;
 
 pub use account::Account;
+pub use adamw::adamw;
 pub use callback::{Callback, Control, StepReport};
 pub use checkpoint::TrainerState;
 pub use config::{LoraDtype, OnNonFinite, TrainConfig, user_cache};
@@ -116,7 +118,7 @@ pub use grad_norm::clip_grad_norm;
 pub use lead::HandOut;
 pub use metric::{MetricLine, Window};
 pub use mix::MixStrategy;
-pub use optimize::{StepGradients, accumulate, adamw};
+pub use optimize::{StepGradients, accumulate};
 pub use output::{Output, stored_config};
 pub use page::{chart, embedded, escape, page, table};
 pub use paths::check_paths;

@@ -1,8 +1,8 @@
-//! One optimiser step: the gradients of its micro-batches summed and clipped, and AdamW with every constant given.
+//! The gradients of an optimiser step: those of its micro-batches summed and clipped.
 
 use aspo_loss::{ChunkOptions, Metrics, Objective, Totals};
 use burn::backend::Autodiff;
-use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams};
+use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
 
@@ -11,15 +11,6 @@ use crate::error::{Error, Result};
 use crate::grad_norm::{clip_by_norm, clip_grad_norm, grad_norm};
 use crate::policy::Policy;
 use crate::step::{MicroBatch, Reference};
-
-/// AdamW with the constants of the config, which are transformers' where it gives none.
-pub fn adamw(config: &TrainConfig) -> AdamWConfig {
-    AdamWConfig::new()
-        .with_beta_1(config.adam_beta1 as f32)
-        .with_beta_2(config.adam_beta2 as f32)
-        .with_epsilon(config.adam_epsilon as f32)
-        .with_weight_decay(config.weight_decay as f32)
-}
 
 /// What the micro-batches of one optimiser step add up to.
 pub struct StepGradients {
@@ -79,7 +70,7 @@ pub(crate) fn gather<B: Backend, M: Policy<B>>(
         let (pairs, checkpoint) = (pairs.to_vec(), checkpoint.to_owned());
         Err(Error::NotFinite { step, what: "loss", found, pairs, checkpoint })
     };
-    let chunk = ChunkOptions::default();
+    let chunk = ChunkOptions::of::<B>(&policy.head().device());
     let mut sum = GradientsAccumulator::<M>::new();
     let (mut unread, mut tokens) = (Vec::new(), 0);
     for batch in batches {

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fmt;
 
 use aspo_data::PairSet;
+use aspo_kernels::on_cpu;
 use aspo_loss::ChunkOptions;
 use aspo_models::lora::Adapted;
 use aspo_models::nn::{CHUNK_SCORES, Heads, has_kernels};
@@ -19,7 +20,8 @@ use crate::config::TrainConfig;
 use crate::error::Result;
 use crate::policy::targets;
 
-/// Numbers and bytes of a run. Activations are what Burn's autodiff keeps, by its operations; all follows from shapes.
+/// Numbers and bytes of a run. Activations are what the kernels keep, or Burn's autodiff where there are none; all follows from
+/// shapes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Plan {
     /// Parameters of the base model.
@@ -100,7 +102,12 @@ impl Plan {
             length: longest_row,
             answers: times * config.per_device_train_batch_size * answers,
             bytes,
-            kernels: has_kernels::<B>(),
+            way: match has_kernels::<B>() {
+                true if on_cpu::<B>(device) => Way::Cpu,
+                true => Way::Gpu,
+                false => Way::Burns,
+            },
+            chunk: ChunkOptions::of::<B>(device),
             adapters: Adapters::of(&layers, !config.bf16),
         };
         let (width, inner, layers) =
@@ -248,8 +255,19 @@ impl Adapters {
     }
 }
 
-/// Shapes of a micro-batch in the decoder, and the bytes that follow. Read off Burn's autodiff: of each operation, what
-/// its backward pass asks for.
+/// Whose operations the layers are.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    /// Burn's own.
+    Burns,
+    /// aspo-kernels' on a CPU, on f32 values whatever the base is.
+    Cpu,
+    /// aspo-kernels' around Burn's products, on values of the type of the base.
+    Gpu,
+}
+
+/// Shapes of a micro-batch in the decoder, and the bytes that follow. Of Burn's operations, read off its autodiff: what the backward
+/// pass of each asks for.
 struct MicroShape {
     decoder: DecoderShape,
     rows: usize,
@@ -258,8 +276,9 @@ struct MicroShape {
     answers: usize,
     /// Of a value of the base.
     bytes: usize,
-    /// The layers are aspo-kernels' operations, on f32 values whatever the base is.
-    kernels: bool,
+    way: Way,
+    /// How the head's logits are cut.
+    chunk: ChunkOptions,
     adapters: Adapters,
 }
 
@@ -308,7 +327,7 @@ impl MicroShape {
 
     fn logits(&self) -> usize {
         let vocabulary = self.decoder.vocab_size;
-        let (rows, columns) = ChunkOptions::default().tile(self.answers, vocabulary).unwrap_or_default();
+        let (rows, columns) = self.chunk.tile(self.answers, vocabulary).unwrap_or_default();
         // The product of an adapted head's factors, the weight with it, and that weight's gradient.
         let head = if self.adapters.head { 3 * vocabulary * self.decoder.hidden_size } else { 0 };
         4 * (2 * rows * columns
@@ -317,46 +336,65 @@ impl MicroShape {
             + head)
     }
 
-    /// Values that the kernels keep of a token in a layer: inputs of both norms, queries, keys, values and their mix, a
-    /// number for each head, gate and up, and what stands between the factors of the adapters.
+    /// Bytes of a value between the kernels.
+    fn value(&self) -> usize {
+        if self.way == Way::Cpu { 4 } else { self.bytes }
+    }
+
+    /// Bytes that the kernels keep of a token in a layer: inputs of both norms, queries, keys, values and their mix, gate
+    /// and up; in f32, a number for each head and what stands between the factors of the adapters.
     fn kept(&self) -> usize {
         let (queries, keys) = self.heads();
         let middle = self.adapters.middle / self.decoder.num_hidden_layers.max(1);
-        let attention = self.decoder.hidden_size + 2 * queries + 2 * keys + self.decoder.heads.heads;
-        attention + self.decoder.hidden_size + self.sides() * self.decoder.intermediate_size + middle
+        let values = 2 * (self.decoder.hidden_size + queries + keys);
+        self.value() * (values + self.sides() * self.decoder.intermediate_size)
+            + 4 * (self.decoder.heads.heads + middle)
     }
 
-    /// Gradients under way in a layer: of its result, and of gate and up from that of their product.
+    /// Bytes of a token's gradients under way in a layer: of its result, and of gate and up from that of their product; on a
+    /// GPU also the gated product made again, and the share of it that comes from the adapter, in f32.
     fn flow(&self) -> usize {
-        self.decoder.hidden_size + (1 + self.sides()) * self.decoder.intermediate_size
+        let inner = self.decoder.intermediate_size;
+        let own = self.value() * (self.decoder.hidden_size + (1 + self.sides()) * inner);
+        if self.way == Way::Gpu { own + (self.value() + 4) * inner } else { own }
+    }
+
+    /// What all layers share on a GPU, and a chunk of scores with their gradients.
+    fn on_gpu(&self) -> usize {
+        if self.way == Way::Gpu {
+            self.shared() + 2 * self.value() * self.scores().min(CHUNK_SCORES)
+        } else {
+            0
+        }
     }
 
     /// All layers' values. The last layer's MLP runs for the answers alone; the peak is at the loss, or where the backward
     /// pass enters the MLP of the last layer, or of the last but one.
     fn plain_by_kernels(&self) -> usize {
-        let end = self.last_by_kernels().max(4 * self.tokens() * self.flow());
-        4 * self.tokens() * (self.decoder.num_hidden_layers - 1) * self.kept() + end
+        let end = self.last_by_kernels().max(self.tokens() * self.flow());
+        self.tokens() * (self.decoder.num_hidden_layers - 1) * self.kept() + end + self.on_gpu()
     }
 
     /// The last layer's values, with those of the loss or of the backward pass of its MLP.
     fn last_by_kernels(&self) -> usize {
-        let (tokens, width) = (self.tokens(), self.decoder.hidden_size);
+        let (value, width) = (self.value(), self.decoder.hidden_size);
         let (queries, keys) = self.heads();
-        let last = tokens * (width + 2 * queries + 2 * keys) + self.answers * (self.kept() + 2 * width);
-        4 * last + self.logits().max(4 * self.answers * self.flow())
+        let last = value * self.tokens() * (width + 2 * queries + 2 * keys);
+        last + self.answers * (self.kept() + 2 * value * width)
+            + self.logits().max(self.answers * self.flow())
     }
 
     /// The input of each layer, and the last layer at the loss, or one of the others with the gradients under way.
     fn recomputed_by_kernels(&self) -> usize {
-        let (tokens, width) = (self.tokens(), self.decoder.hidden_size);
-        let layer = 4 * tokens * (self.kept() + self.flow() + width);
-        4 * tokens * width * (self.decoder.num_hidden_layers + 1) + layer.max(self.last_by_kernels())
+        let inputs = self.value() * self.tokens() * self.decoder.hidden_size;
+        let layer = self.tokens() * (self.kept() + self.flow()) + inputs;
+        inputs * (self.decoder.num_hidden_layers + 1) + layer.max(self.last_by_kernels()) + self.on_gpu()
     }
 
     /// All layers' values, and at the last layer, where the backward pass begins, the gradients under way: those of the
     /// gated product, or, once that is gone, those of the scores.
     fn plain(&self) -> usize {
-        if self.kernels {
+        if self.way != Way::Burns {
             return self.plain_by_kernels();
         }
         let (tokens, width, scores) = (self.tokens(), self.decoder.hidden_size, self.scores());
@@ -371,7 +409,7 @@ impl MicroShape {
 
     /// The input of each layer, and the values of one layer in turn with the gradients under way.
     fn recomputed(&self) -> usize {
-        if self.kernels {
+        if self.way != Way::Burns {
             return self.recomputed_by_kernels();
         }
         let (tokens, width) = (self.tokens(), self.decoder.hidden_size);

@@ -60,7 +60,8 @@ impl<B: Backend, P: Pretrained<B> + VisionLanguageModel<B>> ReferenceModel<B, P>
     /// # Errors
     /// A picture that cannot be had.
     pub fn log_probs(&mut self, pairs: &[&EncodedPair]) -> Result<Tensor<B, 1>> {
-        self.batcher.batch(pairs, &self.model)?.reference_log_probs(&self.model, &ChunkOptions::default())
+        let chunk = ChunkOptions::of::<B>(&self.batcher.device);
+        self.batcher.batch(pairs, &self.model)?.reference_log_probs(&self.model, &chunk)
     }
 
     /// Its log-probabilities of the answers of `pairs`.
@@ -68,6 +69,7 @@ impl<B: Backend, P: Pretrained<B> + VisionLanguageModel<B>> ReferenceModel<B, P>
     /// # Errors
     /// A picture that cannot be had.
     pub fn rows(&mut self, pairs: &[&EncodedPair]) -> Result<Vec<ReferenceRow>> {
-        self.batcher.batch(pairs, &self.model)?.reference(&self.model, &ChunkOptions::default())
+        let chunk = ChunkOptions::of::<B>(&self.batcher.device);
+        self.batcher.batch(pairs, &self.model)?.reference(&self.model, &chunk)
     }
 }

@@ -8,17 +8,17 @@ use aspo_data::EncodedPair;
 use aspo_loss::{ChunkOptions, Metrics, Objective, Totals};
 use aspo_models::lora::without_adapters;
 use burn::backend::Autodiff;
-use burn::optim::adaptor::OptimizerAdaptor;
-use burn::optim::{AdamW, GradientsParams, Optimizer};
+use burn::optim::GradientsParams;
 use burn::tensor::backend::Backend;
 
+use crate::adamw::{Adam, Moments};
 use crate::batcher::Batcher;
 use crate::checkpoint;
 use crate::config::{OnNonFinite, TrainConfig};
 use crate::error::{Error, Result};
 use crate::feature_file::FeatureFile;
 use crate::features::VisionFeatures;
-use crate::optimize::{Share, adamw, gather};
+use crate::optimize::{Share, gather};
 use crate::policy::Policy;
 use crate::ranks::Ranks;
 use crate::read::Data;
@@ -49,7 +49,7 @@ pub(crate) struct Replica<'a, B: Backend, M: Policy<B>> {
     batcher: Batcher<B>,
     objective: Objective,
     data: &'a Data,
-    optimizer: OptimizerAdaptor<AdamW, M, Autodiff<B>>,
+    optimizer: Adam<B, M>,
     reference: Reference<B, M::Plain>,
     /// The reference's log-probabilities of [its own](Self::own_held_out) pairs held out, if the loss has a reference.
     held_out: Vec<Vec<ReferenceRow>>,
@@ -124,10 +124,10 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
         checkpoint: Option<&Path>,
         device: &B::Device,
     ) -> Result<Self> {
-        let mut optimizer = adamw(config).init::<Autodiff<B>, M>();
-        if let Some(checkpoint) = checkpoint {
-            optimizer = optimizer.load_record(checkpoint::optimizer::<Autodiff<B>, _>(checkpoint, device)?);
-        }
+        let moments = match checkpoint {
+            Some(checkpoint) => checkpoint::optimizer::<Autodiff<B>, Moments<B, M>>(checkpoint, device)?,
+            None => Moments::<B, M>::default(),
+        };
         let pad = data.encoder.tokenizer.pad();
         Ok(Self {
             config,
@@ -135,7 +135,7 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
             policy,
             objective: config.objective()?,
             data,
-            optimizer,
+            optimizer: Adam::new(config, moments),
             reference,
             held_out: Vec::new(),
         })
@@ -160,6 +160,7 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
             // A backend does not tell its random state: that of each step follows from seed and step instead.
             B::seed(&self.batcher.device, config.seed.rotate_left(32) ^ step as u64);
         }
+        let chunk = ChunkOptions::of::<B>(&self.batcher.device);
         let (batcher, reference) = (&mut self.batcher, &mut self.reference);
         let batches = parts.iter().map(|part| {
             let pairs = data.pairs.get_all(part.iter().copied())?;
@@ -167,9 +168,9 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
             let batch = batcher.batch(&rows, &plain)?;
             let known = match reference {
                 Reference::None => None,
-                Reference::AdapterOff => Some(step::Reference::Live(
-                    batch.reference_log_probs(&without, &ChunkOptions::default())?,
-                )),
+                Reference::AdapterOff => {
+                    Some(step::Reference::Live(batch.reference_log_probs(&without, &chunk)?))
+                }
                 Reference::Model(model) => Some(step::Reference::Live(model.log_probs(&rows)?)),
                 Reference::Given => {
                     Some(step::Reference::Rows(rows.iter().map(|pair| reference::given(pair)).collect()))
@@ -218,8 +219,8 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
     }
 
     /// The moments, for a checkpoint.
-    pub fn record(&self) -> <OptimizerAdaptor<AdamW, M, Autodiff<B>> as Optimizer<M, Autodiff<B>>>::Record {
-        self.optimizer.to_record()
+    pub fn record(&self) -> Moments<B, M> {
+        self.optimizer.moments.clone()
     }
 
     fn second(&self, folder: &Path) -> Result<ReferenceModel<B, M::Plain>> {
@@ -229,11 +230,12 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
     /// The live reference's log-probabilities of some pairs.
     fn live(&mut self, pairs: &[EncodedPair]) -> Result<Vec<ReferenceRow>> {
         let pairs: Vec<&EncodedPair> = pairs.iter().collect();
+        let chunk = ChunkOptions::of::<B>(&self.batcher.device);
         match &mut self.reference {
             Reference::Model(model) => model.rows(&pairs),
             _ => {
                 let without = without_adapters(&self.policy.valid());
-                self.batcher.batch(&pairs, &without)?.reference(&without, &ChunkOptions::default())
+                self.batcher.batch(&pairs, &without)?.reference(&without, &chunk)
             }
         }
     }
@@ -257,12 +259,13 @@ impl<'a, B: Backend, M: Policy<B>> Replica<'a, B, M> {
     fn evaluate_own(&mut self, ranks: &Ranks, step: usize, checkpoint: &str) -> Result<(Metrics, usize)> {
         let plain = self.policy.valid();
         let (mut metrics, mut skipped) = (Metrics::default(), 0);
+        let chunk = ChunkOptions::of::<B>(&self.batcher.device);
         for (at, part) in self.own_held_out(ranks).into_iter().enumerate() {
             let pairs = self.data.held_out.get_all(part)?;
             let rows: Vec<&EncodedPair> = pairs.iter().collect();
             let batch = self.batcher.batch(&rows, &plain)?;
             let known = self.held_out.get(at).map(|rows| step::Reference::Rows(rows.clone()));
-            let told = batch.evaluate(&plain, &self.objective, known.as_ref(), &ChunkOptions::default());
+            let told = batch.evaluate(&plain, &self.objective, known.as_ref(), &chunk);
             let found = match &told {
                 Err(Error::Loss(aspo_loss::Error::NotFinite { found, .. })) => Some(*found),
                 Err(_) => None,

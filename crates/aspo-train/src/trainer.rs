@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use aspo_kernels::on_cpu;
 use aspo_models::{ModelConfig, Pretrained};
 use burn::backend::Autodiff;
 use burn::tensor::DType;
@@ -10,7 +11,6 @@ use burn::tensor::backend::Backend;
 use crate::callback::{Callback, Callbacks};
 use crate::config::{LoraDtype, TrainConfig};
 use crate::error::{Error, Result};
-use crate::features::is_on_host;
 use crate::output::Output;
 use crate::paths::check_paths;
 use crate::policy::Policy;
@@ -108,7 +108,7 @@ impl<'a, B: Backend, M: Policy<B>> Trainer<'a, B, M> {
         let ranks = ranks.unwrap_or(&alone);
         config.validate()?;
         check_ranks(&config, ranks.size())?;
-        if config.lora_dtype == LoraDtype::Bf16 && is_on_host::<B>(&device) {
+        if config.lora_dtype == LoraDtype::Bf16 && on_cpu::<B>(&device) {
             let found = format!("bf16 on {}", B::name(&device));
             let remedy = "leave it out: a CPU has no such products, and would widen every weight for them";
             return Err(Error::option("lora_dtype", found, remedy));

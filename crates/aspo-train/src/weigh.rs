@@ -47,7 +47,7 @@ pub fn weigh<B: Backend, M: VisionLanguageModel<B>>(
         return Err(Error::option("alpha", found, "score the pairs first, or use 0"));
     }
     let batch = MicroBatch::new(pairs, true, pad, features, model, device)?;
-    let rows = batch.reference(model, &ChunkOptions::default())?;
+    let rows = batch.reference(model, &ChunkOptions::of::<B>(device))?;
     let weighed = pairs.iter().zip(rows).map(|(pair, row)| {
         let answer = &pair.chosen;
         let (mut sums, mut tokens) = (vec![0.0; answer.sentence_count()], vec![0; answer.sentence_count()]);

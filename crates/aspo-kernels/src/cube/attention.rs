@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use burn::tensor::ops::{BoolTensor, FloatTensor};
-use burn::tensor::{Tensor, TensorMetadata, backend::Backend};
+use burn::tensor::{Bool, Tensor, TensorMetadata, backend::Backend};
 use burn_cubecl::tensor::CubeTensor;
 
 use super::rotary::{self, Angles};
@@ -195,6 +195,32 @@ fn mixed<H: Home>(
 
 fn angles<H: Home, B: Backend>(tables: Option<&Tables<B>>) -> Angles<H::Runtime> {
     tables.map(|tables| [&tables.cos, &tables.sin].map(|table| Fast::<H>::of(table.clone()).inner()))
+}
+
+/// Attention of queries `[batch, heads, tokens, dim]` over the buffer of a cache, where there are kernels. `hidden` is
+/// `[batch, 1, tokens, columns]`; there is no graph.
+pub fn attend<B: Backend>(
+    [q, k, v]: [&Tensor<B, 4>; 3],
+    heads: Heads,
+    hidden: &Tensor<B, 4, Bool>,
+) -> Option<Tensor<B, 4>> {
+    if reads(q.dtype()) {
+        at_home!(B, H => {
+            let all = [q, k, v].map(|tensor| Fast::<H>::of(tensor.clone()));
+            if all.iter().any(Fast::is_tracked) {
+                return None;
+            }
+            let beside = all[0].clone();
+            let [q, k, v] = all.map(|tensor| wrap::<H, 4>(tensor.inner()));
+            let [batch, count, tokens, dim] = q.dims();
+            let q = q.mul_scalar(heads.scale());
+            let q = q.reshape([batch, heads.groups, heads.per_group() * tokens, dim]);
+            let hidden = same(hidden.clone().into_primitive()).expect("of the same home");
+            let (mixed, _) = Read { q, k, v }.forward(heads, Some(&hidden));
+            Some(beside.beside(unwrap(mixed.reshape([batch, count, tokens, dim]))).back())
+        });
+    }
+    None
 }
 
 /// [`split_heads`](crate::split_heads) without a graph, where there are kernels.

@@ -7,7 +7,7 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::launch::empty;
 use super::logits::{self, Rows};
-use super::{Home, at_home, reads, unwrap, wrap};
+use super::{Home, at_home, reads, unwrap, wide_product, wrap};
 use crate::bridge::Fast;
 use crate::cast;
 use crate::pass::{HeadGradients, HeadPass, HeadWant};
@@ -29,9 +29,17 @@ fn parts(all: usize, most: usize) -> impl Iterator<Item = [usize; 2]> {
     (0..all).step_by(most.max(1)).map(move |from| [from, most.min(all - from)])
 }
 
-/// Rows of a tensor in f32.
-fn wide<H: Home>(x: &Tensor<H, 2>, [from, len]: [usize; 2]) -> Tensor<H, 2> {
-    cast(x.clone().narrow(0, from, len), DType::F32)
+/// Rows of a tensor in the type of the products.
+fn part<H: Home>(x: &Tensor<H, 2>, [from, len]: [usize; 2], dtype: DType) -> Tensor<H, 2> {
+    cast(x.clone().narrow(0, from, len), dtype)
+}
+
+/// The type of the products: that of hidden states and head, or f32 where they differ.
+fn shared<H: Home>(hidden: &Tensor<H, 2>, head: &Tensor<H, 2>) -> DType {
+    match hidden.dtype() == head.dtype() {
+        true => head.dtype(),
+        false => DType::F32,
+    }
 }
 
 /// [`head_pass`](crate::head_pass()), where there are kernels.
@@ -65,7 +73,7 @@ fn pass<H: Home>(
     tile: [usize; 2],
     want: HeadWant,
 ) -> (Rows<H::Runtime>, Option<Tensor<H, 2>>) {
-    let (n, vocabulary) = (targets.len(), head.dims()[0]);
+    let (n, vocabulary, dtype) = (targets.len(), head.dims()[0], shared(&hidden, &head));
     let like = unwrap(hidden.clone());
     let ids = indices(targets, &hidden);
     let rows = Rows {
@@ -76,14 +84,14 @@ fn pass<H: Home>(
     };
     let mut all = vec![];
     for [from, len] in parts(n, tile[0]) {
-        let h = wide(&hidden, [from, len]);
+        let h = part(&hidden, [from, len], dtype);
         let mut mixed: Option<Tensor<H, 2>> = None;
         for [column, width] in parts(vocabulary, tile[1]) {
-            let w = wide(&head, [column, width]);
-            let logits = unwrap(h.clone().matmul(w.clone().transpose()));
+            let w = part(&head, [column, width], dtype);
+            let logits = unwrap(wide_product(h.clone(), w.clone().transpose()));
             let [exp, factor] = rows.take(logits, [from, column]);
             if want.dlogp_dh {
-                let own = wrap::<H, 2>(exp).matmul(w);
+                let own = wide_product(cast(wrap::<H, 2>(exp), dtype), w);
                 mixed = Some(match mixed {
                     Some(mixed) => mixed * wrap(factor) + own,
                     None => own,
@@ -132,21 +140,23 @@ fn gradients<H: Home>(
     want_hidden: bool,
 ) -> (Option<Tensor<H, 2>>, Tensor<H, 2>) {
     let (n, vocabulary) = (targets.len(), head.dims()[0]);
+    // Small gradients have no room in f16.
+    let dtype = if shared(&hidden, &head) == DType::BF16 { DType::BF16 } else { DType::F32 };
     let ids = indices(targets, &hidden).into_primitive();
     let mut dh: Vec<Option<Tensor<H, 2>>> = parts(n, tile[0]).map(|_| None).collect();
     let mut dw = vec![];
     for [column, width] in parts(vocabulary, tile[1]) {
-        let w = wide(&head, [column, width]);
+        let w = part(&head, [column, width], dtype);
         let mut own = None;
         for ([from, len], dh) in parts(n, tile[0]).zip(&mut dh) {
-            let h = wide(&hidden, [from, len]);
-            let logits = unwrap(h.clone().matmul(w.clone().transpose()));
+            let h = part(&hidden, [from, len], dtype);
+            let logits = unwrap(wide_product(h.clone(), w.clone().transpose()));
             let of_rows = [ids.clone(), log_sum_exp.clone(), grad.clone()];
-            let dz = wrap::<H, 2>(logits::gradient(logits, of_rows, [from, column]));
+            let dz = cast(wrap::<H, 2>(logits::gradient(logits, of_rows, [from, column])), dtype);
             if want_hidden {
-                add(dh, dz.clone().matmul(w.clone()));
+                add(dh, wide_product(dz.clone(), w.clone()));
             }
-            add(&mut own, dz.transpose().matmul(h));
+            add(&mut own, wide_product(dz.transpose(), h));
         }
         dw.extend(own);
     }

@@ -8,7 +8,7 @@ use super::join::{self, join};
 use super::launch::empty;
 use super::row::{self, Parts};
 use super::stack::side_by_side;
-use super::{Home, at_home, reads, unwrap, wrap};
+use super::{Home, at_home, reads, unwrap, wide_product, wrap};
 use crate::bridge::{Fast, Fused, record};
 use crate::layer::{Activation, Before, GROUP, Layer};
 use crate::{cast, wider};
@@ -187,17 +187,18 @@ struct Lora<H: Home> {
     a: Tensor<H, 2>,
     b: Tensor<H, 2>,
     scale: f64,
-    /// What inputs are multiplied by: 0, or one over the probability that they are kept.
+    /// What inputs are multiplied by, in f32: 0, or one over the probability that they are kept.
     dropout: Option<Tensor<H, 2>>,
-    /// `scale · drop(x) Aᵀ`, `[rows, rank]`, from the forward.
+    /// `scale · drop(x) Aᵀ`, `[rows, rank]` in the type of the factors, from the forward.
     middle: Option<Tensor<H, 2>>,
 }
 
-/// Layers whose adapters read the same: all, or each alone where inputs are dropped.
+/// Layers whose adapters read the same: all, or each alone where inputs are dropped or types differ.
 fn stacks<H: Home>(layers: &[Kept<H>]) -> Vec<Vec<usize>> {
-    let dropout = |lora: &Lora<H>| lora.dropout.is_some();
     let with = (0..layers.len()).filter(|i| layers[*i].lora.is_some());
-    if layers.iter().any(|layer| layer.lora.as_ref().is_some_and(dropout)) {
+    let mut adapters = layers.iter().filter_map(|layer| layer.lora.as_ref());
+    let dtype = adapters.clone().next().map(|lora| lora.a.dtype());
+    if adapters.any(|lora| lora.dropout.is_some() || Some(lora.a.dtype()) != dtype) {
         return with.map(|i| vec![i]).collect();
     }
     let all: Vec<usize> = with.collect();
@@ -212,14 +213,19 @@ impl<'a, H: Home> Stack<'a, H> {
         Self(stack.iter().filter_map(|i| layers[*i].lora.as_ref()).collect())
     }
 
+    /// The type of the products.
+    fn dtype(&self) -> DType {
+        self.0[0].a.dtype()
+    }
+
     fn read(&self, x: &Tensor<H, 2>) -> Tensor<H, 2> {
-        self.drop(cast(x.clone(), DType::F32))
+        cast(self.drop(x.clone()), self.dtype())
     }
 
     /// What is dropped of an input, or of its gradient.
     fn drop(&self, x: Tensor<H, 2>) -> Tensor<H, 2> {
         match &self.0[0].dropout {
-            Some(dropout) => x * dropout.clone(),
+            Some(dropout) => cast(x, DType::F32) * dropout.clone(),
             None => x,
         }
     }
@@ -293,10 +299,10 @@ impl<H: Home> Fused<H, PARENTS> for Group<H> {
                 out[1] = Some(unwrap::<H, 1>(wide.sum_dim(0).squeeze_dim(0)));
             }
             inner.push(layer.lora.as_ref().map(|lora| {
-                let dy = cast(dy, DType::F32);
+                let dy = cast(dy, lora.a.dtype());
                 if own[3] {
                     let middle = lora.middle.clone().expect("kept by the forward");
-                    out[3] = Some(unwrap(dy.clone().transpose().matmul(middle)));
+                    out[3] = Some(unwrap(wide_product(dy.clone().transpose(), middle)));
                 }
                 (unwrap(dy.matmul(lora.b.clone())), lora.scale as f32)
             }));
@@ -306,11 +312,11 @@ impl<H: Home> Fused<H, PARENTS> for Group<H> {
             let inner = stack.iter().filter_map(|i| inner[*i].take()).collect();
             let inner: Tensor<H, 2> = wrap(side_by_side(inner));
             if want_x {
-                parts.push(unwrap(own.drop(inner.clone().matmul(own.a(false)))));
+                parts.push(unwrap(own.drop(wide_product(inner.clone(), own.a(false)))));
             }
             if stack.iter().any(|i| wanted[SHARED + OF_LAYER * i + 2]) {
                 let read = own.read(read.as_ref().expect("made above"));
-                let all = inner.transpose().matmul(read);
+                let all = wide_product(inner.transpose(), read);
                 for (i, [from, rank]) in stack.iter().zip(own.ranks()) {
                     out[SHARED + OF_LAYER * i + 2] = Some(unwrap(all.clone().narrow(0, from, rank)));
                 }
@@ -379,7 +385,7 @@ fn group<H: Home>(
         let product = cast(read.clone(), layer.wide).matmul(weight);
         let adapter = layer.lora.as_ref().map(|lora| {
             let middle = lora.middle.clone().expect("made above");
-            unwrap(middle.matmul(lora.b.clone().transpose()))
+            unwrap(wide_product(middle, lora.b.clone().transpose()))
         });
         let bias = layer.bias.clone().map(unwrap);
         join(join::Layer { product: unwrap(product), bias, adapter }, added.clone(), &out, from);
@@ -416,8 +422,8 @@ impl<H: Home> Kept<H> {
             wide,
             bias: layer.bias.clone().map(|bias| wrap(keep(1, Fast::of(cast(bias, wide))))),
             lora: layer.lora.as_ref().filter(|lora| lora.a.dims()[0] > 0).map(|lora| Lora {
-                a: wrap(keep(2, Fast::of(cast(lora.a.clone(), DType::F32)))),
-                b: wrap(keep(3, Fast::of(cast(lora.b.clone(), DType::F32)))),
+                a: wrap(keep(2, Fast::of(lora.a.clone()))),
+                b: wrap(keep(3, Fast::of(cast(lora.b.clone(), lora.a.dtype())))),
                 scale: lora.scale,
                 dropout: dropped.map(|kept| {
                     wrap::<H, 2>(Fast::<H>::of(kept.clone()).inner()).div_scalar(1.0 - lora.dropout)

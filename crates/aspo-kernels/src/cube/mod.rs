@@ -6,6 +6,7 @@
 //! gives each value to one unit, or each row to one cube, whose units sum it in one order: results do not depend on
 //! scheduling.
 
+mod adamw;
 mod attention;
 mod head;
 mod join;
@@ -24,7 +25,8 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Tensor, TensorPrimitive};
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement, tensor::CubeTensor};
 
-pub(crate) use attention::{attention, split};
+pub(crate) use adamw::{adamw, scaled, squares};
+pub(crate) use attention::{attend, attention, split};
 pub(crate) use head::{head_gradients, head_pass};
 pub(crate) use linear::{activation, layer_norm, linear, rms_norm};
 
@@ -67,9 +69,33 @@ macro_rules! at_home {
 }
 pub(crate) use at_home;
 
+/// Whether tensors of this backend lie in CubeCL's memory.
+pub(crate) fn is_cube<B: Backend>() -> bool {
+    #[cfg(feature = "wgpu")]
+    if crate::bridge::lives_in::<B, burn::backend::Wgpu>() {
+        return true;
+    }
+    #[cfg(feature = "cuda")]
+    if crate::bridge::lives_in::<B, burn::backend::Cuda>() {
+        return true;
+    }
+    false
+}
+
 /// Types that the kernels read.
 pub(crate) fn reads(dtype: DType) -> bool {
     [DType::F32, DType::F16, DType::BF16].contains(&dtype)
+}
+
+/// `a b` in f32 of two matrices of one type, which are multiplied as they are and summed in f32. (Burn's own product has the
+/// type of its factors: in bf16 a sum of thousands of terms would be told in eight bits.)
+fn wide_product<H: Home>(a: Tensor<H, 2>, b: Tensor<H, 2>) -> Tensor<H, 2> {
+    if a.dtype() == DType::F32 {
+        return a.matmul(b);
+    }
+    let (a, b) = (unwrap(a), unwrap(b));
+    let found = burn_cubecl::kernel::matmul::matmul(a, b, None, Default::default(), DType::F32);
+    wrap(found.expect("every device has some product of every type it has"))
 }
 
 fn wrap<H: Home, const D: usize>(primitive: FloatTensor<H>) -> Tensor<H, D> {

@@ -1,13 +1,13 @@
 //! Tensors side by side, each times a number of its own.
 
-use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
+use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
 use super::launch::{a_unit_a_value, arrays, empty, rows, written};
 
-/// `[rows, Σ width]` in f32 of parts `[rows, width]` in f32, each times its scale.
+/// `[rows, Σ width]` of parts `[rows, width]` of one type, each times its scale.
 pub fn side_by_side<R: CubeRuntime>(parts: Vec<(CubeTensor<R>, f32)>) -> CubeTensor<R> {
     let (like, scale) = parts.first().expect("a stack has parts").clone();
     if parts.len() == 1 && scale == 1.0 {
@@ -15,7 +15,8 @@ pub fn side_by_side<R: CubeRuntime>(parts: Vec<(CubeTensor<R>, f32)>) -> CubeTen
     }
     let widths: Vec<usize> = parts.iter().map(|(part, _)| rows(part)[1]).collect();
     let (n, whole) = (rows(&like)[0], widths.iter().sum());
-    let out = empty(&like, [n, whole], DType::F32);
+    let dtype = like.dtype;
+    let out = empty(&like, [n, whole], dtype);
     if n * whole > 0 {
         let (count, dim) = a_unit_a_value(&like.client, n * whole);
         let scales = parts.iter().map(|(_, scale)| *scale).collect();
@@ -32,6 +33,7 @@ pub fn side_by_side<R: CubeRuntime>(parts: Vec<(CubeTensor<R>, f32)>) -> CubeTen
                 written(&out),
                 n * whole,
                 whole,
+                dtype.into(),
             );
         }
     }
@@ -39,13 +41,14 @@ pub fn side_by_side<R: CubeRuntime>(parts: Vec<(CubeTensor<R>, f32)>) -> CubeTen
 }
 
 #[cube(launch_unchecked)]
-fn stack(
-    parts: &Sequence<Array<f32>>,
+fn stack<T: Float>(
+    parts: &Sequence<Array<T>>,
     widths: &Sequence<usize>,
     scales: &Sequence<f32>,
-    out: &mut Array<f32>,
+    out: &mut Array<T>,
     values: usize,
     whole: usize,
+    #[define(T)] _type: StorageType,
 ) {
     let at = ABSOLUTE_POS;
     if at < values {
@@ -55,7 +58,8 @@ fn stack(
         for i in 0..parts.len() {
             let width = *widths.index(i);
             if column >= from && column < from + width {
-                out[at] = *scales.index(i) * parts.index(i)[row * width + column - from];
+                let value = f32::cast_from(parts.index(i)[row * width + column - from]);
+                out[at] = T::cast_from(*scales.index(i) * value);
             }
             from += width;
         }

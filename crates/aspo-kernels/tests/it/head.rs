@@ -170,7 +170,7 @@ fn other_backends_and_graphs_have_no_pass() {
     assert_eq!(values(found.log_probs), [0.0], "of one token, that one is certain");
 }
 
-/// On wgpu in f32; it has no half precision to widen, and keeps no exponentials.
+/// On wgpu in f32, where no exponentials are kept.
 #[cfg(feature = "wgpu")]
 #[test]
 fn every_tile_on_wgpu_gives_the_values_and_gradients_of_plain_loops() {
@@ -192,6 +192,31 @@ fn every_tile_on_wgpu_gives_the_values_and_gradients_of_plain_loops() {
             close("dh", &values(found.hidden.unwrap()), &dh, 5e-6);
             close("dW", &values(found.head), &dw, 5e-6);
         }
+    }
+}
+
+/// f16, which every device of this backend has: its products are of f16 factors, and summed and told in f32.
+#[cfg(feature = "wgpu")]
+#[test]
+fn logits_of_halves_are_summed_and_told_in_f32_on_wgpu() {
+    type B = burn::backend::Wgpu;
+    let (rows, width, vocabulary) = (37, 160, 300);
+    let round = |exact: Vec<f64>| -> Vec<f64> {
+        let shape = [1, exact.len()];
+        values(tensor::<B, 2>(&exact, shape).cast(DType::F16))
+    };
+    let (h, w) = (round(noise(rows * width, 1)), round(noise(vocabulary * width, 2)));
+    let targets: Vec<usize> = (0..rows).map(|i| (i * 7 + 3) % vocabulary).collect();
+    let [log_probs, log_sum_exp] = expected(&h, &w, width, &targets);
+    let half = |values: &[f64], dims| tensor::<B, 2>(values, dims).cast(DType::F16);
+    let (h_t, w_t) = (half(&h, [rows, width]), half(&w, [vocabulary, width]));
+    for tile in [[16, 64], [1000, 1000]] {
+        let pass = head_pass(&h_t, &w_t, &targets, tile, FROZEN).expect("wgpu has kernels");
+        // f16 logits of this size would be a hundred times as far away.
+        close("log p", &values(pass.log_probs), &log_probs, 1e-5);
+        close("log sum", &values(pass.log_sum_exp), &log_sum_exp, 1e-5);
+        // Exponentials of eleven bits, whose errors are of both signs.
+        close("dlogp/dh", &values(pass.dlogp_dh.unwrap()), &dlogp_dh(&h, &w, width, &targets), 5e-4);
     }
 }
 

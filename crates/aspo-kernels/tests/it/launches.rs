@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use aspo_kernels::adamw::{AdamW, Slot, adamw, scaled, squares};
 use aspo_kernels::{
     Activation, Before, BlockMask, Context, Factors, Heads, Layer, Rotary, attention, linear,
 };
 use burn::backend::{Autodiff, Wgpu};
+use burn::optim::{AdamWConfig, AdamWState, AdaptiveMomentumState, SimpleOptimizer};
 use burn::tensor::{Distribution, Tensor};
 
 use crate::support::{leaf, noise, tensor};
@@ -103,6 +105,45 @@ fn count(folder: &Path) {
             assert!(names.len() <= most, "{} kernels {what}, {most} at most", names.len());
         }
     }
+    of_all_factors(&mut log);
+}
+
+/// What happens once a step to a block's fourteen factors, by Burn's operations and all at once.
+fn of_all_factors(log: &mut Log) {
+    let values = |seed| tensor::<Wgpu, 1>(&noise(1024, seed), [1024]);
+    let moments = || [values(2), values(3).square()];
+    let slot = || Slot { value: values(0), gradient: values(1), moments: moments(), time: 2 };
+    let mut slots: Vec<Slot<Wgpu>> = (0..14).map(|_| slot()).collect();
+    let gradients: Vec<Tensor<Wgpu, 1>> = slots.iter().map(|slot| slot.gradient.clone()).collect();
+    let states = (0..14).map(|_| {
+        let [moment_1, moment_2] = moments();
+        AdamWState { momentum: AdaptiveMomentumState { time: 1, moment_1, moment_2, max_moment_2: None } }
+    });
+    let states: Vec<_> =
+        slots.iter().map(|slot| (slot.value.clone(), slot.gradient.clone())).zip(states).collect();
+    let (step, burns) = (
+        AdamW { rate: 1e-3, beta_1: 0.9, beta_2: 0.999, epsilon: 1e-8, weight_decay: 0.01 },
+        AdamWConfig::new().with_weight_decay(0.01).build(),
+    );
+    mark();
+    log.parts(1);
+    for ((value, gradient), state) in states {
+        drop(burns.step(1e-3, value, gradient, Some(state)));
+    }
+    mark();
+    drop(gradients.iter().map(|one| one.clone().square().sum()).reduce(|a, b| a + b));
+    mark();
+    drop(gradients.iter().map(|one| one.clone().mul_scalar(0.5)).collect::<Vec<_>>());
+    mark();
+    assert!(adamw(&mut slots, &step));
+    mark();
+    drop(squares(&gradients));
+    mark();
+    drop(scaled(&gradients, 0.5));
+    mark();
+    let counts: Vec<usize> = log.parts(6).iter().map(Vec::len).collect();
+    println!("AdamW, squares, factor of fourteen tensors, by Burn and at once: {counts:?}");
+    assert_eq!(counts[3..], [3, 2, 1]);
 }
 
 /// How many of each kernel, by the first word of its name.

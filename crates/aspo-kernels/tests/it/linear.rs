@@ -318,10 +318,22 @@ fn a_frozen_half_precision_weight_gives_what_its_widened_values_give() {
 
 #[test]
 fn an_adapter_of_bf16_factors_gives_what_theirs_and_the_input_rounded_give() {
-    type B = Autodiff<burn_flex::Flex>;
+    // Eight bits of the middle and of the result, each.
+    an_adapter_of_halves::<burn_flex::Flex>(DType::BF16, 1.0 / 64.0);
+}
+
+/// Of f16, which this backend has on every device; bf16 goes the same way.
+#[cfg(feature = "wgpu")]
+#[test]
+fn an_adapter_of_f16_factors_on_wgpu_gives_what_theirs_and_the_input_rounded_give() {
+    // Eleven bits of the middle and of the gradient between the factors; sums and results are f32.
+    an_adapter_of_halves::<burn::backend::Wgpu>(DType::F16, 1.0 / 512.0);
+}
+
+fn an_adapter_of_halves<I: Backend>(dtype: DType, tolerance: f64) {
     let (rows, inputs, out) = (19, 64, 48);
     let rounded = |n: usize, seed: u64, dims: [usize; 2]| {
-        tensor::<burn_flex::Flex, 2>(&noise(n, seed), dims).cast(DType::BF16).cast(DType::F32)
+        tensor::<I, 2>(&noise(n, seed), dims).cast(dtype).cast(DType::F32)
     };
     let (x, a, b) = (
         rounded(rows * inputs, 1, [rows, inputs]),
@@ -330,7 +342,7 @@ fn an_adapter_of_bf16_factors_gives_what_theirs_and_the_input_rounded_give() {
     );
     let run = |dtype: DType| {
         // The masters stay f32, and so do their gradients.
-        let [x, a, b] = [&x, &a, &b].map(|t| Tensor::<B, 2>::from_inner(t.clone()).require_grad());
+        let [x, a, b] = [&x, &a, &b].map(|t| Tensor::<Autodiff<I>, 2>::from_inner(t.clone()).require_grad());
         let factors =
             Factors { a: a.clone().cast(dtype), b: b.clone().cast(dtype), scale: 0.5, dropout: 0.0 };
         let layer = Layer {
@@ -341,18 +353,17 @@ fn an_adapter_of_bf16_factors_gives_what_theirs_and_the_input_rounded_give() {
         let y = linear(x.clone(), Before::Nothing, &[layer.clone(), layer], None);
         assert_eq!(y.dtype(), DType::F32);
         let grads = (y.clone() * y.clone().detach().sin()).sum().backward();
-        let of = |t: &Tensor<B, 2>| {
+        let of = |t: &Tensor<Autodiff<I>, 2>| {
             let grad = t.grad(&grads).unwrap();
             assert_eq!(grad.dtype(), DType::F32);
             values(grad)
         };
         [values(y), of(&x), of(&a), of(&b)]
     };
-    let (narrow, wide) = (run(DType::BF16), run(DType::F32));
+    let (narrow, wide) = (run(dtype), run(DType::F32));
     for (what, (narrow, wide)) in ["y", "dx", "da", "db"].into_iter().zip(narrow.iter().zip(&wide)) {
-        // Eight bits of the middle and of the result, each.
-        close(what, narrow, wide, 1.0 / 64.0);
-        assert!(narrow != wide, "{what}: bf16 rounds");
+        close(what, narrow, wide, tolerance);
+        assert!(narrow != wide, "{what}: halves round");
     }
 }
 

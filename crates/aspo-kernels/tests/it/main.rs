@@ -1,6 +1,7 @@
 //! Every operation against plain loops in f64, values and gradients, on every backend: flex by its kernels, others by
 //! Burn's own operations.
 
+mod adamw;
 mod attention;
 mod block;
 mod cat;

@@ -1,6 +1,6 @@
 //! A linear layer in Hugging Face's layout, with a place for a LoRA adapter.
 
-use aspo_kernels::{self as kernels, Before, Factors, Layer, has_kernels};
+use aspo_kernels::{self as kernels, Before, Factors, Layer, widens};
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, backend::Backend};
 
@@ -112,6 +112,6 @@ pub(crate) fn project<B: Backend, const D: usize>(x: Tensor<B, D>, weight: Tenso
 }
 
 fn apply<B: Backend, const D: usize>(layer: Layer<B>, x: Tensor<B, D>) -> Tensor<B, D> {
-    let x = if has_kernels::<B>() { x } else { cast(x, layer.weight.dtype()) };
+    let x = if widens::<B>() { x } else { cast(x, layer.weight.dtype()) };
     kernels::linear(x, Before::Nothing, &[layer], None)
 }

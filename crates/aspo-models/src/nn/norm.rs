@@ -63,9 +63,9 @@ pub(crate) fn to_f32<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D
     cast(x, DType::F32)
 }
 
-/// Values as they run through a decoder: `f32` where kernels take them, over weights of any type.
+/// Values as they run through a decoder: `f32` where kernels take them so over weights of any type.
 pub(crate) fn wide<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
-    if kernels::has_kernels::<B>() { to_f32(x) } else { x }
+    if kernels::widens::<B>() { to_f32(x) } else { x }
 }
 
 pub(crate) fn cast<B: Backend, const D: usize>(x: Tensor<B, D>, dtype: DType) -> Tensor<B, D> {

@@ -146,11 +146,7 @@ fn policy<B: Backend>(world: &World) -> (Llava<Autodiff<B>>, Vec<EncodedPair>, V
                 (0..answer.sentence_count()).map(|sentence| 0.2 + 0.03 * (sentence * 7 % 5) as f32).collect();
         }
     }
-    let mut features = world.features();
-    // What the tower sees is read once a picture, and kept.
-    let rows: Vec<&EncodedPair> = pairs.iter().collect();
-    MicroBatch::<B>::new(&rows, true, 0, &mut features, &policy.valid(), &device).unwrap();
-    (policy, pairs, features)
+    (policy, pairs, world.features())
 }
 
 #[test]
@@ -161,7 +157,8 @@ fn nothing_is_read_before_the_backward_and_once_a_step_after_it() {
     let rows: Vec<&EncodedPair> = pairs.iter().collect();
     let (plain, device) = (policy.valid(), Default::default());
     let reference = without_adapters(&plain);
-    let losses: [&[&str]; 5] = [&["aspo"], &["sigmoid"], &["simpo"], &["orpo"], &["aspo", "sft", "bco_pair"]];
+    let losses: [&[&str]; 6] =
+        [&["aspo"], &["sigmoid"], &["simpo"], &["orpo"], &["aspo", "sft", "bco_pair"], &["wpo"]];
     for names in losses {
         for (scaling, weigh) in [("total_weight", "chosen"), ("reward_ratio", "both")] {
             let aspo = names.contains(&"aspo");
@@ -173,6 +170,9 @@ fn nothing_is_read_before_the_backward_and_once_a_step_after_it() {
                 loss_type: names.iter().map(|name| (*name).to_owned()).collect(),
                 ..TrainConfig::default()
             };
+            if names == ["wpo"] {
+                (config.loss_type, config.use_weighting) = (vec!["sigmoid".into()], true);
+            }
             if aspo {
                 (config.reward_scaling, config.weigh) = (scaling.into(), weigh.into());
             }
