@@ -18,31 +18,35 @@ pub(crate) type Moments<B, M> =
 
 /// AdamW with the constants of the config, which are transformers' where it gives none.
 pub fn adamw(config: &TrainConfig) -> AdamWConfig {
+    let kernels::AdamW { beta_1, beta_2, epsilon, weight_decay, .. } = constants(config);
     AdamWConfig::new()
-        .with_beta_1(config.adam_beta1 as f32)
-        .with_beta_2(config.adam_beta2 as f32)
-        .with_epsilon(config.adam_epsilon as f32)
-        .with_weight_decay(config.weight_decay as f32)
+        .with_beta_1(beta_1)
+        .with_beta_2(beta_2)
+        .with_epsilon(epsilon)
+        .with_weight_decay(weight_decay)
+}
+
+/// The same at a rate of 0.
+fn constants(config: &TrainConfig) -> kernels::AdamW {
+    kernels::AdamW {
+        rate: 0.0,
+        beta_1: config.adam_beta1 as f32,
+        beta_2: config.adam_beta2 as f32,
+        epsilon: config.adam_epsilon as f32,
+        weight_decay: config.weight_decay as f32,
+    }
 }
 
 /// [`adamw`] with its moments.
 pub(crate) struct Adam<B: Backend, M: Policy<B>> {
     burns: AdamWConfig,
-    /// The same constants, at a rate of 0.
     constants: kernels::AdamW,
     pub moments: Moments<B, M>,
 }
 
 impl<B: Backend, M: Policy<B>> Adam<B, M> {
     pub fn new(config: &TrainConfig, moments: Moments<B, M>) -> Self {
-        let constants = kernels::AdamW {
-            rate: 0.0,
-            beta_1: config.adam_beta1 as f32,
-            beta_2: config.adam_beta2 as f32,
-            epsilon: config.adam_epsilon as f32,
-            weight_decay: config.weight_decay as f32,
-        };
-        Self { burns: adamw(config), constants, moments }
+        Self { burns: adamw(config), constants: constants(config), moments }
     }
 
     /// One step. Burn's own is a dozen launches a factor, and seven adapted layers of 32 blocks have 448 factors: where there are
