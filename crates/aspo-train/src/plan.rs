@@ -359,13 +359,14 @@ impl MicroShape {
         if self.way == Way::Gpu { own + (self.value() + 4) * inner } else { own }
     }
 
-    /// What all layers share on a GPU, and a chunk of scores with their gradients.
+    /// What all layers share on a GPU (rotary tables, and a mask for all heads, four bytes a pair of tokens), and a chunk of
+    /// scores with their gradients.
     fn on_gpu(&self) -> usize {
-        if self.way == Way::Gpu {
-            self.shared() + 2 * self.value() * self.scores().min(CHUNK_SCORES)
-        } else {
-            0
+        if self.way != Way::Gpu {
+            return 0;
         }
+        let shared = 8 * self.tokens() * self.decoder.heads.dim + 4 * self.tokens() * self.length;
+        shared + 2 * self.value() * self.scores().min(CHUNK_SCORES)
     }
 
     /// All layers' values. The last layer's MLP runs for the answers alone; the peak is at the loss, or where the backward
