@@ -6,7 +6,9 @@ use crate::pass::{HeadGradients, HeadPass, HeadWant};
 
 /// Log-probabilities of `targets` from `hidden` `[N, D]` and the head's weight `head` `[V, D]`, by tiles of logits of `tile`
 /// rows and columns with running sums (Milakov and Gimelshein 2018, arXiv 1805.02867), where this backend has kernels and
-/// the tensors are f32 in memory and no gradient is asked of them; the head may be bf16, widened tile by tile. `None` elsewhere.
+/// no gradient is asked of the tensors. On the CPU hidden states are f32, and a bf16 head is widened tile by tile. On GPUs
+/// products are of factors in the type of both, or of f32 where they differ, and are summed and told in f32; of a bf16 head's
+/// gradients the factors are bf16 too. `None` elsewhere.
 ///
 /// Keeps what [`HeadWant`] says; holds one tile of logits and the head's rows of a bf16 tile. Operations: `2 N V D`, with
 /// `dlogp_dh` `4 N V D`. Bytes: the head once for each tile's rows.

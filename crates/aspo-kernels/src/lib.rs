@@ -81,6 +81,7 @@ mod mask;
 mod norm;
 mod pass;
 mod rotary;
+mod slot;
 
 use burn::tensor::{DType, Tensor, backend::Backend};
 

@@ -13,8 +13,9 @@
 //!   kept up to one and a half times the memory of the head's gradient, and only the tiles beyond that are made again.
 //! - **Nothing is tracked**: only the forward runs, and no graph is made.
 //!
-//! Which of the three applies is read from the tensors. Everything is computed in f32; each gradient is returned in the
-//! type of its tensor. A head of another type is cast tile by tile, so that no f32 copy of it is ever held.
+//! Which of the three applies is read from the tensors. Everything is computed in f32, but that kernels on GPUs
+//! multiply halves as they are, with sums in f32; each gradient is returned in the type of its tensor. A head of another type is
+//! cast tile by tile, so that no f32 copy of it is ever held.
 
 use core::any::Any;
 use std::sync::Arc;

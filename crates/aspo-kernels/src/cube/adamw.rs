@@ -7,8 +7,8 @@ use cubecl::prelude::*;
 
 use super::launch::{a_unit_a_value, array, empty, total, written};
 use super::{Home, at_home};
-use crate::adamw::{AdamW, Slot};
 use crate::bridge::Fast;
+use crate::slot::{AdamW, Slot};
 
 /// Arrays of a launch at most: Metal binds 31 buffers, and one is the kernel's own.
 const ARRAYS: usize = 30;
@@ -30,7 +30,7 @@ fn back<H: Home, B: Backend>(tensor: CubeTensor<H::Runtime>) -> Tensor<B, 1> {
     Fast::<H>::Plain(tensor).back()
 }
 
-/// [`adamw`](crate::adamw::adamw), where there are kernels.
+/// A step for all parameters, where there are kernels.
 pub fn adamw<B: Backend>(slots: &mut [Slot<B>], constants: &AdamW) -> bool {
     at_home!(B, H => {
         for slots in slots.chunks_mut(ARRAYS / OF_SLOT) {
@@ -123,7 +123,7 @@ fn adamw_step(
     }
 }
 
-/// [`squares`](crate::adamw::squares), where there are kernels.
+/// The sum of all squares, where there are kernels.
 pub fn squares<B: Backend>(tensors: &[Tensor<B, 1>]) -> Option<Tensor<B, 1>> {
     at_home!(B, H => {
         let tensors: Vec<_> = tensors.iter().map(flat::<H, B>).filter(|t| t.shape().num_elements() > 0).collect();
@@ -219,7 +219,7 @@ fn sum_of(parts: &Array<f32>, sum: &mut Array<f32>, count: usize, #[comptime] un
     }
 }
 
-/// [`scaled`](crate::adamw::scaled), where there are kernels.
+/// All times a factor, where there are kernels.
 pub fn scaled<B: Backend>(tensors: &[Tensor<B, 1>], factor: f64) -> Option<Vec<Tensor<B, 1>>> {
     at_home!(B, H => {
         let tensors: Vec<_> = tensors.iter().map(flat::<H, B>).collect();
