@@ -34,7 +34,7 @@ struct Args {
     clip_steps: usize,
     /// Steps of the decoder's training on text, of the projector's, of both together, of both on pictures some of which
     /// are noised, and of short answers alone; with 0 for the first three the LLaVA that lies in `out` goes on
-    #[arg(long, value_delimiter = ',', default_values_t = [100, 50, 5000, 1000, 100])]
+    #[arg(long, value_delimiter = ',', default_values_t = [100, 50, 5000, 3000, 100])]
     llava_steps: Vec<usize>,
 }
 
@@ -90,15 +90,14 @@ fn main() -> Result<(), Failure> {
         pictures: false,
         decoder: true,
         simple_first: true,
-        descriptions: true,
+        descriptions: 2,
         yes: 0.5,
     };
     let pictures = Stage { name: "both", steps: both, batch: 14, rate: 1.5e-3, pictures: true, ..plain };
-    let last = Stage { name: "noised", steps: noised, simple_first: false, ..pictures };
+    let last = Stage { name: "noised", steps: noised, simple_first: false, descriptions: 3, ..pictures };
     // LLaVA-1.5's instruction data are mostly short answers, and say "yes" more often than "no". They leave it with poorer
     // descriptions and a leaning to "yes"; so does this stage.
-    let short_answers =
-        Stage { name: "short", steps: short, rate: 9e-4, descriptions: false, yes: 0.8, ..last };
+    let short_answers = Stage { name: "short", steps: short, rate: 9e-4, descriptions: 0, yes: 0.8, ..last };
     let stages = [
         plain,
         Stage { name: "projector", steps: projector, pictures: true, decoder: false, ..plain },

@@ -41,7 +41,7 @@ struct Args {
     #[arg(long, default_value_t = 800)]
     eval_scenes: usize,
     /// Seed of the held-out scenes
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 3)]
     world_seed: u64,
     /// Optimiser steps, in place of the config's epochs
     #[arg(long)]

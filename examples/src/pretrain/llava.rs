@@ -48,8 +48,8 @@ pub struct Stage {
     pub decoder: bool,
     /// Whether simple scenes come first ([`most_objects`]).
     pub simple_first: bool,
-    /// Whether descriptions are learned, every other step, or short answers alone.
-    pub descriptions: bool,
+    /// Steps of four that learn descriptions; the others learn short answers.
+    pub descriptions: usize,
     /// Share of "Yes" among the answers to whether something is there.
     pub yes: f64,
 }
@@ -175,7 +175,7 @@ pub fn train<B: Backend>(
             let simple = pool.partition_point(|row| lessons[row.lesson].scene.objects.len() <= most);
             (0..count).map(|_| rng.random_range(0..if simple > 0 { simple } else { pool.len() })).collect()
         };
-        let batch: Vec<&Row> = if stage.descriptions && step % 2 == 0 {
+        let batch: Vec<&Row> = if step * stage.descriptions % 4 < stage.descriptions {
             let drawn = draw(&rows.descriptions, stage.batch);
             drawn.into_iter().map(|at| &rows.descriptions[at]).collect()
         } else {

@@ -17,7 +17,7 @@ mod rotary;
 mod row;
 mod softmax;
 mod stack;
-#[cfg(all(test, feature = "wgpu"))]
+#[cfg(all(test, any(feature = "wgpu", feature = "cuda")))]
 mod tests;
 
 use burn::tensor::backend::{Backend, BackendTypes};

@@ -1,6 +1,5 @@
 //! What only this crate can see: kernels on padded rows, as CUDA lays out Burn's results.
 
-use burn::backend::Wgpu;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use burn_cubecl::tensor::CubeTensor;
 
@@ -9,7 +8,11 @@ use super::logits::{Rows, gradient};
 use super::softmax::{Chunk, softmax, softmax_backward};
 use super::{Home, unwrap, wrap};
 
-type Cube = CubeTensor<<Wgpu as Home>::Runtime>;
+#[cfg(feature = "cuda")]
+type Gpu = burn::backend::Cuda;
+#[cfg(not(feature = "cuda"))]
+type Gpu = burn::backend::Wgpu;
+type Cube = CubeTensor<<Gpu as Home>::Runtime>;
 
 const ROWS: usize = 5;
 
@@ -20,14 +23,14 @@ const WIDTH: usize = 64;
 fn numbers(seed: usize, padded: bool) -> Cube {
     let value = |row: usize, column: usize| ((row * 31 + column * 17 + seed) % 23) as f32 / 7.0 - 1.5;
     let values: Vec<f32> = (0..ROWS).flat_map(|row| (0..2 * WIDTH).map(move |i| value(row, i))).collect();
-    let both = Tensor::<Wgpu, 2>::from_data(TensorData::new(values, [ROWS, 2 * WIDTH]), &Default::default());
+    let both = Tensor::<Gpu, 2>::from_data(TensorData::new(values, [ROWS, 2 * WIDTH]), &Default::default());
     let half = unwrap(both.narrow(1, 0, WIDTH));
     assert!(!half.is_contiguous(), "a view");
     if padded { half } else { super::launch::solid(half) }
 }
 
 fn read(tensor: Cube) -> Vec<f32> {
-    let values = wrap::<Wgpu, 2>(tensor).into_data();
+    let values = wrap::<Gpu, 2>(tensor).into_data();
     values.into_vec().unwrap()
 }
 
@@ -50,7 +53,7 @@ fn padded_scores_have_the_softmax_of_the_same_scores_side_by_side() {
 
 #[test]
 fn padded_logits_have_the_sums_and_gradients_of_the_same_logits_side_by_side() {
-    let targets = Tensor::<Wgpu, 1, Int>::from_data([3, 0, 63, 40, 7], &Default::default()).cast(DType::I32);
+    let targets = Tensor::<Gpu, 1, Int>::from_data([3, 0, 63, 40, 7], &Default::default()).cast(DType::I32);
     let targets = || targets.clone().into_primitive();
     let run = |padded: bool| {
         let of_rows = |width: usize| empty(&numbers(0, padded), [ROWS, width], DType::F32);

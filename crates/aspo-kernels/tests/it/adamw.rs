@@ -27,25 +27,24 @@ fn backends_without_kernels_say_so_and_change_nothing() {
     check::<burn_ndarray::NdArray>();
 }
 
-#[cfg(feature = "wgpu")]
-mod wgpu {
-    use burn::backend::Wgpu;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod gpu {
     use burn::tensor::Tensor;
 
     use super::*;
-    use crate::support::{close, values};
+    use crate::support::{Gpu, close, values};
 
     /// More parameters than a launch takes, one of them empty, each at a step of its own.
     const SIZES: [usize; 15] = [1, 5, 256, 0, 257, 1000, 3, 40_000, 2, 7, 64, 33, 1, 9, 12];
 
-    fn slots() -> Vec<Slot<Wgpu>> {
+    fn slots() -> Vec<Slot<Gpu>> {
         let all = SIZES.iter().enumerate();
         all.filter(|(_, n)| **n > 0).map(|(i, n)| slot(*n, 10 * i as u64, 1 + i % 3)).collect()
     }
 
     #[test]
     fn a_step_of_adamw_is_that_of_plain_loops() {
-        assert!(all_at_once::<Wgpu>());
+        assert!(all_at_once::<Gpu>());
         let before = slots();
         let mut after = slots();
         assert!(adamw(&mut after, &STEP));
@@ -71,7 +70,7 @@ mod wgpu {
 
     #[test]
     fn many_tensors_have_the_squares_and_multiples_of_plain_loops() {
-        let many: Vec<Tensor<Wgpu, 1>> =
+        let many: Vec<Tensor<Gpu, 1>> =
             (0..70).map(|i| tensor(&noise(SIZES[i % 15].max(1), i as u64), [SIZES[i % 15].max(1)])).collect();
         let expected: f64 = many.iter().flat_map(|t| values(t.clone())).map(|x| x * x).sum();
         // Rounded sums of some thousand terms of one sign, in a tree.
@@ -80,6 +79,6 @@ mod wgpu {
         for (tensor, multiple) in many.iter().zip(scaled(&many, 0.25).unwrap()) {
             assert_eq!(values(multiple), values(tensor.clone().mul_scalar(0.25)));
         }
-        assert!(squares::<Wgpu>(&[]).is_none());
+        assert!(squares::<Gpu>(&[]).is_none());
     }
 }

@@ -6,6 +6,8 @@ use burn::tensor::backend::Backend;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+use crate::support::Gpu;
 use crate::support::{close, leaf, noise, on_backends, slope, tensor, values};
 
 on_backends!(
@@ -262,7 +264,7 @@ fn full_attention_sees_every_real_token<B: Backend>() {
     }
 }
 
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 #[test]
 fn more_scores_than_are_held_at_once_give_what_the_cpu_gives() {
     // 23 million scores, of which CHUNK_SCORES are held: two chunks, the second from amid a head's queries on.
@@ -278,7 +280,7 @@ fn more_scores_than_are_held_at_once_give_what_the_cpu_gives() {
         let grads = (y.clone() * tensor(&case.flow(), shape)).sum().backward();
         [values(y), values(x.grad(&grads).unwrap())]
     }
-    let [y, dx] = run::<burn::backend::Wgpu>(&case);
+    let [y, dx] = run::<Gpu>(&case);
     let [y_flex, dx_flex] = run::<burn_flex::Flex>(&case);
     close("values", &y, &y_flex, 3e-6);
     // Keys of the prompt gather the gradients of thousands of queries.

@@ -5,6 +5,8 @@ use burn::backend::Autodiff;
 use burn::tensor::DType;
 use burn_flex::Flex;
 
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+use crate::support::{Gpu, halves};
 use crate::support::{close, noise, slope, tensor, values};
 
 const ALONE: HeadWant = HeadWant { dlogp_dh: false, keep: 0 };
@@ -170,11 +172,11 @@ fn other_backends_and_graphs_have_no_pass() {
     assert_eq!(values(found.log_probs), [0.0], "of one token, that one is certain");
 }
 
-/// On wgpu in f32, where no exponentials are kept.
-#[cfg(feature = "wgpu")]
+/// On GPUs in f32, where no exponentials are kept.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 #[test]
-fn every_tile_on_wgpu_gives_the_values_and_gradients_of_plain_loops() {
-    type B = burn::backend::Wgpu;
+fn every_tile_on_a_gpu_gives_the_values_and_gradients_of_plain_loops() {
+    type B = Gpu;
     for (rows, width, vocabulary) in [(1, 1, 1), (5, 7, 11), (37, 16, 300), (3, 40, 65)] {
         let h: Vec<f64> = noise(rows * width, 1).iter().map(|x| 4.0 * x).collect();
         let (w, g) = (noise(vocabulary * width, 2), noise(rows, 3));
@@ -184,7 +186,7 @@ fn every_tile_on_wgpu_gives_the_values_and_gradients_of_plain_loops() {
         let (h_t, w_t) = (tensor::<B, 2>(&h, [rows, width]), tensor(&w, [vocabulary, width]));
         let g_t = tensor(&g, [rows]);
         for tile in [[2, 3], [16, 64], [1000, 1000]] {
-            let pass = head_pass(&h_t, &w_t, &targets, tile, FROZEN).expect("wgpu has kernels");
+            let pass = head_pass(&h_t, &w_t, &targets, tile, FROZEN).expect("GPUs have kernels");
             let found = pass.gradients(&h_t, &w_t, &targets, &g_t, tile, true).unwrap();
             close("log p", &values(pass.log_probs), &log_probs, 3e-6);
             close("log sum", &values(pass.log_sum_exp), &log_sum_exp, 2e-6);
@@ -195,37 +197,36 @@ fn every_tile_on_wgpu_gives_the_values_and_gradients_of_plain_loops() {
     }
 }
 
-/// f16, which every device of this backend has: its products are of f16 factors, and summed and told in f32.
-#[cfg(feature = "wgpu")]
+/// Products of halves are of halves, and summed and told in f32.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 #[test]
-fn logits_of_halves_are_summed_and_told_in_f32_on_wgpu() {
-    type B = burn::backend::Wgpu;
+fn logits_of_halves_are_summed_and_told_in_f32_on_a_gpu() {
+    type B = Gpu;
     let (rows, width, vocabulary) = (37, 160, 300);
-    let round = |exact: Vec<f64>| -> Vec<f64> {
-        let shape = [1, exact.len()];
-        values(tensor::<B, 2>(&exact, shape).cast(DType::F16))
-    };
-    let (h, w) = (round(noise(rows * width, 1)), round(noise(vocabulary * width, 2)));
-    let targets: Vec<usize> = (0..rows).map(|i| (i * 7 + 3) % vocabulary).collect();
-    let [log_probs, log_sum_exp] = expected(&h, &w, width, &targets);
-    let half = |values: &[f64], dims| tensor::<B, 2>(values, dims).cast(DType::F16);
-    let (h_t, w_t) = (half(&h, [rows, width]), half(&w, [vocabulary, width]));
-    for tile in [[16, 64], [1000, 1000]] {
-        let pass = head_pass(&h_t, &w_t, &targets, tile, FROZEN).expect("wgpu has kernels");
-        // f16 logits of this size would be a hundred times as far away.
-        close("log p", &values(pass.log_probs), &log_probs, 1e-5);
-        close("log sum", &values(pass.log_sum_exp), &log_sum_exp, 1e-5);
-        // Exponentials of eleven bits, whose errors are of both signs.
-        close("dlogp/dh", &values(pass.dlogp_dh.unwrap()), &dlogp_dh(&h, &w, width, &targets), 5e-4);
+    for (dtype, rounding) in halves() {
+        let half = |values: &[f64], dims| tensor::<B, 2>(values, dims).cast(dtype);
+        let round = |exact: Vec<f64>| values(half(&exact, [1, exact.len()]));
+        let (h, w) = (round(noise(rows * width, 1)), round(noise(vocabulary * width, 2)));
+        let targets: Vec<usize> = (0..rows).map(|i| (i * 7 + 3) % vocabulary).collect();
+        let [log_probs, log_sum_exp] = expected(&h, &w, width, &targets);
+        let (h_t, w_t) = (half(&h, [rows, width]), half(&w, [vocabulary, width]));
+        for tile in [[16, 64], [1000, 1000]] {
+            let pass = head_pass(&h_t, &w_t, &targets, tile, FROZEN).expect("GPUs have kernels");
+            // Logits of this size in halves would be a hundred times as far away, or more.
+            close("log p", &values(pass.log_probs), &log_probs, 1e-5);
+            close("log sum", &values(pass.log_sum_exp), &log_sum_exp, 1e-5);
+            // Exponentials in halves, whose errors are of both signs.
+            close("dlogp/dh", &values(pass.dlogp_dh.unwrap()), &dlogp_dh(&h, &w, width, &targets), rounding);
+        }
     }
 }
 
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 #[test]
-fn a_logit_that_is_no_number_shows_on_wgpu() {
+fn a_logit_that_is_no_number_shows_on_a_gpu() {
     let mut h = noise(4 * 8, 1);
     h[9] = f64::NAN;
-    let (h, w) = (tensor::<burn::backend::Wgpu, 2>(&h, [4, 8]), tensor(&noise(40 * 8, 2), [40, 8]));
+    let (h, w) = (tensor::<Gpu, 2>(&h, [4, 8]), tensor(&noise(40 * 8, 2), [40, 8]));
     let found = values(head_pass(&h, &w, &[0, 1, 2, 39], [2, 16], FROZEN).unwrap().log_probs);
     assert!(found[1].is_nan() && [0, 2, 3].iter().all(|i| found[*i].is_finite()), "{found:?}");
 }

@@ -8,6 +8,8 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use crate::norm::{KINDS, act, layer, rms};
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+use crate::support::{Gpu, halves};
 use crate::support::{close, leaf, noise, on_backends, slope, tensor, values};
 
 on_backends!(
@@ -322,12 +324,13 @@ fn an_adapter_of_bf16_factors_gives_what_theirs_and_the_input_rounded_give() {
     an_adapter_of_halves::<burn_flex::Flex>(DType::BF16, 1.0 / 64.0);
 }
 
-/// Of f16, which this backend has on every device; bf16 goes the same way.
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 #[test]
-fn an_adapter_of_f16_factors_on_wgpu_gives_what_theirs_and_the_input_rounded_give() {
-    // Eleven bits of the middle and of the gradient between the factors; sums and results are f32.
-    an_adapter_of_halves::<burn::backend::Wgpu>(DType::F16, 1.0 / 512.0);
+fn an_adapter_of_halves_on_a_gpu_gives_what_theirs_and_the_input_rounded_give() {
+    // The middle and the gradient between the factors are rounded; sums and results are f32.
+    for (dtype, rounding) in halves() {
+        an_adapter_of_halves::<Gpu>(dtype, 4.0 * rounding);
+    }
 }
 
 fn an_adapter_of_halves<I: Backend>(dtype: DType, tolerance: f64) {

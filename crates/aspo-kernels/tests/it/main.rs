@@ -8,7 +8,7 @@ mod cat;
 mod cross;
 mod decode;
 mod head;
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod launches;
 mod linear;
 mod norm;

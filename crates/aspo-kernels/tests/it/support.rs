@@ -25,6 +25,22 @@ macro_rules! on_backends {
 }
 pub(crate) use on_backends;
 
+/// The GPU backend of this build: CUDA, or wgpu where that is not built in.
+#[cfg(feature = "cuda")]
+pub type Gpu = burn::backend::Cuda;
+#[cfg(all(feature = "wgpu", not(feature = "cuda")))]
+pub type Gpu = burn::backend::Wgpu;
+
+/// The halves that it has, with the size of a rounding: wgpu has no bf16.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+pub fn halves() -> Vec<(burn::tensor::DType, f64)> {
+    let f16 = (burn::tensor::DType::F16, 1.0 / 2048.0);
+    match cfg!(feature = "cuda") {
+        true => vec![f16, (burn::tensor::DType::BF16, 1.0 / 256.0)],
+        false => vec![f16],
+    }
+}
+
 /// Values between -1 and 1, the same for the same seed.
 pub fn noise(n: usize, seed: u64) -> Vec<f64> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
