@@ -80,6 +80,7 @@ mod linear;
 mod mask;
 mod norm;
 mod pass;
+mod product;
 mod rotary;
 mod slot;
 
@@ -94,6 +95,7 @@ pub use linear::linear;
 pub use mask::BlockMask;
 pub use norm::{layer_norm, rms_norm};
 pub use pass::{HeadGradients, HeadPass, HeadWant};
+pub use product::product;
 pub use rotary::{Rotary, Tables};
 
 /// Whether f32 tensors of this backend go to kernels of this crate. What is kept for a backward depends on it.

@@ -20,7 +20,7 @@
 use core::any::Any;
 use std::sync::Arc;
 
-use aspo_kernels::{HeadPass, HeadWant, head_pass};
+use aspo_kernels::{HeadPass, HeadWant, head_pass, product};
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::NoCheckpointing};
 use burn::backend::autodiff::grads::Gradients;
@@ -170,12 +170,12 @@ fn forward<B: Backend>(
         let mut running: Option<Running<B>> = None;
         for columns in tiles.vocab_ranges() {
             let w = math::to_f32(head.clone().slice([columns.clone()]));
-            let logits = h.clone().matmul(w.clone().transpose());
+            let logits = product(h.clone(), w.clone().transpose());
             let kept = want.stats.then(|| logits.clone());
             let targets = tiles.targets(&y, &columns);
             let (mut softmax, exp) = OnlineSoftmax::of(logits, &targets);
             let mut moments = kept.map(|logits| Moments::of(logits, &softmax, &exp, &targets));
-            let mut softmax_head = want.dlogp_dh.then(|| exp.matmul(w));
+            let mut softmax_head = want.dlogp_dh.then(|| product(exp, w));
             if let Some(before) = running {
                 let own_sum = softmax.sum.clone();
                 let shifts = softmax.merge(&before.softmax);
@@ -365,13 +365,13 @@ fn recompute<B: Backend>(
             let (g, log_sum_exp) = (column(&grad), column(&log_sum_exp));
             let h = math::to_f32(hidden.clone().slice([tokens.clone()]));
             let y = tiles.targets(&targets.clone().slice([tokens.clone()]), &columns);
-            let softmax = (h.clone().matmul(w.clone().transpose()) - log_sum_exp).exp();
+            let softmax = (product(h.clone(), w.clone().transpose()) - log_sum_exp).exp();
             let dz =
                 (softmax * g.clone().neg()).scatter(1, y.column.clone(), y.mask(g), IndexingUpdateOp::Add);
             if want_hidden {
-                add(hidden_grad, dz.clone().matmul(w.clone()));
+                add(hidden_grad, product(dz.clone(), w.clone()));
             }
-            add(&mut head_grad, dz.transpose().matmul(h));
+            add(&mut head_grad, product(dz.transpose(), h));
         }
         head_grads.extend(head_grad.map(|grad| grad.cast(head.dtype())));
     }

@@ -7,6 +7,7 @@ use burn::tensor::ops::{BoolTensor, FloatTensor};
 use burn::tensor::{Bool, Tensor, TensorMetadata, backend::Backend};
 use burn_cubecl::tensor::CubeTensor;
 
+use super::product::product;
 use super::rotary::{self, Angles};
 use super::softmax::{Chunk, softmax, softmax_backward};
 use super::{Home, at_home, reads, unwrap, wrap};
@@ -47,7 +48,7 @@ impl<H: Home> Read<H> {
     }
 
     fn scores(&self, chunk: Chunk) -> Tensor<H, 4> {
-        part(&self.q, chunk).matmul(self.k.clone().swap_dims(2, 3))
+        product(part(&self.q, chunk), self.k.clone().swap_dims(2, 3))
     }
 
     /// The result, in the shape of the queries.
@@ -61,7 +62,7 @@ impl<H: Home> Read<H> {
             let scores = unwrap(self.scores(chunk));
             let [weights, own] = softmax(scores, hidden.cloned(), chunk);
             sums.push(own);
-            out.push(wrap::<H, 4>(weights).matmul(self.v.clone()));
+            out.push(product(wrap::<H, 4>(weights), self.v.clone()));
         }
         (whole(out, &self.q), sums)
     }
@@ -79,12 +80,12 @@ impl<H: Home> Read<H> {
         for (chunk, sums) in self.chunks(heads).zip(sums) {
             let grad = part(grad, chunk);
             let weights = unwrap(self.scores(chunk));
-            let scores = unwrap(grad.clone().matmul(self.v.clone().swap_dims(2, 3)));
+            let scores = unwrap(product(grad.clone(), self.v.clone().swap_dims(2, 3)));
             let [weights, scores] =
                 softmax_backward(weights, scores, hidden.cloned(), sums.clone(), chunk).map(wrap::<H, 4>);
-            dq.push(scores.clone().matmul(self.k.clone()));
-            let dk = scores.swap_dims(2, 3).matmul(part(&self.q, chunk));
-            let dv = weights.swap_dims(2, 3).matmul(grad);
+            dq.push(product(scores.clone(), self.k.clone()));
+            let dk = product(scores.swap_dims(2, 3), part(&self.q, chunk));
+            let dv = product(weights.swap_dims(2, 3), grad);
             of_keys = Some(match of_keys {
                 Some([k, v]) => [k + dk, v + dv],
                 None => [dk, dv],

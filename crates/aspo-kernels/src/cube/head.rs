@@ -7,13 +7,14 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::launch::empty;
 use super::logits::{self, Rows};
-use super::{Home, at_home, reads, unwrap, wide_product, wrap};
+use super::product::wide_product;
+use super::{Home, at_home, reads, unwrap, wrap};
 use crate::bridge::Fast;
 use crate::cast;
 use crate::pass::{HeadGradients, HeadPass, HeadWant};
 
-/// Hidden states and head, of which no gradient is asked.
-fn plain<H: Home, B: Backend>(tensors: [&Tensor<B, 2>; 2]) -> Option<[Tensor<H, 2>; 2]> {
+/// Two matrices of which no gradient is asked.
+pub fn plain<H: Home, B: Backend>(tensors: [&Tensor<B, 2>; 2]) -> Option<[Tensor<H, 2>; 2]> {
     let tensors = tensors.map(|tensor| Fast::<H>::of(tensor.clone()));
     if tensors.iter().any(Fast::is_tracked) { None } else { Some(tensors.map(|t| wrap(t.inner()))) }
 }

@@ -6,9 +6,10 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::join::{self, join};
 use super::launch::empty;
+use super::product::{adapter_product, product, wide_adapter_product};
 use super::row::{self, Parts};
 use super::stack::side_by_side;
-use super::{Home, at_home, reads, unwrap, wide_product, wrap};
+use super::{Home, at_home, reads, unwrap, wrap};
 use crate::bridge::{Fast, Fused, record};
 use crate::layer::{Activation, Before, GROUP, Layer};
 use crate::{cast, wider};
@@ -288,11 +289,11 @@ impl<H: Home> Fused<H, PARENTS> for Group<H> {
             let wide = cast(dy.clone(), layer.wide);
             if want_x {
                 let weight = cast(layer.weight.clone(), layer.wide);
-                parts.push(unwrap(wide.clone().matmul(weight)));
+                parts.push(unwrap(product(wide.clone(), weight)));
             }
             if own[0] {
                 let read = read.clone().expect("made above");
-                let grad = wide.clone().transpose().matmul(cast(read, layer.wide));
+                let grad = product(wide.clone().transpose(), cast(read, layer.wide));
                 out[0] = Some(unwrap(grad));
             }
             if own[1] {
@@ -302,21 +303,21 @@ impl<H: Home> Fused<H, PARENTS> for Group<H> {
                 let dy = cast(dy, lora.a.dtype());
                 if own[3] {
                     let middle = lora.middle.clone().expect("kept by the forward");
-                    out[3] = Some(unwrap(wide_product(dy.clone().transpose(), middle)));
+                    out[3] = Some(unwrap(wide_adapter_product(dy.clone().transpose(), middle, layer.wide)));
                 }
-                (unwrap(dy.matmul(lora.b.clone())), lora.scale as f32)
+                (unwrap(adapter_product(dy, lora.b.clone(), layer.wide)), lora.scale as f32)
             }));
         }
         for stack in stacks(&self.layers) {
-            let own = Stack::of(&self.layers, &stack);
+            let (own, wide) = (Stack::of(&self.layers, &stack), self.layers[stack[0]].wide);
             let inner = stack.iter().filter_map(|i| inner[*i].take()).collect();
             let inner: Tensor<H, 2> = wrap(side_by_side(inner));
             if want_x {
-                parts.push(unwrap(own.drop(wide_product(inner.clone(), own.a(false)))));
+                parts.push(unwrap(own.drop(wide_adapter_product(inner.clone(), own.a(false), wide))));
             }
             if stack.iter().any(|i| wanted[SHARED + OF_LAYER * i + 2]) {
                 let read = own.read(read.as_ref().expect("made above"));
-                let all = wide_product(inner.transpose(), read);
+                let all = wide_adapter_product(inner.transpose(), read, wide);
                 for (i, [from, rank]) in stack.iter().zip(own.ranks()) {
                     out[SHARED + OF_LAYER * i + 2] = Some(unwrap(all.clone().narrow(0, from, rank)));
                 }
@@ -373,7 +374,7 @@ fn group<H: Home>(
     let added = residual.as_ref().map(|residual| unwrap(flat::<H>(residual.inner())));
     for stack in stacks(&layers) {
         let own = Stack::of(&layers, &stack);
-        let all = own.read(&read).matmul(own.a(true).transpose());
+        let all = adapter_product(own.read(&read), own.a(true).transpose(), layers[stack[0]].wide);
         let middles: Vec<_> = own.ranks().map(|range| columns(&all, range)).collect();
         for (i, middle) in stack.into_iter().zip(middles) {
             layers[i].lora.as_mut().expect("a stack of adapters").middle = Some(middle);
@@ -382,10 +383,10 @@ fn group<H: Home>(
     let mut from = 0;
     for layer in &layers {
         let weight = cast(layer.weight.clone(), layer.wide).transpose();
-        let product = cast(read.clone(), layer.wide).matmul(weight);
+        let product = product(cast(read.clone(), layer.wide), weight);
         let adapter = layer.lora.as_ref().map(|lora| {
             let middle = lora.middle.clone().expect("made above");
-            unwrap(wide_product(middle, lora.b.clone().transpose()))
+            unwrap(wide_adapter_product(middle, lora.b.clone().transpose(), layer.wide))
         });
         let bias = layer.bias.clone().map(unwrap);
         join(join::Layer { product: unwrap(product), bias, adapter }, added.clone(), &out, from);

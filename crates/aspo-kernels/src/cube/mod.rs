@@ -1,6 +1,6 @@
 //! Kernels in CubeCL, for Burn's backends on GPUs (wgpu, CUDA): what Burn's own operations do in many launches, in one.
 //!
-//! Products stay Burn's. `row` holds norms and activations, `join` the sums around products, `rotary` and `softmax` what is
+//! Products stay Burn's, but for those of f32 on devices that would round their factors (`product`). `row` holds norms and activations, `join` the sums around products, `rotary` and `softmax` what is
 //! between the products of attention, `logits` what is between those of the output head; `linear`, `attention` and `head` are
 //! the operations made of them. Everything is computed in f32, read and written in the type of its tensor. A kernel either
 //! gives each value to one unit, or each row to one cube, whose units sum it in one order: results do not depend on
@@ -13,6 +13,7 @@ mod join;
 mod launch;
 mod linear;
 mod logits;
+mod product;
 mod rotary;
 mod row;
 mod softmax;
@@ -29,6 +30,7 @@ pub(crate) use adamw::{adamw, scaled, squares};
 pub(crate) use attention::{attend, attention, split};
 pub(crate) use head::{head_gradients, head_pass};
 pub(crate) use linear::{activation, layer_norm, linear, rms_norm};
+pub(crate) use product::plain_product;
 
 /// A backend whose tensors lie in CubeCL's memory.
 pub(crate) trait Home:
@@ -85,17 +87,6 @@ pub(crate) fn is_cube<B: Backend>() -> bool {
 /// Types that the kernels read.
 pub(crate) fn reads(dtype: DType) -> bool {
     [DType::F32, DType::F16, DType::BF16].contains(&dtype)
-}
-
-/// `a b` in f32 of two matrices of one type, which are multiplied as they are and summed in f32. (Burn's own product has the
-/// type of its factors: in bf16 a sum of thousands of terms would be told in eight bits.)
-fn wide_product<H: Home>(a: Tensor<H, 2>, b: Tensor<H, 2>) -> Tensor<H, 2> {
-    if a.dtype() == DType::F32 {
-        return a.matmul(b);
-    }
-    let (a, b) = (unwrap(a), unwrap(b));
-    let found = burn_cubecl::kernel::matmul::matmul(a, b, None, Default::default(), DType::F32);
-    wrap(found.expect("every device has some product of every type it has"))
 }
 
 fn wrap<H: Home, const D: usize>(primitive: FloatTensor<H>) -> Tensor<H, D> {

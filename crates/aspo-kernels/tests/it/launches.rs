@@ -1,4 +1,4 @@
-//! How many kernels a LLaMA block with adapters launches on the GPU, counted by CubeCL's own log.
+//! How many kernels a LLaMA block with adapters launches on wgpu, counted by CubeCL's own log.
 //!
 //! The log belongs to a process, whose other tests launch kernels too: the count is done by a process of its own.
 
@@ -11,13 +11,13 @@ use aspo_kernels::adamw::{AdamW, Slot, adamw, scaled, squares};
 use aspo_kernels::{
     Activation, Before, BlockMask, Context, Factors, Heads, Layer, Rotary, attention, linear,
 };
-use burn::backend::Autodiff;
+use burn::backend::{Autodiff, Wgpu};
 use burn::optim::{AdamWConfig, AdamWState, AdaptiveMomentumState, SimpleOptimizer};
 use burn::tensor::{Distribution, Tensor};
 
-use crate::support::{Gpu, leaf, noise, tensor};
+use crate::support::{leaf, noise, tensor};
 
-type B = Autodiff<Gpu>;
+type B = Autodiff<Wgpu>;
 
 /// Tells the process that counts where its log lies.
 const FOLDER: &str = "ASPO_TEST_LAUNCHES";
@@ -110,11 +110,11 @@ fn count(folder: &Path) {
 
 /// What happens once a step to a block's fourteen factors, by Burn's operations and all at once.
 fn of_all_factors(log: &mut Log) {
-    let values = |seed| tensor::<Gpu, 1>(&noise(1024, seed), [1024]);
+    let values = |seed| tensor::<Wgpu, 1>(&noise(1024, seed), [1024]);
     let moments = || [values(2), values(3).square()];
     let slot = || Slot { value: values(0), gradient: values(1), moments: moments(), time: 2 };
-    let mut slots: Vec<Slot<Gpu>> = (0..14).map(|_| slot()).collect();
-    let gradients: Vec<Tensor<Gpu, 1>> = slots.iter().map(|slot| slot.gradient.clone()).collect();
+    let mut slots: Vec<Slot<Wgpu>> = (0..14).map(|_| slot()).collect();
+    let gradients: Vec<Tensor<Wgpu, 1>> = slots.iter().map(|slot| slot.gradient.clone()).collect();
     let states = (0..14).map(|_| {
         let [moment_1, moment_2] = moments();
         AdamWState { momentum: AdaptiveMomentumState { time: 1, moment_1, moment_2, max_moment_2: None } }
@@ -157,7 +157,7 @@ fn families(names: &[String]) -> String {
 
 /// Ends a part of the log.
 fn mark() {
-    let drawn = Tensor::<Gpu, 1>::random([1], Distribution::Default, &Default::default());
+    let drawn = Tensor::<Wgpu, 1>::random([1], Distribution::Default, &Default::default());
     drop(drawn.into_data());
 }
 

@@ -8,7 +8,7 @@ mod cat;
 mod cross;
 mod decode;
 mod head;
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[cfg(feature = "wgpu")]
 mod launches;
 mod linear;
 mod norm;
