@@ -7,17 +7,11 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::launch::empty;
 use super::logits::{self, Rows};
-use super::product::wide_product;
+use super::product::{plain, wide_product};
 use super::{Home, at_home, reads, unwrap, wrap};
 use crate::bridge::Fast;
 use crate::cast;
 use crate::pass::{HeadGradients, HeadPass, HeadWant};
-
-/// Two matrices of which no gradient is asked.
-pub fn plain<H: Home, B: Backend>(tensors: [&Tensor<B, 2>; 2]) -> Option<[Tensor<H, 2>; 2]> {
-    let tensors = tensors.map(|tensor| Fast::<H>::of(tensor.clone()));
-    if tensors.iter().any(Fast::is_tracked) { None } else { Some(tensors.map(|t| wrap(t.inner()))) }
-}
 
 /// Ids as a tensor on the device of another.
 fn indices<H: Home>(ids: &[usize], like: &Tensor<H, 2>) -> Tensor<H, 1, Int> {

@@ -9,7 +9,6 @@ use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
 use cubek::matmul::launch::{Strategy, launch_ref};
 use cubek::std::InputBinding;
 
-use super::head::plain;
 use super::launch::empty;
 use super::{Home, at_home, unwrap, wrap};
 use crate::bridge::Fast;
@@ -24,6 +23,12 @@ pub fn plain_product<B: Backend>(a: &Tensor<B, 2>, b: &Tensor<B, 2>) -> Option<T
         });
     }
     None
+}
+
+/// Two matrices of which no gradient is asked.
+pub fn plain<H: Home, B: Backend>(tensors: [&Tensor<B, 2>; 2]) -> Option<[Tensor<H, 2>; 2]> {
+    let tensors = tensors.map(|tensor| Fast::<H>::of(tensor.clone()));
+    if tensors.iter().any(Fast::is_tracked) { None } else { Some(tensors.map(|t| wrap(t.inner()))) }
 }
 
 /// `a b` in the type of its factors.
