@@ -59,12 +59,14 @@ pub fn wide_adapter_product<H: Home>(a: Tensor<H, 2>, b: Tensor<H, 2>, wide: DTy
 
 /// `a b` with all bits of f32, on every device.
 fn of_f32<H: Home, const D: usize>(a: Tensor<H, D>, b: Tensor<H, D>) -> Tensor<H, D> {
-    let mut shape = a.dims();
-    let terms = shape[D - 1];
-    for axis in 0..D - 2 {
-        shape[axis] = shape[axis].max(b.dims()[axis]);
-    }
-    shape[D - 1] = b.dims()[D - 1];
+    let (rows, columns) = (a.dims(), b.dims());
+    let terms = rows[D - 1];
+    // Axes before the last two are batches, of which one is repeated.
+    let shape: [usize; D] = core::array::from_fn(|axis| match D - 1 - axis {
+        0 => columns[axis],
+        1 => rows[axis],
+        _ => rows[axis].max(columns[axis]),
+    });
     let (left, right) = (unwrap(a), unwrap(b));
     let rounds = left.client.properties().supports_type(tf32::as_type_native_unchecked().storage_type());
     if !rounds || terms == 0 || shape.contains(&0) {
